@@ -1,0 +1,66 @@
+Feature: What a full queue does
+  One policy turns newcomers away; the other makes room by dropping who matters least. Both say so.
+
+  Scenario: Turning newcomers away is counted as such
+    Given a server
+    And 1 task may run and 2 may wait
+    And a full queue turns newcomers away
+    And the queue is full
+    When I send the task "late"
+    Then it is refused as "ADMISSION_REJECT"
+    And the metrics count 1 "admission_backpressure_events_total" by "policy" "reject"
+    And the metrics count 1 "tasks_rejected_total" by "reason" "ADMISSION_REJECT"
+
+  Scenario: Making room is counted as such
+    Given a server
+    And 1 task may run and 2 may wait
+    And a full queue drops who matters least
+    And the queue is full
+    When I send the task "newcomer"
+    Then it is accepted
+    And the metrics count 1 "admission_backpressure_events_total" by "policy" "drop-lru"
+    And the metrics count 1 "tasks_rejected_total" by "reason" "QUEUE_FULL_DROP_LRU"
+
+  Scenario: Who was dropped is told so when it asks for its stream
+    Given a server
+    And 1 task may run and 2 may wait
+    And a full queue drops who matters least
+    And the queue is full
+    When I send the task "newcomer"
+    And I wait until the log says that "waiting 1" has ended
+    And I open the stream of the task that waited longest
+    Then it is refused as "QUEUE_FULL_DROP_LRU"
+    And I am told to retry after at least 1 second
+
+  Scenario: Who is dropped while reading is told so on the stream
+    Given a server
+    And 1 task may run and 2 may wait
+    And a full queue drops who matters least
+    And the queue is full
+    When somebody reads the stream of the task that waits longest
+    And I send the task "newcomer"
+    Then the reader of the task that waited longest is told "QUEUE_FULL_DROP_LRU"
+
+  Scenario: Batch work is dropped before interactive work
+    Given a server
+    And 1 task may run and 2 may wait
+    And a full queue drops who matters least
+    And the long task "hog" is running
+    When I send the task "person"
+    And I send the task "machine" with
+      | priority | "batch" |
+    And I send the task "newcomer"
+    Then it is accepted
+    When I wait until the log says that "machine" has ended
+    And I open the stream of "machine"
+    Then it is refused as "QUEUE_FULL_DROP_LRU"
+
+  Scenario: Batch work does not push interactive work out
+    Given a server
+    And 1 task may run and 2 may wait
+    And a full queue drops who matters least
+    And the queue is full
+    When I send the task "machine" with
+      | priority | "batch" |
+    Then it is refused as "QUEUE_FULL_DROP_LRU"
+    And I am told to retry after at least 1 second

@@ -1,0 +1,60 @@
+//! What a task costs on its way to the engine, and a token on its way to the readers.
+
+use std::hint::black_box;
+use std::sync::Arc;
+
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use orchestratord::admission::QueueWithMetrics;
+use orchestratord::config::AdmissionPolicy;
+use orchestratord::domain::task::Priority;
+use orchestratord::infra::reactor::WakeHub;
+use orchestratord::infra::stream::{Claim, TaskStream};
+use orchestratord::metrics::{Labels, Metrics};
+use orchestratord::services::streaming::FrameBuffers;
+
+fn ring(c: &mut Criterion) {
+    let labels = Labels { engine: "cpu", engine_version: "1", pool_id: "p".into(), replica_id: "0" };
+    let metrics = Arc::new(Metrics::new(labels));
+    let (queue, mut waiting) = QueueWithMetrics::<u64>::new(256, AdmissionPolicy::Reject, metrics);
+    let mut group = c.benchmark_group("ring");
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("enqueue, drain, take", |b| {
+        b.iter(|| {
+            queue.enqueue(Priority::Interactive, |_| black_box(7)).expect("there is room");
+            waiting.drain(|_| {});
+            black_box(waiting.take(Priority::Interactive))
+        });
+    });
+    group.finish();
+}
+
+fn stream(c: &mut Criterion) {
+    let mut buffers = FrameBuffers::default();
+    let frame = buffers.token(17, 15, " hello", None).to_vec();
+    let mut group = c.benchmark_group("stream");
+    let tokens = 64;
+    group.throughput(Throughput::Elements(tokens));
+    group.bench_function("append and read 64 tokens", |b| {
+        let make = || {
+            let (hub, address) = WakeHub::for_tests();
+            let (stream, writer) = TaskStream::new(hub);
+            let reader = stream.attach(address, None).expect("it is the first reader");
+            (writer, reader)
+        };
+        let run = |(mut writer, mut reader): (orchestratord::infra::stream::StreamWriter, _)| {
+            let mut bytes = 0;
+            for _ in 0..tokens {
+                writer.append(black_box(&frame)).expect("the stream is open");
+                while let Claim::Bytes(span) = orchestratord::infra::stream::StreamReader::claim(&mut reader) {
+                    bytes += span.as_slice().len();
+                }
+            }
+            bytes
+        };
+        b.iter_batched(make, run, BatchSize::SmallInput);
+    });
+    group.finish();
+}
+
+criterion_group!(benches, ring, stream);
+criterion_main!(benches);

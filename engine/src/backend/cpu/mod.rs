@@ -1,0 +1,247 @@
+//! The CPU backend: what every operation means.
+
+mod attend;
+mod format;
+mod math;
+mod matmul;
+mod pool;
+mod simd;
+
+use std::ops::Range;
+
+pub use attend::CpuCache;
+use format::{Format, Rows, decode_row};
+use pool::{SharedSlice, WorkerPool};
+pub use simd::Isa;
+use simd::{LANES, Simd, instantiate};
+
+use super::{Backend, Batch, DeviceError, KvShape, RopePairs};
+use crate::gguf::TensorType;
+use crate::model::{Matrix, Vector};
+
+/// Settings of the CPU backend.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuOptions {
+    /// Threads, the caller's included; 0 counts as 1.
+    pub threads: usize,
+    /// Which instruction set; none is the best one that the processor has.
+    pub isa: Option<Isa>,
+}
+
+/// Computes on the calling thread and on workers of its own.
+pub struct CpuBackend {
+    pool: WorkerPool,
+    isa: Isa,
+    /// Cosine and sine of each row and frequency of the step.
+    angles: Vec<[f32; 2]>,
+    frequency_count: usize,
+}
+
+impl CpuBackend {
+    /// Starts the workers.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses a thread.
+    pub fn new(options: CpuOptions) -> Result<CpuBackend, DeviceError> {
+        let threads = options.threads.max(1);
+        let pool = WorkerPool::new(threads).map_err(|e| DeviceError(format!("cannot start {threads} threads: {e}")))?;
+        let isa = options.isa.unwrap_or_else(|| Isa::detect()[0]);
+        Ok(CpuBackend { pool, isa, angles: Vec::new(), frequency_count: 0 })
+    }
+}
+
+impl Backend for CpuBackend {
+    type Buffer = Vec<f32>;
+    type Matrix = Matrix;
+    type Vector = Vector;
+    type Cache = CpuCache;
+
+    fn matrix(&self, matrix: &Matrix) -> Result<Matrix, DeviceError> {
+        // The file is mapped: a handle is enough.
+        Ok(matrix.clone())
+    }
+
+    fn vector(&self, vector: &Vector) -> Result<Vector, DeviceError> {
+        Ok(vector.clone())
+    }
+
+    fn buffer(&self, len: usize) -> Result<Vec<f32>, DeviceError> {
+        Ok(vec![0.0; len])
+    }
+
+    fn cache(&self, shape: KvShape) -> Result<CpuCache, DeviceError> {
+        Ok(CpuCache::new(shape))
+    }
+
+    fn begin_step(&mut self, batch: &Batch, rope_frequencies: &[f64]) -> Result<(), DeviceError> {
+        self.frequency_count = rope_frequencies.len();
+        self.angles.clear();
+        for position in &batch.positions {
+            let position = f64::from(*position);
+            self.angles.extend(rope_frequencies.iter().map(|frequency| {
+                let (sin, cos) = (position * frequency).sin_cos();
+                [cos as f32, sin as f32]
+            }));
+        }
+        Ok(())
+    }
+
+    fn embed(&mut self, out: &mut Vec<f32>, table: &Matrix, batch: &Batch) {
+        for (token, out) in batch.tokens.iter().zip(out.chunks_exact_mut(table.cols)) {
+            let row = *token as usize * table.row_bytes()..(*token as usize + 1) * table.row_bytes();
+            let bytes = &table.bytes()[row];
+            match table.tensor_type {
+                TensorType::F32 => decode_on(self.isa, format::F32, bytes, out),
+                TensorType::F16 => decode_on(self.isa, format::F16, bytes, out),
+                TensorType::Bf16 => decode_on(self.isa, format::Bf16, bytes, out),
+                TensorType::Q8_0 => decode_on(self.isa, format::Q8_0, bytes, out),
+            }
+        }
+    }
+
+    fn rms_norm(&mut self, out: &mut Vec<f32>, x: &Vec<f32>, weight: &Vector, rows: usize, eps: f32) {
+        let len = weight.len();
+        rms_norm_on(self.isa, &mut out[..rows * len], &x[..rows * len], weight.as_slice(), eps);
+    }
+
+    fn matmul(&mut self, out: &mut Vec<f32>, x: &Vec<f32>, weight: &Matrix, rows: usize) {
+        match weight.tensor_type {
+            TensorType::F32 => self.matmul_as(format::F32, out, x, weight, rows),
+            TensorType::F16 => self.matmul_as(format::F16, out, x, weight, rows),
+            TensorType::Bf16 => self.matmul_as(format::Bf16, out, x, weight, rows),
+            TensorType::Q8_0 => self.matmul_as(format::Q8_0, out, x, weight, rows),
+        }
+    }
+
+    fn add_bias(&mut self, x: &mut Vec<f32>, bias: &Vector, rows: usize) {
+        for row in x.chunks_exact_mut(bias.len()).take(rows) {
+            for (x, bias) in row.iter_mut().zip(bias.as_slice()) {
+                *x += bias;
+            }
+        }
+    }
+
+    fn rope(&mut self, x: &mut Vec<f32>, batch: &Batch, head_count: usize, head_len: usize, pairs: RopePairs) {
+        let half = self.frequency_count;
+        let rows = x.chunks_exact_mut(head_count * head_len).take(batch.rows());
+        for (row, angles) in rows.zip(self.angles.chunks_exact(half)) {
+            for head in row.chunks_exact_mut(head_len) {
+                for (i, [cos, sin]) in angles.iter().enumerate() {
+                    let (a, b) = match pairs {
+                        RopePairs::Neighbours => (2 * i, 2 * i + 1),
+                        RopePairs::Halves => (i, i + half),
+                    };
+                    let (p, q) = (head[a], head[b]);
+                    head[a] = p * cos - q * sin;
+                    head[b] = p * sin + q * cos;
+                }
+            }
+        }
+    }
+
+    fn store(&mut self, cache: &mut CpuCache, layer: usize, key: &Vec<f32>, value: &Vec<f32>, batch: &Batch) {
+        cache.store(layer, key, value, batch);
+    }
+
+    fn attend(
+        &mut self,
+        out: &mut Vec<f32>,
+        query: &Vec<f32>,
+        cache: &CpuCache,
+        layer: usize,
+        batch: &Batch,
+        head_count: usize,
+        scale: f32,
+    ) {
+        attend::attend(&self.pool, self.isa, out, query, cache, layer, batch, head_count, scale);
+    }
+
+    fn silu_mul(&mut self, gate: &mut Vec<f32>, up: &Vec<f32>, len: usize) {
+        let isa = self.isa;
+        let up = &up[..len];
+        let gate = SharedSlice::new(&mut gate[..len]);
+        self.pool.run(len.div_ceil(LANES), 1024, |range: Range<usize>| {
+            let range = range.start * LANES..(range.end * LANES).min(len);
+            #[allow(unsafe_code, reason = "threads share one elementwise operation")]
+            // SAFETY: the pool gives each sixteen elements to one thread.
+            let gate = unsafe { gate.part(range.clone()) };
+            silu_mul_on(isa, gate, &up[range]);
+        });
+    }
+
+    fn add(&mut self, x: &mut Vec<f32>, y: &Vec<f32>, len: usize) {
+        for (x, y) in x[..len].iter_mut().zip(&y[..len]) {
+            *x += y;
+        }
+    }
+
+    fn gather(&mut self, out: &mut Vec<f32>, x: &Vec<f32>, batch: &Batch, len: usize) {
+        for (out, row) in out.chunks_exact_mut(len).zip(&batch.sample_rows) {
+            out.copy_from_slice(&x[*row as usize * len..][..len]);
+        }
+    }
+
+    fn read<'a>(&mut self, x: &'a Vec<f32>, len: usize) -> Result<&'a [f32], DeviceError> {
+        Ok(&x[..len])
+    }
+
+    fn arithmetic(&self) -> &str {
+        self.isa.name()
+    }
+}
+
+impl CpuBackend {
+    fn matmul_as<F: Format>(&self, format: F, out: &mut [f32], x: &[f32], weight: &Matrix, rows: usize) {
+        let weight_rows = Rows { format, bytes: weight.bytes(), row_bytes: weight.row_bytes(), cols: weight.cols };
+        matmul::matmul(&self.pool, self.isa, out, weight.rows, x, rows, weight_rows);
+    }
+}
+
+instantiate!(fn decode_on = decode<F: Format>(format: F, row: &[u8], out: &mut [f32]));
+
+/// Decodes a row of any length into exactly as many elements.
+#[inline(always)]
+fn decode<S: Simd, F: Format>(simd: S, format: F, row: &[u8], out: &mut [f32]) {
+    let whole = out.len() / format::UNIT_LEN * format::UNIT_LEN;
+    let (out, tail) = out.split_at_mut(whole);
+    let bytes = whole / format::UNIT_LEN * F::UNIT_BYTES;
+    decode_row(simd, format, &row[..bytes], out);
+    if !tail.is_empty() {
+        let mut unit = [0.0; format::UNIT_LEN];
+        decode_row(simd, format, &row[bytes..], &mut unit);
+        tail.copy_from_slice(&unit[..tail.len()]);
+    }
+}
+
+instantiate!(fn rms_norm_on = rms_norm(out: &mut [f32], x: &[f32], weight: &[f32], eps: f32));
+
+#[inline(always)]
+fn rms_norm<S: Simd>(simd: S, out: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
+    let len = weight.len();
+    for (out, x) in out.chunks_exact_mut(len).zip(x.chunks_exact(len)) {
+        let (whole, tail) = x.as_chunks::<LANES>();
+        let mut sum = simd.splat(0.0);
+        for chunk in whole {
+            let x = simd.load(chunk);
+            sum = simd.mul_add(x, x, sum);
+        }
+        let mut filled = [0.0; LANES];
+        filled[..tail.len()].copy_from_slice(tail);
+        let x_tail = simd.load(&filled);
+        sum = simd.mul_add(x_tail, x_tail, sum);
+        let scale = 1.0 / (simd.sum(sum) / len as f32 + eps).sqrt();
+        for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+            *out = x * scale * weight;
+        }
+    }
+}
+
+instantiate!(fn silu_mul_on = silu_mul(gate: &mut [f32], up: &[f32]));
+
+#[inline(always)]
+fn silu_mul<S: Simd>(_: S, gate: &mut [f32], up: &[f32]) {
+    for (gate, up) in gate.iter_mut().zip(up) {
+        *gate = math::silu(*gate) * up;
+    }
+}

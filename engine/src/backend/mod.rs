@@ -1,0 +1,198 @@
+//! Where the arithmetic happens: one trait at the altitude of a kernel.
+//!
+//! A model's `forward` is a list of calls to this trait. What a call means is what [`CpuBackend`] does with it; any other
+//! backend is held against that.
+//!
+//! The law of every operation: an output element is reduced in an order that depends on the shape of the weight and on
+//! the row's own position, and on nothing else. Not on how many rows stand beside it, on threads, on chunks, or on which
+//! blocks its cells lie in.
+
+mod cpu;
+
+pub use cpu::{CpuBackend, CpuOptions, Isa};
+
+use crate::model::{Matrix, Vector};
+
+/// Cells in one block of KV memory. The CPU attends to one block with one vector, so this is its lane count, too.
+pub const BLOCK_LEN: usize = 16;
+
+/// The device failed. What it holds is unknown: it must not be used again.
+#[derive(Debug, thiserror::Error)]
+#[error("the device failed: {0}")]
+pub struct DeviceError(pub String);
+
+/// How the two numbers that are rotated together lie in a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopePairs {
+    /// Elements 2i and 2i + 1, as Llama's GGUF files have them.
+    Neighbours,
+    /// Elements i and i + half, as GPT-NeoX and its descendants have them.
+    Halves,
+}
+
+/// The rows of one step. Every list but `tables` has one entry a row.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Token of each row.
+    pub tokens: Vec<u32>,
+    /// Position of each row in its sequence, from 0.
+    pub positions: Vec<u32>,
+    /// Which table holds the row's blocks.
+    pub table_of_row: Vec<u32>,
+    /// Block tables, `table_len` entries each: entry `p / BLOCK_LEN` is the block with the cell of position `p`.
+    pub tables: Vec<u32>,
+    /// Length of each table.
+    pub table_len: usize,
+    /// Rows whose logits are wanted, ascending.
+    pub sample_rows: Vec<u32>,
+}
+
+impl Batch {
+    /// Rows in this step.
+    pub fn rows(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Empties it for the next step; tables stay.
+    pub fn clear(&mut self) {
+        self.tokens.clear();
+        self.positions.clear();
+        self.table_of_row.clear();
+        self.sample_rows.clear();
+    }
+
+    /// Adds a row.
+    pub fn push(&mut self, token: u32, position: u32, table: u32) {
+        self.tokens.push(token);
+        self.positions.push(position);
+        self.table_of_row.push(table);
+    }
+
+    /// The block table of a row.
+    pub fn table(&self, row: usize) -> &[u32] {
+        let start = self.table_of_row[row] as usize * self.table_len;
+        &self.tables[start..start + self.table_len]
+    }
+}
+
+/// The shape of a model's KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvShape {
+    /// Layers with a cache each.
+    pub layer_count: usize,
+    /// Key and value heads in a layer.
+    pub head_count: usize,
+    /// Elements of a head.
+    pub head_len: usize,
+    /// Blocks of [`BLOCK_LEN`] cells.
+    pub block_count: usize,
+}
+
+/// The operations that a transformer is made of.
+///
+/// Activations are row-major `f32`, `[rows, len]`; `rows` is always that of the step unless it is an argument.
+pub trait Backend {
+    /// Activations on the device.
+    type Buffer;
+    /// A weight matrix on the device.
+    type Matrix;
+    /// A norm's weights or a bias on the device.
+    type Vector;
+    /// The KV cache of all layers.
+    type Cache;
+
+    /// Puts a weight matrix where the kernels can reach it.
+    ///
+    /// # Errors
+    ///
+    /// When the device has no room for it.
+    fn matrix(&self, matrix: &Matrix) -> Result<Self::Matrix, DeviceError>;
+
+    /// Puts a vector where the kernels can reach it.
+    ///
+    /// # Errors
+    ///
+    /// When the device has no room for it.
+    fn vector(&self, vector: &Vector) -> Result<Self::Vector, DeviceError>;
+
+    /// Activations of `len` elements, all zero.
+    ///
+    /// # Errors
+    ///
+    /// When the device has no room for them.
+    fn buffer(&self, len: usize) -> Result<Self::Buffer, DeviceError>;
+
+    /// An empty KV cache.
+    ///
+    /// # Errors
+    ///
+    /// When the device has no room for it.
+    fn cache(&self, shape: KvShape) -> Result<Self::Cache, DeviceError>;
+
+    /// Begins a step: takes over positions and tables, and the angles `position * frequency` of every row.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    fn begin_step(&mut self, batch: &Batch, rope_frequencies: &[f64]) -> Result<(), DeviceError>;
+
+    /// `out[r] = table[token of r]`.
+    fn embed(&mut self, out: &mut Self::Buffer, table: &Self::Matrix, batch: &Batch);
+
+    /// `out[r] = x[r] / sqrt(mean(x[r]²) + eps) * weight`.
+    ///
+    /// Source: Zhang and Sennrich 2019.
+    fn rms_norm(&mut self, out: &mut Self::Buffer, x: &Self::Buffer, weight: &Self::Vector, rows: usize, eps: f32);
+
+    /// `out[r] = weight · x[r]`, for a weight of shape `[out, in]`.
+    fn matmul(&mut self, out: &mut Self::Buffer, x: &Self::Buffer, weight: &Self::Matrix, rows: usize);
+
+    /// `x[r] += bias`.
+    fn add_bias(&mut self, x: &mut Self::Buffer, bias: &Self::Vector, rows: usize);
+
+    /// Rotates each head of `x` by the angles of `begin_step`. Elements beyond twice the number of angles stay.
+    ///
+    /// Source: Su et al. 2021.
+    fn rope(&mut self, x: &mut Self::Buffer, batch: &Batch, head_count: usize, head_len: usize, pairs: RopePairs);
+
+    /// Writes the key and value of each row into the row's own cell.
+    fn store(&mut self, cache: &mut Self::Cache, layer: usize, key: &Self::Buffer, value: &Self::Buffer, batch: &Batch);
+
+    /// Attends from each row to the cells at and before its position, softmax of `scale * q · k`.
+    ///
+    /// With more query heads than key heads, neighbouring query heads share one (grouped-query attention).
+    ///
+    /// Source: Vaswani et al. 2017; Ainslie et al. 2023.
+    #[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
+    fn attend(
+        &mut self,
+        out: &mut Self::Buffer,
+        query: &Self::Buffer,
+        cache: &Self::Cache,
+        layer: usize,
+        batch: &Batch,
+        head_count: usize,
+        scale: f32,
+    );
+
+    /// `gate = silu(gate) * up`, elementwise over `rows * len`.
+    ///
+    /// Source: Shazeer 2020.
+    fn silu_mul(&mut self, gate: &mut Self::Buffer, up: &Self::Buffer, len: usize);
+
+    /// `x += y`, elementwise over `len`.
+    fn add(&mut self, x: &mut Self::Buffer, y: &Self::Buffer, len: usize);
+
+    /// `out[i] = x[sample_rows[i]]`, rows of `len`.
+    fn gather(&mut self, out: &mut Self::Buffer, x: &Self::Buffer, batch: &Batch, len: usize);
+
+    /// Waits for what was asked so far and gives the host `len` elements of `x`.
+    ///
+    /// # Errors
+    ///
+    /// When the device failed in this step.
+    fn read<'a>(&mut self, x: &'a Self::Buffer, len: usize) -> Result<&'a [f32], DeviceError>;
+
+    /// Names the arithmetic: streams are bit-identical between machines that give the same name.
+    fn arithmetic(&self) -> &str;
+}

@@ -1,0 +1,99 @@
+//! A model file that has been read and checked: weights, tokenizer, chat template, and what is known about it.
+
+mod info;
+mod llama;
+mod weights;
+
+use std::path::Path;
+
+pub use info::ModelInfo;
+pub(crate) use llama::Llama;
+use llama::{LlamaConfig, LlamaWeights};
+pub use weights::{Matrix, Vector};
+
+use crate::LoadError;
+use crate::gguf::{FileBytes, Gguf};
+use crate::text::{ChatTemplate, Tokenizer};
+
+/// Weights that are part of the program must lie at a multiple of this, as the format's default wants it.
+const STATIC_ALIGNMENT: usize = 32;
+
+/// A model, ready for any number of engines. Weights stay in the mapped file.
+pub struct Model {
+    info: ModelInfo,
+    tokenizer: Tokenizer,
+    chat_template: Option<ChatTemplate>,
+    pub(crate) config: LlamaConfig,
+    pub(crate) weights: LlamaWeights,
+}
+
+impl Model {
+    /// Maps a GGUF file, checks it, and computes its digest.
+    ///
+    /// Nobody may cut the file short while the model lives; renaming another over it is fine.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read, is damaged, or holds something that this engine cannot run.
+    pub fn open(path: &Path) -> Result<Model, LoadError> {
+        Model::from_file(FileBytes::map(path)?)
+    }
+
+    /// A model that is part of the program.
+    ///
+    /// # Errors
+    ///
+    /// As for `open`; and when `bytes` do not lie at a multiple of 32.
+    pub fn from_static(bytes: &'static [u8]) -> Result<Model, LoadError> {
+        if !bytes.as_ptr().addr().is_multiple_of(STATIC_ALIGNMENT) {
+            let why = format!("does not lie at a multiple of {STATIC_ALIGNMENT} bytes");
+            return Err(LoadError::corrupt("the built-in model", why));
+        }
+        Model::from_file(FileBytes::from_static(bytes))
+    }
+
+    /// A model in memory, for tests.
+    ///
+    /// # Errors
+    ///
+    /// As for `open`.
+    #[doc(hidden)]
+    pub fn from_vec(bytes: Vec<u8>) -> Result<Model, LoadError> {
+        Model::from_file(FileBytes::from_vec(bytes))
+    }
+
+    fn from_file(file: FileBytes) -> Result<Model, LoadError> {
+        let gguf = Gguf::parse(file.as_slice())?;
+        let config = LlamaConfig::read(&gguf)?;
+        let weights = LlamaWeights::read(&gguf, &file, &config)?;
+        let tokenizer = Tokenizer::from_gguf(&gguf)?;
+        if tokenizer.vocab_len() != config.vocab_len {
+            let why = format!("{} tokens, and the embedding has {} rows", tokenizer.vocab_len(), config.vocab_len);
+            return Err(LoadError::corrupt("metadata key \"tokenizer.ggml.tokens\"", why));
+        }
+        let chat_template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
+        let info = ModelInfo::read(&gguf, &config, &file)?;
+        Ok(Model { info, tokenizer, chat_template, config, weights })
+    }
+
+    /// What is known about it.
+    pub fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    /// Text to tokens and back.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// How its authors want a conversation written, if the file says.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat_template.as_ref()
+    }
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Model").field("info", &self.info).finish_non_exhaustive()
+    }
+}

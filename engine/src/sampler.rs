@@ -1,0 +1,342 @@
+//! From logits to a token: penalties, temperature, filters, and a draw that depends on the seed and the position alone.
+//!
+//! Order of operations after Hugging Face `generation/logits_process.py`: penalties, temperature, top-k, top-p, min-p.
+
+use crate::philox::uniform;
+
+/// How a sequence picks its tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SamplingParams {
+    /// 0: always the most likely token. Otherwise logits are divided by it.
+    pub temperature: f32,
+    /// Only the most likely tokens, this many; 0: all.
+    pub top_k: u32,
+    /// Only the most likely tokens that together have this probability; 1: all.
+    pub top_p: f32,
+    /// Only tokens that have at least this share of the most likely one's probability; 0: all.
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of tokens in prompt or answer; 1: off. Source: Keskar et al. 2019.
+    pub repetition_penalty: f32,
+    /// Subtracted from the logits of tokens in the answer; 0: off.
+    pub presence_penalty: f32,
+    /// Subtracted from the logits of tokens in the answer, once for each time; 0: off.
+    pub frequency_penalty: f32,
+    /// Two sequences with one seed and one prompt draw the same.
+    pub seed: u64,
+}
+
+impl Default for SamplingParams {
+    /// Greedy, without penalties.
+    fn default() -> SamplingParams {
+        SamplingParams {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            seed: 0,
+        }
+    }
+}
+
+impl SamplingParams {
+    /// Says which field no sampler can work with.
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
+        let legal = [
+            ("temperature", self.temperature >= 0.0 && self.temperature.is_finite()),
+            ("top_p", self.top_p >= 0.0 && self.top_p.is_finite()),
+            ("min_p", (0.0..=1.0).contains(&self.min_p)),
+            ("repetition_penalty", self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()),
+            ("presence_penalty", self.presence_penalty.is_finite()),
+            ("frequency_penalty", self.frequency_penalty.is_finite()),
+        ];
+        legal.iter().find(|(_, ok)| !ok).map_or(Ok(()), |(field, _)| Err(field))
+    }
+
+    fn has_penalties(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+    }
+}
+
+/// Draws tokens; its buffers serve all sequences.
+pub(crate) struct Sampler {
+    /// Logits after penalties.
+    scores: Vec<f32>,
+    candidates: Vec<Candidate>,
+    /// How often each token is in the answer, and whether it is in the prompt; all zero between calls.
+    counts: Vec<u32>,
+}
+
+/// In the order that counts: the likelier first, of equals the lower id.
+#[derive(Clone, Copy)]
+struct Candidate {
+    score: f32,
+    token: u32,
+}
+
+impl Candidate {
+    fn order(&self, other: &Candidate) -> std::cmp::Ordering {
+        other.score.total_cmp(&self.score).then(self.token.cmp(&other.token))
+    }
+}
+
+/// Marks a token of the prompt in `counts`; the rest counts the answer.
+const IN_PROMPT: u32 = 1 << 31;
+
+impl Sampler {
+    pub fn new(vocab_len: usize) -> Sampler {
+        Sampler {
+            scores: Vec::with_capacity(vocab_len),
+            candidates: Vec::with_capacity(vocab_len),
+            counts: vec![0; vocab_len],
+        }
+    }
+
+    /// Picks the token that follows `tokens`, the first `prompt_len` of which are the prompt.
+    pub fn sample(&mut self, logits: &[f32], params: &SamplingParams, tokens: &[u32], prompt_len: usize) -> u32 {
+        if !params.has_penalties() && params.temperature == 0.0 {
+            return argmax(logits);
+        }
+        self.scores.clear();
+        self.scores.extend_from_slice(logits);
+        if params.has_penalties() {
+            self.penalize(params, tokens, prompt_len);
+        }
+        if params.temperature == 0.0 {
+            return argmax(&self.scores);
+        }
+        self.draw(params, tokens.len() as u64)
+    }
+
+    fn penalize(&mut self, params: &SamplingParams, tokens: &[u32], prompt_len: usize) {
+        let (prompt, answer) = tokens.split_at(prompt_len);
+        prompt.iter().for_each(|t| self.counts[*t as usize] |= IN_PROMPT);
+        answer.iter().for_each(|t| self.counts[*t as usize] += 1);
+        for token in tokens {
+            // Taken out at the first sight of a token, so that every token is punished once.
+            let count = std::mem::take(&mut self.counts[*token as usize]);
+            if count == 0 {
+                continue;
+            }
+            let score = &mut self.scores[*token as usize];
+            let repetition = params.repetition_penalty;
+            *score = if *score > 0.0 { *score / repetition } else { *score * repetition };
+            let answered = count & !IN_PROMPT;
+            if answered > 0 {
+                *score -= params.presence_penalty + params.frequency_penalty * answered as f32;
+            }
+        }
+    }
+
+    /// Draws from `scores`. The draw walks the candidates in an order that depends on the scores alone.
+    fn draw(&mut self, params: &SamplingParams, position: u64) -> u32 {
+        let most = self.scores.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+        let best = argmax(&self.scores);
+        let weight = |score: f32| f64::from((score - most) / params.temperature).exp();
+        let c = &mut self.candidates;
+        c.clear();
+        let min_score = most + params.temperature * params.min_p.ln();
+        for (token, score) in self.scores.iter().enumerate() {
+            // Before top-k and top-p or after them, min-p keeps the same tokens of those that they keep; before is less
+            // work. Top-p counts on the sum over all, though.
+            if params.top_p < 1.0 || params.min_p == 0.0 || *score >= min_score {
+                c.push(Candidate { score: *score, token: token as u32 });
+            }
+        }
+        let top_k = params.top_k as usize;
+        if top_k > 0 && top_k < c.len() {
+            c.select_nth_unstable_by(top_k, Candidate::order);
+            c.truncate(top_k);
+        }
+        if params.top_p < 1.0 {
+            keep_top_p(c, params.top_p, weight);
+            c.retain(|x| params.min_p == 0.0 || x.score >= min_score || x.token == best);
+        } else if top_k > 0 {
+            c.sort_unstable_by(Candidate::order);
+        }
+        let sum: f64 = c.iter().map(|x| weight(x.score)).sum();
+        let mut left = uniform(params.seed, position) * sum;
+        for candidate in c.iter() {
+            left -= weight(candidate.score);
+            if left < 0.0 {
+                return candidate.token;
+            }
+        }
+        // Rounding may leave a crumb at the end.
+        c.iter().rev().find(|x| weight(x.score) > 0.0).map_or(best, |x| x.token)
+    }
+}
+
+/// Keeps the shortest beginning, in order, that has at least `top_p` of the weight; one candidate always stays.
+fn keep_top_p(c: &mut Vec<Candidate>, top_p: f32, weight: impl Fn(f32) -> f64) {
+    let mut total = 0.0;
+    // In order of ids for a full vocabulary, and after top-k in any order: then sorted first, for one sum.
+    let mut sorted = 0;
+    let mut step = 64;
+    if c.len() <= 1024 {
+        c.sort_unstable_by(Candidate::order);
+        sorted = c.len();
+    }
+    for x in c.iter() {
+        total += weight(x.score);
+    }
+    let goal = f64::from(top_p) * total;
+    let (mut sum, mut kept) = (0.0, 0);
+    while kept < c.len() && (sum < goal || kept == 0) {
+        if kept == sorted {
+            // Few candidates are needed as a rule: sort a little more each time, not the whole vocabulary.
+            let end = (sorted + step).min(c.len());
+            if end < c.len() {
+                c[sorted..].select_nth_unstable_by(end - sorted, Candidate::order);
+            }
+            c[sorted..end].sort_unstable_by(Candidate::order);
+            (sorted, step) = (end, step * 8);
+        }
+        sum += weight(c[kept].score);
+        kept += 1;
+    }
+    c.truncate(kept);
+}
+
+/// The index of the largest number; of equals, the first.
+fn argmax(logits: &[f32]) -> u32 {
+    let mut best = (f32::NEG_INFINITY, 0);
+    for (token, logit) in logits.iter().enumerate() {
+        if *logit > best.0 {
+            best = (*logit, token as u32);
+        }
+    }
+    best.1
+}
+
+/// The natural logarithm of a token's probability under the bare logits.
+pub(crate) fn logprob(logits: &[f32], token: u32) -> f32 {
+    let most = f64::from(logits.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b)));
+    let sum: f64 = logits.iter().map(|x| (f64::from(*x) - most).exp()).sum();
+    (f64::from(logits[token as usize]) - most - sum.ln()) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn params(change: impl Fn(&mut SamplingParams)) -> SamplingParams {
+        let mut params = SamplingParams { temperature: 1.0, ..SamplingParams::default() };
+        change(&mut params);
+        params
+    }
+
+    /// How often each token is drawn in `count` positions.
+    fn frequencies(logits: &[f32], params: &SamplingParams, count: usize) -> Vec<f64> {
+        let mut sampler = Sampler::new(logits.len());
+        let mut found = vec![0.0; logits.len()];
+        for seed in 0..count {
+            let params = SamplingParams { seed: seed as u64, ..params.clone() };
+            found[sampler.sample(logits, &params, &[0, 0, 0], 3) as usize] += 1.0 / count as f64;
+        }
+        found
+    }
+
+    /// The distribution by the book: everything sorted, in f64.
+    fn wanted(logits: &[f32], p: &SamplingParams) -> Vec<f64> {
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));
+        let weight = |i: usize| (f64::from(logits[i]) / f64::from(p.temperature)).exp();
+        if p.top_k > 0 {
+            order.truncate(p.top_k as usize);
+        }
+        let total: f64 = order.iter().map(|i| weight(*i)).sum();
+        let mut sum = 0.0;
+        let mut kept = Vec::new();
+        for i in order {
+            if !kept.is_empty() && sum >= f64::from(p.top_p) * total {
+                break;
+            }
+            sum += weight(i);
+            kept.push(i);
+        }
+        let best = weight(kept[0]);
+        kept.retain(|i| weight(*i) >= f64::from(p.min_p) * best * 0.999_999);
+        let total: f64 = kept.iter().map(|i| weight(*i)).sum();
+        (0..logits.len()).map(|i| if kept.contains(&i) { weight(i) / total } else { 0.0 }).collect()
+    }
+
+    #[test]
+    fn draws_are_distributed_as_the_filters_say() {
+        let logits = [0.5, 2.0, -1.0, 1.0, 0.0, 1.5, -3.0, 0.9];
+        let cases = [
+            params(|_| {}),
+            params(|p| p.temperature = 0.6),
+            params(|p| p.top_k = 3),
+            params(|p| p.top_p = 0.7),
+            params(|p| p.min_p = 0.3),
+            params(|p| (p.top_k, p.top_p, p.min_p, p.temperature) = (5, 0.9, 0.2, 1.4)),
+            params(|p| p.top_p = 0.0),
+        ];
+        for p in cases {
+            let (found, wanted) = (frequencies(&logits, &p, 40_000), wanted(&logits, &p));
+            for (f, w) in found.iter().zip(&wanted) {
+                assert!((f - w).abs() < 0.012, "{p:?}: {found:.3?} and not {wanted:.3?}");
+                assert!(*w > 0.0 || *f == 0.0, "{p:?} drew what it excludes");
+            }
+        }
+    }
+
+    #[test]
+    fn a_large_vocabulary_is_filtered_as_a_small_one() {
+        let mut dice = crate::testing::Dice::new(3);
+        let logits: Vec<f32> = (0..5000).map(|_| 4.0 * dice.unit()).collect();
+        for top_p in [0.001, 0.05, 0.5, 0.97] {
+            let p = params(|p| p.top_p = top_p);
+            let allowed = wanted(&logits, &p);
+            let mut sampler = Sampler::new(logits.len());
+            for seed in 0..300 {
+                let token = sampler.sample(&logits, &SamplingParams { seed, ..p.clone() }, &[], 0);
+                assert!(allowed[token as usize] > 0.0, "top_p {top_p} let token {token} through");
+            }
+        }
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_equals() {
+        let mut sampler = Sampler::new(4);
+        assert_eq!(sampler.sample(&[1.0, 3.0, 3.0, 2.0], &SamplingParams::default(), &[], 0), 1);
+    }
+
+    #[test]
+    fn penalties_count_prompt_and_answer_as_the_field_does() {
+        type Case = (fn(&mut SamplingParams), [f32; 4]);
+        let cases: [Case; 3] = [
+            (|p| p.repetition_penalty = 2.0, [0.5, -2.0, 1.5, 4.0]),
+            (|p| p.presence_penalty = 0.25, [1.0, -1.25, 2.75, 4.0]),
+            (|p| p.frequency_penalty = 0.5, [1.0, -2.0, 2.5, 4.0]),
+        ];
+        for (change, wanted) in cases {
+            let mut sampler = Sampler::new(4);
+            sampler.scores.extend([1.0, -1.0, 3.0, 4.0]);
+            // Prompt 0 0; answer 1 2 1.
+            sampler.penalize(&params(change), &[0, 0, 1, 2, 1], 2);
+            assert_eq!(sampler.scores, wanted);
+            assert_eq!(sampler.counts, [0; 4]);
+        }
+    }
+
+    #[test]
+    fn logprobs_are_those_of_a_softmax() {
+        let logits = [1.0f32, 2.0, 3.0];
+        let sum: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
+        for (token, logit) in logits.iter().enumerate() {
+            let wanted = f64::from(*logit) - sum.ln();
+            assert!((f64::from(logprob(&logits, token as u32)) - wanted).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn illegal_values_are_named() {
+        assert_eq!(params(|p| p.temperature = f32::NAN).check(), Err("temperature"));
+        assert_eq!(params(|p| p.repetition_penalty = 0.0).check(), Err("repetition_penalty"));
+        assert_eq!(params(|_| {}).check(), Ok(()));
+    }
+}

@@ -1,0 +1,175 @@
+//! A sequence: what is asked of it, where it stands, and who hears of its tokens.
+
+use std::sync::Arc;
+
+use crate::SamplingParams;
+
+/// What a sequence is to do.
+#[derive(Clone, Debug, Default)]
+pub struct SequenceRequest {
+    /// The caller's name for it; no two sequences in an engine may share one.
+    pub id: u64,
+    /// Its tokens, one at least.
+    pub prompt: Arc<[u32]>,
+    /// Most tokens to generate, one at least.
+    pub max_tokens: u32,
+    /// How tokens are picked.
+    pub sampling: SamplingParams,
+    /// It may be put aside for one that is not, and is computed again when room returns.
+    pub preemptible: bool,
+    /// Whose context this is.
+    pub session: Option<u128>,
+    /// Use what the cache has of the prompt, and leave in the cache what was computed.
+    pub reuse: bool,
+    /// Give the logarithm of each token's probability.
+    pub want_logprobs: bool,
+    /// Go on after an end-of-generation token as after any other.
+    pub ignore_end: bool,
+}
+
+/// What admission found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdmitInfo {
+    /// Tokens of the prompt that are in the cache and are not computed again.
+    pub cached_tokens: usize,
+}
+
+/// Why a sequence was not admitted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AdmitError {
+    /// Every slot is taken by a sequence that this one may not put aside.
+    #[error("every slot is taken")]
+    NoSlot,
+    /// There will be enough blocks when others have finished.
+    #[error("there are not enough free blocks of KV memory now")]
+    NoBlocks,
+    /// It could not even run alone.
+    #[error(
+        "{tokens} tokens of prompt and answer need {blocks_needed} blocks; there are {blocks_max}, and the model's context is {context_length} tokens"
+    )]
+    NeverFits {
+        /// Prompt and answer together.
+        tokens: usize,
+        /// Blocks for that.
+        blocks_needed: usize,
+        /// Blocks there are.
+        blocks_max: usize,
+        /// Tokens that the model can attend to.
+        context_length: usize,
+    },
+    /// A sequence has one token of prompt at least, and generates one at least.
+    #[error("the prompt is empty or no token is asked for")]
+    Empty,
+    /// A token of the prompt is none of the model's.
+    #[error("token {token} is none of the model's {vocab_len}")]
+    UnknownToken {
+        /// The first such token.
+        token: u32,
+        /// The vocabulary's size.
+        vocab_len: usize,
+    },
+    /// Another sequence has this id.
+    #[error("sequence {0} is in the engine already")]
+    DuplicateId(u64),
+    /// A sampling parameter that means nothing.
+    #[error("sampling parameter {0} is out of range")]
+    Sampling(&'static str),
+}
+
+/// What the receiver of a token wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The next one.
+    Continue,
+    /// No more: the sequence ends now.
+    Stop,
+}
+
+/// Why a sequence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model said an end-of-generation token, or the sink's verdict was to stop.
+    Stop,
+    /// It has generated as many tokens as were asked for.
+    Length,
+}
+
+/// Hears of tokens, on the thread that steps the engine.
+pub trait TokenSink {
+    /// The next token of a sequence. End-of-generation tokens are not given, unless they are to be ignored.
+    fn token(&mut self, id: u64, token: u32, logprob: Option<f32>) -> Verdict;
+
+    /// A sequence has ended and its slot is free. Not called for one that was cancelled.
+    fn finished(&mut self, id: u64, reason: FinishReason);
+
+    /// The bare logits that the next token of a sequence is sampled from. For tools and tests; usually ignored.
+    fn logits(&mut self, id: u64, logits: &[f32]) {
+        let _ = (id, logits);
+    }
+}
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepReport {
+    /// Rows of sequences that are generating.
+    pub rows_decode: u32,
+    /// Rows of prompts, and of sequences that were put aside and are computed again.
+    pub rows_prefill: u32,
+    /// Cells attended to, over all rows.
+    pub context_cells: u64,
+    /// Tokens sampled.
+    pub sampled: u32,
+    /// Sequences that ended.
+    pub finished: u32,
+    /// Sequences put aside since the step before.
+    pub preempted: u32,
+    /// Sequences taken up again in this step.
+    pub resumed: u32,
+}
+
+/// A sequence in a slot, or put aside.
+pub(super) struct Sequence {
+    pub request: SequenceRequest,
+    /// Prompt and answer. Has room for all of it from the start.
+    pub tokens: Vec<u32>,
+    /// Leading tokens whose cells are computed.
+    pub computed: usize,
+    /// Its blocks; empty when it is put aside.
+    pub table: Vec<u32>,
+    /// Leading blocks of the table that are in the prefix tree.
+    pub published: usize,
+    /// Order of admission.
+    pub ticket: u64,
+    /// Its session was dropped while it ran: what it leaves in the cache is freed at its end.
+    pub orphaned: bool,
+    /// Set by commit, carried out by flush.
+    pub ended: Option<FinishReason>,
+}
+
+impl Sequence {
+    pub fn new(request: SequenceRequest, ticket: u64, block_count: usize) -> Sequence {
+        let mut tokens = Vec::with_capacity(request.prompt.len() + request.max_tokens as usize);
+        tokens.extend_from_slice(&request.prompt);
+        let table = Vec::with_capacity(block_count);
+        Sequence { request, tokens, computed: 0, table, published: 0, ticket, orphaned: false, ended: None }
+    }
+
+    pub fn prompt_len(&self) -> usize {
+        self.request.prompt.len()
+    }
+
+    /// Prompt and answer at their longest.
+    pub fn tokens_max(&self) -> usize {
+        self.prompt_len() + self.request.max_tokens as usize
+    }
+
+    /// Tokens that still have no cell.
+    pub fn pending(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    /// True when the next row is that of the token sampled last.
+    pub fn decodes(&self) -> bool {
+        self.pending() == 1 && self.tokens.len() > self.prompt_len()
+    }
+}

@@ -1,0 +1,124 @@
+//! One step: admit, plan, forward, sample, commit, flush.
+
+use super::engine::{Engine, EngineError};
+use super::sequence::{FinishReason, StepReport, TokenSink, Verdict};
+use crate::backend::{BLOCK_LEN, Backend};
+use crate::sampler::logprob;
+
+impl<B: Backend> Engine<B> {
+    /// Runs one step over all sequences and gives the tokens to `sink`.
+    ///
+    /// Every sequence that is generating gets one row; what is left of `step_rows_max` goes to prompts, the first come
+    /// first. With nothing to do it returns at once.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails. What it then holds is unknown: do not step again.
+    pub fn step(&mut self, sink: &mut impl TokenSink) -> Result<StepReport, EngineError> {
+        let mut report = StepReport { preempted: std::mem::take(&mut self.preempted), ..StepReport::default() };
+        // Admit: newcomers come by `admit`; here those return who were put aside.
+        report.resumed = self.resume();
+        self.plan(&mut report);
+        if self.batch.rows() > 0 {
+            self.forward_and_sample(sink)?;
+            report.sampled = self.sampled.len() as u32;
+            self.commit(sink);
+            report.finished = self.flush(sink);
+        }
+        Ok(report)
+    }
+
+    /// Decides on the rows: decode rows first, then prompts in order of admission.
+    fn plan(&mut self, report: &mut StepReport) {
+        self.batch.clear();
+        self.sample_slots.clear();
+        for turn in [true, false] {
+            for index in 0..self.order.len() {
+                let slot = self.order[index];
+                let left = self.options.step_rows_max - self.batch.rows();
+                let sequence = self.slots[slot].as_ref().expect("a slot in the order is taken");
+                if sequence.decodes() != turn || left == 0 {
+                    continue;
+                }
+                let count = self.plan_sequence(slot, left, report);
+                *(if turn { &mut report.rows_decode } else { &mut report.rows_prefill }) += count;
+            }
+        }
+    }
+
+    /// Adds the next rows of one sequence, `left` at most, and gives how many.
+    fn plan_sequence(&mut self, slot: usize, left: usize, report: &mut StepReport) -> u32 {
+        let sequence = self.slots[slot].as_ref().expect("a slot in the order is taken");
+        let table_start = slot * self.batch.table_len;
+        self.batch.tables[table_start..table_start + sequence.table.len()].copy_from_slice(&sequence.table);
+        let count = sequence.pending().min(left);
+        for position in sequence.computed..sequence.computed + count {
+            self.batch.push(sequence.tokens[position], position as u32, slot as u32);
+            report.context_cells += position as u64 + 1;
+        }
+        if count == sequence.pending() {
+            self.batch.sample_rows.push(self.batch.rows() as u32 - 1);
+            self.sample_slots.push(slot);
+        }
+        count as u32
+    }
+
+    fn forward_and_sample(&mut self, sink: &mut impl TokenSink) -> Result<(), EngineError> {
+        let vocab_len = self.model.config.vocab_len;
+        let logits = self.network.forward(&mut self.backend, &mut self.cache, &self.batch)?;
+        self.sampled.clear();
+        for (slot, logits) in self.sample_slots.iter().zip(logits.chunks_exact(vocab_len)) {
+            let sequence = self.slots[*slot].as_ref().expect("a planned slot is taken");
+            let request = &sequence.request;
+            sink.logits(request.id, logits);
+            let token = self.sampler.sample(logits, &request.sampling, &sequence.tokens, sequence.prompt_len());
+            self.sampled.push((token, request.want_logprobs.then(|| logprob(logits, token))));
+        }
+        Ok(())
+    }
+
+    /// Takes over what was computed: cells, full blocks, and tokens in the order of the rows.
+    fn commit(&mut self, sink: &mut impl TokenSink) {
+        for row in 0..self.batch.rows() {
+            let slot = self.batch.table_of_row[row] as usize;
+            let sequence = self.slots[slot].as_mut().expect("a planned slot is taken");
+            sequence.computed = self.batch.positions[row] as usize + 1;
+            if sequence.computed.is_multiple_of(BLOCK_LEN) && sequence.request.reuse {
+                let index = sequence.computed / BLOCK_LEN - 1;
+                let tokens = sequence.tokens[index * BLOCK_LEN..].first_chunk().expect("a full block has its tokens");
+                self.kv.publish(&mut sequence.table, index, tokens);
+                sequence.published = index + 1;
+            }
+        }
+        for (slot, (token, logprob)) in self.sample_slots.iter().zip(&self.sampled) {
+            let sequence = self.slots[*slot].as_mut().expect("a planned slot is taken");
+            let request = &sequence.request;
+            sequence.tokens.push(*token);
+            if self.model.tokenizer().is_end_of_generation(*token) && !request.ignore_end {
+                sequence.ended = Some(FinishReason::Stop);
+                continue;
+            }
+            sequence.ended = match sink.token(request.id, *token, *logprob) {
+                Verdict::Stop => Some(FinishReason::Stop),
+                Verdict::Continue if sequence.tokens.len() == sequence.tokens_max() => Some(FinishReason::Length),
+                Verdict::Continue => None,
+            };
+        }
+    }
+
+    /// Frees the slots of those who have ended, and says so.
+    fn flush(&mut self, sink: &mut impl TokenSink) -> u32 {
+        let mut finished = 0;
+        for index in 0..self.sample_slots.len() {
+            let slot = self.sample_slots[index];
+            let ended = self.slots[slot].as_ref().and_then(|s| s.ended);
+            let Some(reason) = ended else { continue };
+            let sequence = self.unseat(slot);
+            let id = sequence.request.id;
+            self.remember(sequence);
+            sink.finished(id, reason);
+            finished += 1;
+        }
+        finished
+    }
+}

@@ -1,0 +1,340 @@
+//! Tiny random models and repeatable dice, for tests here and in the crates above. No part of the interface.
+#![allow(missing_docs, reason = "for tests")]
+
+use crate::gguf::TensorType;
+
+/// A repeatable source of chance (SplitMix64).
+#[derive(Clone, Debug)]
+pub struct Dice(u64);
+
+impl Dice {
+    pub fn new(seed: u64) -> Dice {
+        Dice(seed)
+    }
+
+    /// A seed that differs from run to run, or the one in `ORCH_TEST_SEED`. Tests print it when they fail.
+    pub fn fresh_seed() -> u64 {
+        let wished = std::env::var("ORCH_TEST_SEED").ok().and_then(|text| text.parse().ok());
+        wished.unwrap_or_else(|| std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0) >> 12)
+    }
+
+    pub fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// From 0 up to but not including `end`.
+    pub fn below(&mut self, end: usize) -> usize {
+        (self.next_u64() % end as u64) as usize
+    }
+
+    /// From -1 to 1.
+    pub fn unit(&mut self) -> f32 {
+        (self.next_u64() >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+    }
+}
+
+/// A Llama-shaped model with random weights, written as a GGUF file. Same fields, same bytes.
+#[derive(Clone, Debug)]
+pub struct TinyModel {
+    pub name: String,
+    pub architecture: &'static str,
+    pub seed: u64,
+    /// At least 261: 256 bytes and five control tokens. What is above becomes merges of two bytes.
+    pub vocab_len: usize,
+    pub context_length: u32,
+    pub layer_count: usize,
+    pub embedding_length: usize,
+    pub feed_forward_length: usize,
+    pub head_count: usize,
+    pub head_count_kv: usize,
+    pub head_len: usize,
+    pub tensor_type: TensorType,
+    /// Output matrix of its own.
+    pub untied: bool,
+    /// Factors as Llama 3 has them.
+    pub rope_factors: bool,
+    pub biases: bool,
+    pub chat_template: Option<String>,
+    pub freq_base: f32,
+}
+
+impl Default for TinyModel {
+    fn default() -> TinyModel {
+        TinyModel {
+            name: "tiny".to_owned(),
+            architecture: "llama",
+            seed: 1,
+            vocab_len: 300,
+            context_length: 512,
+            layer_count: 2,
+            embedding_length: 64,
+            feed_forward_length: 96,
+            head_count: 4,
+            head_count_kv: 2,
+            head_len: 16,
+            tensor_type: TensorType::Q8_0,
+            untied: false,
+            rope_factors: false,
+            biases: false,
+            chat_template: Some(
+                "{{ bos_token }}{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}{% endfor %}\
+                 {% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+                    .to_owned(),
+            ),
+            freq_base: 10_000.0,
+        }
+    }
+}
+
+/// Control tokens, the first ids of a tiny model.
+pub const CONTROLS: [&str; 5] = ["<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"];
+
+impl TinyModel {
+    /// The whole file.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        assert!(self.vocab_len >= CONTROLS.len() + 256, "the vocabulary holds every byte");
+        let tensors = self.tensors();
+        let mut out = b"GGUF".to_vec();
+        put_u32(&mut out, 3);
+        put_u64(&mut out, tensors.len() as u64);
+        let (count, metadata) = self.metadata();
+        put_u64(&mut out, count);
+        out.extend(metadata);
+        let mut offset = 0u64;
+        for t in &tensors {
+            put_string(&mut out, &t.name);
+            put_u32(&mut out, t.dimensions.len() as u32);
+            t.dimensions.iter().for_each(|d| put_u64(&mut out, *d as u64));
+            put_u32(&mut out, code(t.tensor_type));
+            put_u64(&mut out, offset);
+            offset = (offset + t.bytes.len() as u64).next_multiple_of(32);
+        }
+        for t in &tensors {
+            out.resize(out.len().next_multiple_of(32), 0);
+            out.extend(&t.bytes);
+        }
+        out
+    }
+
+    /// The file in memory that lives as long as the program and is aligned.
+    pub fn leak(&self) -> &'static [u8] {
+        leak_aligned(&self.to_bytes())
+    }
+
+    fn metadata(&self) -> (u64, Vec<u8>) {
+        let a = self.architecture;
+        let mut m = Metadata::default();
+        m.string("general.architecture", a);
+        m.string("general.name", &self.name);
+        m.u32(&format!("{a}.context_length"), self.context_length);
+        m.u32(&format!("{a}.block_count"), self.layer_count as u32);
+        m.u32(&format!("{a}.embedding_length"), self.embedding_length as u32);
+        m.u32(&format!("{a}.feed_forward_length"), self.feed_forward_length as u32);
+        m.u32(&format!("{a}.attention.head_count"), self.head_count as u32);
+        m.u32(&format!("{a}.attention.head_count_kv"), self.head_count_kv as u32);
+        m.u32(&format!("{a}.attention.key_length"), self.head_len as u32);
+        m.u32(&format!("{a}.attention.value_length"), self.head_len as u32);
+        m.u32(&format!("{a}.rope.dimension_count"), self.head_len as u32);
+        m.f32(&format!("{a}.attention.layer_norm_rms_epsilon"), 1e-5);
+        m.f32(&format!("{a}.rope.freq_base"), self.freq_base);
+        m.string("tokenizer.ggml.model", "gpt2");
+        m.string("tokenizer.ggml.pre", "llama-bpe");
+        let (tokens, merges) = self.vocabulary();
+        m.strings("tokenizer.ggml.tokens", &tokens);
+        let kinds: Vec<i32> = (0..tokens.len()).map(|i| if i < CONTROLS.len() { 3 } else { 1 }).collect();
+        m.i32s("tokenizer.ggml.token_type", &kinds);
+        m.strings("tokenizer.ggml.merges", &merges);
+        m.u32("tokenizer.ggml.bos_token_id", 0);
+        m.u32("tokenizer.ggml.eos_token_id", 1);
+        m.bool("tokenizer.ggml.add_bos_token", true);
+        if let Some(template) = &self.chat_template {
+            m.string("tokenizer.chat_template", template);
+        }
+        (m.count, m.bytes)
+    }
+
+    /// Control tokens, all bytes, then pairs of letters with their merges.
+    fn vocabulary(&self) -> (Vec<String>, Vec<String>) {
+        let letter = |byte: u8| crate::text::char_of(byte).to_string();
+        let mut tokens: Vec<String> = CONTROLS.iter().map(|s| (*s).to_owned()).collect();
+        tokens.extend((0..=255).map(letter));
+        let letters: Vec<u8> = b" etaoinshrdlucmfwypvbgkqjxz".to_vec();
+        let mut merges = Vec::new();
+        let mut known: std::collections::HashSet<String> = tokens.iter().cloned().collect();
+        let mut round = tokens[CONTROLS.len()..].to_vec();
+        round.retain(|t| letters.iter().any(|l| letter(*l) == *t));
+        let singles = round.clone();
+        while tokens.len() < self.vocab_len {
+            let mut next = Vec::new();
+            for (a, b) in round.iter().flat_map(|a| singles.iter().map(move |b| (a, b))) {
+                let joined = format!("{a}{b}");
+                if tokens.len() < self.vocab_len && known.insert(joined.clone()) {
+                    merges.push(format!("{a} {b}"));
+                    tokens.push(joined.clone());
+                    next.push(joined);
+                }
+            }
+            round = next;
+        }
+        (tokens, merges)
+    }
+
+    fn tensors(&self) -> Vec<Tensor> {
+        let mut dice = Dice::new(self.seed);
+        let (embedding, ffn) = (self.embedding_length, self.feed_forward_length);
+        let (query_len, key_len) = (self.head_count * self.head_len, self.head_count_kv * self.head_len);
+        let mut out = Vec::new();
+        let mut matrix = |name: String, rows: usize, cols: usize| {
+            let scale = 1.7 / (cols as f32).sqrt();
+            let values: Vec<f32> = (0..rows * cols).map(|_| dice.unit() * scale).collect();
+            let blocks = cols.is_multiple_of(self.tensor_type.block_len());
+            let tensor_type = if blocks { self.tensor_type } else { TensorType::F16 };
+            out.push(Tensor { name, dimensions: vec![cols, rows], tensor_type, bytes: encode(tensor_type, &values) });
+        };
+        matrix("token_embd.weight".to_owned(), self.vocab_len, embedding);
+        if self.untied {
+            matrix("output.weight".to_owned(), self.vocab_len, embedding);
+        }
+        for i in 0..self.layer_count {
+            matrix(format!("blk.{i}.attn_q.weight"), query_len, embedding);
+            matrix(format!("blk.{i}.attn_k.weight"), key_len, embedding);
+            matrix(format!("blk.{i}.attn_v.weight"), key_len, embedding);
+            matrix(format!("blk.{i}.attn_output.weight"), embedding, query_len);
+            matrix(format!("blk.{i}.ffn_gate.weight"), ffn, embedding);
+            matrix(format!("blk.{i}.ffn_up.weight"), ffn, embedding);
+            matrix(format!("blk.{i}.ffn_down.weight"), embedding, ffn);
+        }
+        let mut vector = |name: String, len: usize, middle: f32| {
+            let values: Vec<f32> = (0..len).map(|_| middle + 0.2 * dice.unit()).collect();
+            let bytes = encode(TensorType::F32, &values);
+            out.push(Tensor { name, dimensions: vec![len], tensor_type: TensorType::F32, bytes });
+        };
+        vector("output_norm.weight".to_owned(), embedding, 1.0);
+        if self.rope_factors {
+            vector("rope_freqs.weight".to_owned(), self.head_len / 2, 2.0);
+        }
+        for i in 0..self.layer_count {
+            vector(format!("blk.{i}.attn_norm.weight"), embedding, 1.0);
+            vector(format!("blk.{i}.ffn_norm.weight"), embedding, 1.0);
+            if self.biases {
+                vector(format!("blk.{i}.attn_q.bias"), query_len, 0.0);
+                vector(format!("blk.{i}.attn_k.bias"), key_len, 0.0);
+                vector(format!("blk.{i}.attn_v.bias"), key_len, 0.0);
+            }
+        }
+        out
+    }
+}
+
+/// Copies a file's bytes to where `Model::from_static` wants them.
+pub fn leak_aligned(bytes: &[u8]) -> &'static [u8] {
+    // Some place among the first 64 bytes is aligned.
+    let room = vec![0u8; bytes.len() + 64].leak();
+    let skip = room.as_ptr().align_offset(64);
+    let place = &mut room[skip..skip + bytes.len()];
+    place.copy_from_slice(bytes);
+    place
+}
+
+struct Tensor {
+    name: String,
+    dimensions: Vec<usize>,
+    tensor_type: TensorType,
+    bytes: Vec<u8>,
+}
+
+fn code(tensor_type: TensorType) -> u32 {
+    match tensor_type {
+        TensorType::F32 => 0,
+        TensorType::F16 => 1,
+        TensorType::Q8_0 => 8,
+        TensorType::Bf16 => 30,
+    }
+}
+
+fn encode(tensor_type: TensorType, values: &[f32]) -> Vec<u8> {
+    match tensor_type {
+        TensorType::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        TensorType::F16 => values.iter().flat_map(|x| to_f16(*x).to_le_bytes()).collect(),
+        TensorType::Bf16 => values.iter().flat_map(|x| ((x.to_bits() >> 16) as u16).to_le_bytes()).collect(),
+        TensorType::Q8_0 => values.chunks(32).flat_map(encode_q8_0).collect(),
+    }
+}
+
+fn encode_q8_0(block: &[f32]) -> Vec<u8> {
+    let most = block.iter().fold(0f32, |a, x| a.max(x.abs()));
+    let scale = most / 127.0;
+    let mut out = to_f16(scale).to_le_bytes().to_vec();
+    out.extend(block.iter().map(|x| if scale > 0.0 { (x / scale).round() as i8 as u8 } else { 0 }));
+    out
+}
+
+/// Cuts off what half precision cannot hold; only for numbers between 2^-14 and 65504, and zero.
+fn to_f16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let sign = (bits >> 16) as u16 & 0x8000;
+    let exponent = (bits >> 23 & 255) as i32 - 112;
+    if exponent <= 0 { sign } else { sign | (exponent as u16) << 10 | (bits >> 13 & 1023) as u16 }
+}
+
+#[derive(Default)]
+struct Metadata {
+    count: u64,
+    bytes: Vec<u8>,
+}
+
+impl Metadata {
+    fn key(&mut self, key: &str, kind: u32) -> &mut Vec<u8> {
+        self.count += 1;
+        put_string(&mut self.bytes, key);
+        put_u32(&mut self.bytes, kind);
+        &mut self.bytes
+    }
+
+    fn string(&mut self, key: &str, value: &str) {
+        put_string(self.key(key, 8), value);
+    }
+
+    fn u32(&mut self, key: &str, value: u32) {
+        put_u32(self.key(key, 4), value);
+    }
+
+    fn f32(&mut self, key: &str, value: f32) {
+        self.key(key, 6).extend(value.to_le_bytes());
+    }
+
+    fn bool(&mut self, key: &str, value: bool) {
+        self.key(key, 7).push(u8::from(value));
+    }
+
+    fn strings(&mut self, key: &str, values: &[String]) {
+        let out = self.key(key, 9);
+        put_u32(out, 8);
+        put_u64(out, values.len() as u64);
+        values.iter().for_each(|v| put_string(out, v));
+    }
+
+    fn i32s(&mut self, key: &str, values: &[i32]) {
+        let out = self.key(key, 9);
+        put_u32(out, 5);
+        put_u64(out, values.len() as u64);
+        values.iter().for_each(|v| out.extend(v.to_le_bytes()));
+    }
+}
+
+fn put_u32(out: &mut Vec<u8>, value: u32) {
+    out.extend(value.to_le_bytes());
+}
+
+fn put_u64(out: &mut Vec<u8>, value: u64) {
+    out.extend(value.to_le_bytes());
+}
+
+fn put_string(out: &mut Vec<u8>, value: &str) {
+    put_u64(out, value.len() as u64);
+    out.extend(value.as_bytes());
+}

@@ -1,0 +1,501 @@
+//! The way from the reactors to the engine: a bounded queue with two policies and exact counts.
+//!
+//! Reactors call `enqueue`; the engine thread owns `Waiting`, the other end. One lock-free ring carries
+//! the tasks over; how many wait is one packed atomic that is changed together with the decision, so two
+//! reactors can never both take the last place. The ring is drained by the engine before every step, so
+//! it is a crossing point and not where tasks wait.
+//!
+//! ```text
+//! counts (u64):  interactive waiting: 20 bits | batch waiting: 20 bits | ticket: 24 bits
+//! ```
+//!
+//! Under `drop-lru` the decision to evict is part of the same compare-and-swap: the newcomer takes over
+//! the count of one waiting task of equal or lower class, and carries that debt through the ring; the
+//! engine settles it by evicting the task of that class that has waited longest.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+
+use crossbeam_queue::ArrayQueue;
+
+use crate::config::AdmissionPolicy;
+use crate::domain::task::Priority;
+use crate::metrics::Metrics;
+
+const COUNT_BITS: u32 = 20;
+const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
+const TICKET_SHIFT: u32 = 2 * COUNT_BITS;
+const TICKET_MASK: u32 = (1 << (64 - TICKET_SHIFT)) - 1;
+
+/// Waiting tasks, and the number of the next arrival.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Counts {
+    waiting: [u32; 2],
+    ticket: u32,
+}
+
+impl Counts {
+    fn pack(self) -> u64 {
+        u64::from(self.waiting[0]) | u64::from(self.waiting[1]) << COUNT_BITS | u64::from(self.ticket) << TICKET_SHIFT
+    }
+
+    fn unpack(value: u64) -> Counts {
+        Counts {
+            waiting: [(value & COUNT_MASK) as u32, (value >> COUNT_BITS & COUNT_MASK) as u32],
+            ticket: (value >> TICKET_SHIFT) as u32,
+        }
+    }
+
+    fn total(self) -> usize {
+        (self.waiting[0] + self.waiting[1]) as usize
+    }
+
+    /// Tasks that will be seated before a newcomer of this class.
+    fn ahead(self, priority: Priority) -> u32 {
+        match priority {
+            Priority::Interactive => self.waiting[0],
+            Priority::Batch => self.waiting[0] + self.waiting[1],
+        }
+    }
+}
+
+/// What crosses the ring.
+struct Arrival<T> {
+    ticket: u32,
+    priority: Priority,
+    displaces: Option<Priority>,
+    entry: T,
+}
+
+/// Where a newcomer stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// Tasks that will be seated first; 0 is next.
+    pub queue_position: u32,
+    /// A waiting task of this class was or will be evicted for the newcomer.
+    pub displaced: Option<Priority>,
+    /// Tasks waiting, the newcomer included.
+    pub waiting: usize,
+}
+
+/// No place: the queue is full, and the policy found nothing to evict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueFull {
+    pub policy: AdmissionPolicy,
+    pub waiting: usize,
+}
+
+/// The reactors' end of the queue.
+pub struct QueueWithMetrics<T> {
+    ring: ArrayQueue<Arrival<T>>,
+    counts: AtomicU64,
+    /// Places taken in the ring; taken before the counts change, so a push cannot fail.
+    crossing: AtomicUsize,
+    /// Free slots of the engine: a task that will be seated at once needs no place in the queue.
+    seats_free: AtomicUsize,
+    capacity: usize,
+    policy: AdmissionPolicy,
+    metrics: Arc<Metrics>,
+}
+
+impl<T> QueueWithMetrics<T> {
+    /// A queue in which `capacity` tasks may wait, and the engine's end of it.
+    pub fn new(capacity: usize, policy: AdmissionPolicy, metrics: Arc<Metrics>) -> (Arc<Self>, Waiting<T>) {
+        assert!(capacity < COUNT_MASK as usize / 2, "the counts have {COUNT_BITS} bits each");
+        // Displacing newcomers can outnumber the places while the engine is in a long step.
+        let ring_len = (2 * capacity).max(1024);
+        let queue = Arc::new(QueueWithMetrics {
+            ring: ArrayQueue::new(ring_len),
+            counts: AtomicU64::new(0),
+            crossing: AtomicUsize::new(0),
+            seats_free: AtomicUsize::new(0),
+            capacity,
+            policy,
+            metrics,
+        });
+        let waiting =
+            Waiting { queue: queue.clone(), lists: [VecDeque::new(), VecDeque::new()], debts: Vec::new(), arrived: 0 };
+        (queue, waiting)
+    }
+
+    /// Takes a place and sends over what `make` builds of it, or says that there is none.
+    ///
+    /// # Errors
+    ///
+    /// Under `reject` when all places are taken; under `drop-lru` when besides nothing of equal or lower
+    /// class waits.
+    pub fn enqueue(&self, priority: Priority, make: impl FnOnce(Placed) -> T) -> Result<Placed, QueueFull> {
+        if self.crossing.fetch_add(1, SeqCst) >= self.ring.capacity() {
+            self.crossing.fetch_sub(1, SeqCst);
+            return Err(self.refuse(self.depth()));
+        }
+        let mut current = self.counts.load(SeqCst);
+        let (counts, placed, ticket) = loop {
+            let mut counts = Counts::unpack(current);
+            let displaced = match self.is_full(counts) {
+                false => None,
+                true => match self.victim(counts, priority) {
+                    Some(class) => Some(class),
+                    None => {
+                        self.crossing.fetch_sub(1, SeqCst);
+                        return Err(self.refuse(counts.total()));
+                    }
+                },
+            };
+            if let Some(class) = displaced {
+                counts.waiting[class.index()] -= 1;
+            }
+            let queue_position = counts.ahead(priority);
+            let ticket = counts.ticket;
+            counts.waiting[priority.index()] += 1;
+            counts.ticket = (ticket + 1) & TICKET_MASK;
+            match self.counts.compare_exchange(current, counts.pack(), SeqCst, SeqCst) {
+                Ok(_) => break (counts, Placed { queue_position, displaced, waiting: counts.total() }, ticket),
+                Err(now) => current = now,
+            }
+        };
+        if placed.displaced.is_some() {
+            self.metrics.backpressure_drop_lru.add(1);
+            self.metrics.rejected("QUEUE_FULL_DROP_LRU");
+        }
+        self.metrics.tasks_enqueued[priority.index()].add(1);
+        self.publish(counts);
+        let arrival = Arrival { ticket, priority, displaces: placed.displaced, entry: make(placed) };
+        assert!(self.ring.push(arrival).is_ok(), "a place in the ring was taken before");
+        Ok(placed)
+    }
+
+    /// True when a newcomer of this class would be refused now.
+    pub fn would_refuse(&self, priority: Priority) -> bool {
+        let counts = Counts::unpack(self.counts.load(SeqCst));
+        self.is_full(counts) && self.victim(counts, priority).is_none()
+    }
+
+    /// Counts a refusal that was decided with `would_refuse`.
+    pub fn refuse(&self, waiting: usize) -> QueueFull {
+        match self.policy {
+            AdmissionPolicy::Reject => {
+                self.metrics.backpressure_reject.add(1);
+                self.metrics.rejected("ADMISSION_REJECT");
+            }
+            AdmissionPolicy::DropLru => {
+                self.metrics.backpressure_drop_lru.add(1);
+                self.metrics.rejected("QUEUE_FULL_DROP_LRU");
+            }
+        }
+        QueueFull { policy: self.policy, waiting }
+    }
+
+    /// Tasks that wait.
+    pub fn depth(&self) -> usize {
+        Counts::unpack(self.counts.load(SeqCst)).total()
+    }
+
+    /// Tasks that a newcomer of this class would have ahead of it.
+    pub fn ahead(&self, priority: Priority) -> u32 {
+        Counts::unpack(self.counts.load(SeqCst)).ahead(priority)
+    }
+
+    pub fn seats_free(&self) -> usize {
+        self.seats_free.load(SeqCst)
+    }
+
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    fn is_full(&self, counts: Counts) -> bool {
+        counts.total() >= self.capacity + self.seats_free.load(SeqCst)
+    }
+
+    /// The class of which a task would be evicted: the lowest that waits, never above the newcomer's.
+    fn victim(&self, counts: Counts, newcomer: Priority) -> Option<Priority> {
+        if self.policy == AdmissionPolicy::Reject {
+            return None;
+        }
+        let classes: &[Priority] = match newcomer {
+            Priority::Interactive => &[Priority::Batch, Priority::Interactive],
+            Priority::Batch => &[Priority::Batch],
+        };
+        classes.iter().copied().find(|class| counts.waiting[class.index()] > 0)
+    }
+
+    /// Takes one waiting task of this class off the counts, if no arrival past `arrived` was promised a place:
+    /// one on its way may be owed just this task.
+    fn release(&self, priority: Priority, arrived: u32) -> bool {
+        let change = |value| {
+            let mut counts = Counts::unpack(value);
+            if counts.ticket != arrived {
+                return None;
+            }
+            let waiting = &mut counts.waiting[priority.index()];
+            *waiting = waiting.checked_sub(1).expect("lists and counts agree when everything has arrived");
+            Some(counts.pack())
+        };
+        let released = self.counts.fetch_update(SeqCst, SeqCst, change).is_ok();
+        if released {
+            self.publish(Counts::unpack(self.counts.load(SeqCst)));
+        }
+        released
+    }
+
+    fn publish(&self, counts: Counts) {
+        for p in Priority::ALL {
+            self.metrics.queue_depth[p.index()].set(u64::from(counts.waiting[p.index()]));
+        }
+    }
+}
+
+struct Waiter<T> {
+    ticket: u32,
+    entry: T,
+}
+
+/// The engine's end: tasks in the order in which they will be seated.
+pub struct Waiting<T> {
+    queue: Arc<QueueWithMetrics<T>>,
+    lists: [VecDeque<Waiter<T>>; 2],
+    /// Evictions that newcomers were promised: the victim's class and the newcomer's ticket.
+    debts: Vec<(Priority, u32)>,
+    /// The ticket after the last arrival's, were all of them in order: how many have arrived.
+    arrived: u32,
+}
+
+impl<T> Waiting<T> {
+    /// Takes over what has arrived. `evicted` gets each task that a newcomer displaced.
+    pub fn drain(&mut self, mut evicted: impl FnMut(T)) {
+        while let Some(arrival) = self.queue.ring.pop() {
+            self.queue.crossing.fetch_sub(1, SeqCst);
+            self.arrived = (self.arrived + 1) & TICKET_MASK;
+            if let Some(class) = arrival.displaces {
+                self.debts.push((class, arrival.ticket));
+            }
+            self.insert(arrival);
+            self.settle(&mut evicted);
+        }
+    }
+
+    /// Evicts for each debt the oldest task that was there before the newcomer. One that is still on its way
+    /// through the ring is waited for; until then nothing is seated.
+    fn settle(&mut self, evicted: &mut impl FnMut(T)) {
+        let lists = &mut self.lists;
+        self.debts.retain(|&(class, newcomer)| {
+            let list = &mut lists[class.index()];
+            match list.front() {
+                Some(oldest) if is_later(newcomer, oldest.ticket) => {
+                    evicted(list.pop_front().expect("front was just seen").entry);
+                    false
+                }
+                _ => true,
+            }
+        });
+    }
+
+    /// Two reactors may push in another order than they took their tickets: the ticket counts.
+    fn insert(&mut self, arrival: Arrival<T>) {
+        let list = &mut self.lists[arrival.priority.index()];
+        let later = |w: &Waiter<T>| is_later(w.ticket, arrival.ticket);
+        let place = list.iter().rposition(|w| !later(w)).map_or(0, |index| index + 1);
+        list.insert(place, Waiter { ticket: arrival.ticket, entry: arrival.entry });
+    }
+
+    /// The next task of this class.
+    pub fn front(&self, priority: Priority) -> Option<&T> {
+        self.lists[priority.index()].front().map(|w| &w.entry)
+    }
+
+    /// Takes the next task of this class off the queue; none while a newcomer is on its way through the ring,
+    /// for that task may be owed to it. Drain and try again.
+    pub fn take(&mut self, priority: Priority) -> Option<T> {
+        let list = &mut self.lists[priority.index()];
+        if list.is_empty() || !self.queue.release(priority, self.arrived) {
+            return None;
+        }
+        list.pop_front().map(|w| w.entry)
+    }
+
+    /// Removes every waiting task for which `leaves` says so, and hands it to `removed`. Like `take` it does
+    /// nothing while a newcomer is on its way.
+    pub fn remove_if(&mut self, mut leaves: impl FnMut(&T) -> bool, mut removed: impl FnMut(T)) {
+        for priority in Priority::ALL {
+            let list = &mut self.lists[priority.index()];
+            let mut index = 0;
+            while index < list.len() {
+                if leaves(&list[index].entry) && self.queue.release(priority, self.arrived) {
+                    removed(list.remove(index).expect("index is in range").entry);
+                } else {
+                    index += 1;
+                }
+            }
+        }
+    }
+
+    /// Says how many slots are free. The counts of waiting tasks go down first, so that a newcomer in
+    /// between finds a place rather than a refusal.
+    pub fn publish_seats_free(&self, seats: usize) {
+        self.queue.seats_free.store(seats, SeqCst);
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.lists.iter().flatten().map(|w| &w.entry)
+    }
+
+    pub fn len(&self) -> usize {
+        self.lists.iter().map(VecDeque::len).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Tickets wrap: the later one is less than half the circle ahead.
+fn is_later(a: u32, b: u32) -> bool {
+    let ahead = a.wrapping_sub(b) & TICKET_MASK;
+    ahead != 0 && ahead < TICKET_MASK / 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Labels;
+    use Priority::{Batch, Interactive};
+
+    fn metrics() -> Arc<Metrics> {
+        Arc::new(Metrics::new(Labels { engine: "cpu", engine_version: "1", pool_id: "p".into(), replica_id: "0" }))
+    }
+
+    type Ends = (Arc<QueueWithMetrics<u32>>, Waiting<u32>);
+
+    fn queue(capacity: usize, policy: AdmissionPolicy) -> Ends {
+        QueueWithMetrics::new(capacity, policy, metrics())
+    }
+
+    fn order(waiting: &mut Waiting<u32>) -> Vec<u32> {
+        Priority::ALL.iter().flat_map(|&p| std::iter::from_fn(|| waiting.take(p)).collect::<Vec<_>>()).collect()
+    }
+
+    #[test]
+    fn a_newcomer_is_told_how_many_are_ahead() {
+        let (queue, mut waiting) = queue(8, AdmissionPolicy::Reject);
+        let position = |p, n| queue.enqueue(p, |_| n).unwrap().queue_position;
+        assert_eq!(
+            [position(Batch, 0), position(Interactive, 1), position(Interactive, 2), position(Batch, 3)],
+            [0, 0, 1, 3]
+        );
+        waiting.drain(|_| panic!("nobody is evicted"));
+        assert_eq!(order(&mut waiting), [1, 2, 0, 3]);
+        assert_eq!(queue.depth(), 0);
+    }
+
+    #[test]
+    fn a_full_queue_refuses_under_reject() {
+        let (queue, mut waiting) = queue(1, AdmissionPolicy::Reject);
+        assert!(queue.enqueue(Interactive, |_| 1).is_ok());
+        assert!(queue.would_refuse(Interactive));
+        assert_eq!(queue.enqueue(Interactive, |_| 2), Err(QueueFull { policy: AdmissionPolicy::Reject, waiting: 1 }));
+        assert_eq!(queue.metrics.backpressure_reject.value(), 1);
+        waiting.drain(|_| panic!("nobody is evicted"));
+        assert_eq!(order(&mut waiting), [1]);
+        assert!(queue.enqueue(Interactive, |_| 3).is_ok());
+    }
+
+    #[test]
+    fn a_free_slot_is_a_place() {
+        let (queue, mut waiting) = queue(0, AdmissionPolicy::Reject);
+        assert!(queue.enqueue(Interactive, |_| 1).is_err());
+        waiting.publish_seats_free(1);
+        assert!(queue.enqueue(Interactive, |_| 1).is_ok());
+        assert!(queue.enqueue(Interactive, |_| 2).is_err());
+        waiting.drain(|_| panic!("nobody is evicted"));
+        assert_eq!(waiting.take(Interactive), Some(1));
+        waiting.publish_seats_free(0);
+        assert!(queue.enqueue(Interactive, |_| 3).is_err());
+    }
+
+    #[test]
+    fn drop_lru_evicts_the_oldest_of_the_lowest_class() {
+        let (queue, mut waiting) = queue(3, AdmissionPolicy::DropLru);
+        for (priority, n) in [(Interactive, 0), (Batch, 1), (Batch, 2)] {
+            queue.enqueue(priority, |_| n).unwrap();
+        }
+        let mut evicted = Vec::new();
+        let placed = queue.enqueue(Interactive, |_| 3).unwrap();
+        assert_eq!((placed.displaced, placed.queue_position, placed.waiting), (Some(Batch), 1, 3));
+        queue.enqueue(Batch, |_| 4).unwrap();
+        queue.enqueue(Interactive, |_| 5).unwrap();
+        queue.enqueue(Interactive, |_| 6).unwrap();
+        assert!(queue.enqueue(Batch, |_| 7).is_err(), "only interactive tasks wait, and batch may not evict them");
+        waiting.drain(|n| evicted.push(n));
+        assert_eq!(evicted, [1, 2, 4, 0]);
+        assert_eq!(order(&mut waiting), [3, 5, 6]);
+        assert_eq!(queue.metrics.backpressure_drop_lru.value(), 5);
+    }
+
+    #[test]
+    fn a_task_owed_to_a_newcomer_is_not_seated() {
+        let (queue, mut waiting) = queue(1, AdmissionPolicy::DropLru);
+        queue.enqueue(Batch, |_| 1).unwrap();
+        waiting.drain(|_| panic!("nobody is evicted"));
+        queue.enqueue(Interactive, |_| 2).unwrap();
+        assert_eq!(waiting.take(Batch), None, "its place belongs to the newcomer");
+        let mut evicted = Vec::new();
+        waiting.drain(|n| evicted.push(n));
+        assert_eq!((evicted, order(&mut waiting)), (vec![1], vec![2]));
+    }
+
+    #[test]
+    fn removed_tasks_give_their_place_back() {
+        let (queue, mut waiting) = queue(2, AdmissionPolicy::Reject);
+        queue.enqueue(Interactive, |_| 1).unwrap();
+        queue.enqueue(Batch, |_| 2).unwrap();
+        waiting.drain(|_| panic!("nobody is evicted"));
+        let mut removed = Vec::new();
+        waiting.remove_if(|n| *n == 2, |n| removed.push(n));
+        assert_eq!((removed, queue.depth()), (vec![2], 1));
+        assert!(queue.enqueue(Interactive, |_| 3).is_ok());
+    }
+
+    #[test]
+    fn tickets_order_arrivals_even_when_they_wrap() {
+        assert!(is_later(1, 0) && !is_later(0, 1) && !is_later(5, 5));
+        assert!(is_later(0, TICKET_MASK) && !is_later(TICKET_MASK, 0));
+    }
+
+    /// Many reactors, one engine: what was accepted is seated or evicted exactly once, and the counts end at 0.
+    #[test]
+    fn nothing_is_lost_or_doubled_under_contention() {
+        for policy in [AdmissionPolicy::Reject, AdmissionPolicy::DropLru] {
+            let (queue, mut waiting) = queue(5, policy);
+            let threads: Vec<_> = (0..4u32)
+                .map(|thread| {
+                    let queue = queue.clone();
+                    std::thread::spawn(move || {
+                        let class = |n: u32| if n.is_multiple_of(3) { Batch } else { Interactive };
+                        (0..5000u32).filter(|n| queue.enqueue(class(*n), |_| thread * 5000 + n).is_ok()).count()
+                    })
+                })
+                .collect();
+            let mut seen = vec![0u8; 20_000];
+            let mut count = 0;
+            loop {
+                let done = threads.iter().all(|t| t.is_finished());
+                waiting.drain(|n| {
+                    seen[n as usize] += 1;
+                    count += 1;
+                });
+                for n in Priority::ALL.iter().filter_map(|&p| waiting.take(p)).collect::<Vec<_>>() {
+                    seen[n as usize] += 1;
+                    count += 1;
+                }
+                if done && waiting.is_empty() && queue.depth() == 0 {
+                    break;
+                }
+            }
+            let accepted: usize = threads.into_iter().map(|t| t.join().unwrap()).sum();
+            assert_eq!(count, accepted, "{policy:?}");
+            assert!(seen.iter().all(|&n| n <= 1), "{policy:?}: a task was handed out twice");
+        }
+    }
+}

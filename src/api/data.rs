@@ -1,0 +1,525 @@
+//! Tasks, their streams, and sessions.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use orchestratord_engine::ChatMessage;
+
+use super::types::{Accepted, SessionBody, TaskRequest, from_json, json};
+use crate::admission::QueueFull;
+use crate::config::AdmissionPolicy;
+use crate::domain::error::OrchestratorError;
+use crate::domain::ids::Uuid;
+use crate::domain::task::{Prompt, TaskSpec, Workload};
+use crate::infra::http::{RequestHead, Response};
+use crate::infra::reactor::{Reply, Wake, oneshot};
+use crate::infra::stream::{ReadersFull, StreamWriter, TaskStream};
+use crate::metrics::CancelReason;
+use crate::services::pool::{Control, Entry, Loaded, Pool, PoolState, SessionKvView};
+use crate::services::prediction::Load;
+use crate::services::session::{BudgetSpent, Budgets, Session};
+use crate::services::streaming::{FrameBuffers, Started};
+use crate::services::task::{Inserted, LiveTask, Outcome, Promise, TaskParts};
+use crate::state::AppState;
+
+/// POST /v1/tasks: 202 and where to find the stream, or the stream itself for `Accept: text/event-stream`.
+///
+/// Refused as early as it can be: the shape, then the pool, then the queue, then the prompt's length in
+/// bytes, and only then is the prompt tokenized.
+///
+/// # Errors
+///
+/// Each of the error taxonomy's admission errors.
+pub async fn create_task(
+    state: &Arc<AppState>,
+    head: &RequestHead<'_>,
+    body: &mut [u8],
+    correlation_id: &str,
+    wake: &Wake,
+) -> Result<Reply, OrchestratorError> {
+    let accepted = accept(state, body, correlation_id, wake).await;
+    if let Err(error) = &accepted
+        && !already_counted(error)
+    {
+        state.metrics.rejected(error.code());
+    }
+    let task = accepted?;
+    if wants_stream(head) {
+        return open_stream(state, &task, None, wake);
+    }
+    let promise = &task.promise;
+    let body = Accepted {
+        task_id: task.spec.task_id.to_string(),
+        queue_position: promise.queue_position,
+        predicted_start_ms: promise.predicted_start_ms,
+        backoff_ms: promise.backoff_ms,
+    };
+    let response = with_budgets(json(202, &body), &task.budgets);
+    Ok(Reply::Full(response.header("Location", format!("/v1/tasks/{}/stream", task.spec.task_id))))
+}
+
+/// The queue counts its own refusals, where they are decided.
+fn already_counted(error: &OrchestratorError) -> bool {
+    matches!(
+        error,
+        OrchestratorError::QueueFullDropLru { .. } | OrchestratorError::AdmissionReject { policy_label: "reject", .. }
+    )
+}
+
+fn wants_stream(head: &RequestHead<'_>) -> bool {
+    let accept = head.header("accept").and_then(|a| std::str::from_utf8(a).ok()).unwrap_or_default();
+    accept.split(',').any(|part| part.split(';').next().is_some_and(|kind| kind.trim() == "text/event-stream"))
+}
+
+async fn accept(
+    state: &Arc<AppState>,
+    body: &mut [u8],
+    correlation_id: &str,
+    wake: &Wake,
+) -> Result<Arc<LiveTask>, OrchestratorError> {
+    fail::fail_point!("create-task", |_| Err(OrchestratorError::Internal(
+        "the fault point create-task was reached".into()
+    )));
+    let spec = from_json::<TaskRequest>(body)?.check()?;
+    if let Some(known) = state.tasks.get(spec.task_id) {
+        return same_task(known, &spec);
+    }
+    let pool = pool_for(state, &spec)?;
+    let loaded = pool.accepting(&spec.model_ref)?;
+    check_context(&loaded, &spec)?;
+    if pool.queue.would_refuse(spec.priority) {
+        let full = pool.queue.refuse(pool.queue.depth());
+        return Err(queue_full(state, pool, &spec, full));
+    }
+    let prompt = tokenize(state, &loaded, &spec, wake).await?;
+    check_length(pool, &loaded, &spec, prompt.len())?;
+    enqueue(state, pool, loaded, spec, prompt, correlation_id)
+}
+
+fn same_task(known: Arc<LiveTask>, spec: &TaskSpec) -> Result<Arc<LiveTask>, OrchestratorError> {
+    if known.spec == *spec { Ok(known) } else { Err(other_body(spec)) }
+}
+
+fn other_body(spec: &TaskSpec) -> OrchestratorError {
+    let id = spec.task_id;
+    OrchestratorError::InvalidParams(format!("field `task_id`: {id} was sent before with another body: make a new one"))
+}
+
+fn pool_for<'a>(state: &'a AppState, spec: &TaskSpec) -> Result<&'a Arc<Pool>, OrchestratorError> {
+    let unavailable = |message| OrchestratorError::PoolUnavailable { message, retry_after_ms: None };
+    let pool = state.pools.by_engine(&spec.engine).ok_or_else(|| {
+        let names: Vec<_> = state.pools.iter().map(|p| p.engine).collect();
+        unavailable(format!("no pool has engine {:?}: this server has {}", spec.engine, names.join(", ")))
+    })?;
+    if spec.workload != Workload::Completion {
+        let name = spec.workload.name();
+        return Err(unavailable(format!("no pool serves workload {name:?}: /v1/capabilities lists what there is")));
+    }
+    Ok(pool)
+}
+
+/// What can be said before the prompt is tokenized.
+fn check_context(loaded: &Loaded, spec: &TaskSpec) -> Result<(), OrchestratorError> {
+    let invalid = |text: String| Err(OrchestratorError::InvalidParams(text));
+    let most = loaded.info.context_length;
+    if spec.ctx > most {
+        return invalid(format!("field `ctx`: {} is over the model's {most}", spec.ctx));
+    }
+    if spec.max_tokens >= spec.ctx {
+        return invalid(format!(
+            "field `max_tokens`: {} leaves no room for a prompt in ctx {}: ask for fewer tokens",
+            spec.max_tokens, spec.ctx
+        ));
+    }
+    // No token stands for more bytes than the longest one, so that many bytes make at least that many tokens.
+    let least = spec.prompt.text_len() / loaded.model.tokenizer().token_bytes_max().max(1);
+    if least + spec.max_tokens as usize > spec.ctx as usize {
+        return invalid(format!(
+            "field `prompt`: {} bytes are at least {least} tokens, and with max_tokens {} more than ctx {}: shorten it",
+            spec.prompt.text_len(),
+            spec.max_tokens,
+            spec.ctx
+        ));
+    }
+    Ok(())
+}
+
+/// The prompt's tokens; long ones are made on a helper thread.
+async fn tokenize(
+    state: &Arc<AppState>,
+    loaded: &Arc<Loaded>,
+    spec: &TaskSpec,
+    wake: &Wake,
+) -> Result<Arc<[u32]>, OrchestratorError> {
+    let now_ms = state.clock.unix_ms();
+    if spec.prompt.text_len() <= state.config.tokenize_inline_len_max {
+        return prompt_tokens(loaded, &spec.prompt, now_ms);
+    }
+    let (loaded, prompt) = (loaded.clone(), spec.prompt.clone());
+    super::on_helper(state, wake, move || prompt_tokens(&loaded, &prompt, now_ms)).await?
+}
+
+fn prompt_tokens(loaded: &Loaded, prompt: &Prompt, now_ms: u64) -> Result<Arc<[u32]>, OrchestratorError> {
+    let tokenizer = loaded.model.tokenizer();
+    let tokens = match prompt {
+        // Text is text: a client that writes a control token's name into its prompt gets its letters.
+        Prompt::Text(text) => tokenizer.encode(text, true, false),
+        Prompt::Messages(messages) => {
+            let invalid = |what: String| OrchestratorError::InvalidParams(format!("field `messages`: {what}"));
+            let template = loaded.model.chat_template().ok_or_else(|| {
+                invalid(format!("model {} has no chat template: send prompt instead", loaded.model_ref))
+            })?;
+            let turns: Vec<ChatMessage> =
+                messages.iter().map(|m| ChatMessage { role: m.role.clone(), content: m.content.clone() }).collect();
+            let text = template.render(&turns, true, now_ms).map_err(|e| invalid(e.to_string()))?;
+            tokenizer.encode(&text, !template.adds_bos(), true)
+        }
+    };
+    if tokens.is_empty() {
+        return Err(OrchestratorError::InvalidParams("field `prompt`: is empty for this model: send some text".into()));
+    }
+    Ok(tokens.into())
+}
+
+fn check_length(pool: &Pool, loaded: &Loaded, spec: &TaskSpec, prompt_len: usize) -> Result<(), OrchestratorError> {
+    let total = prompt_len + spec.max_tokens as usize;
+    if total > spec.ctx as usize {
+        return Err(OrchestratorError::InvalidParams(format!(
+            "field `prompt`: its {prompt_len} tokens and max_tokens {} are more than ctx {}: shorten one of them",
+            spec.max_tokens, spec.ctx
+        )));
+    }
+    let cells = pool.rules.kv_blocks_max * orchestratord_engine::BLOCK_LEN;
+    if total.next_multiple_of(orchestratord_engine::BLOCK_LEN) > cells {
+        let model = &loaded.model_ref;
+        return Err(OrchestratorError::ReplicaExhausted {
+            message: format!(
+                "the task needs {total} cells of KV cache and pool {} has {cells} for {model}: it can never fit; \
+                 ask for less, or raise kv_blocks_max",
+                pool.id
+            ),
+            retry_after_ms: None,
+        });
+    }
+    Ok(())
+}
+
+/// Gives the task its session, budget, prediction and place; all of it or nothing.
+fn enqueue(
+    state: &Arc<AppState>,
+    pool: &Arc<Pool>,
+    loaded: Arc<Loaded>,
+    spec: TaskSpec,
+    prompt: Arc<[u32]>,
+    correlation_id: &str,
+) -> Result<Arc<LiveTask>, OrchestratorError> {
+    let now_ms = state.clock.now_ms();
+    let (session, evicted) = state.sessions.get_or_create(spec.session_id, now_ms);
+    if let Some(id) = evicted {
+        pool.send(Control::DropSession { session: id.0 });
+    }
+    let rules = &state.sessions.rules;
+    let budgets = session.budgets();
+    let inserted = state.tasks.insert(&spec, || {
+        let tokens_reserved =
+            session.reserve(u64::from(spec.max_tokens), rules).map_err(|spent| budget_spent(&spec, spent))? as u32;
+        let give_back = || session.settle(u64::from(tokens_reserved), 0, 0, now_ms, rules);
+        let offer = Offer { state, pool, loaded: &loaded, spec: &spec, prompt: &prompt, session: &session };
+        offer.make(tokens_reserved, budgets, correlation_id).inspect_err(|_| give_back())
+    });
+    match inserted {
+        Inserted::New(task) => {
+            state.sessions.note_turn(&session, now_ms);
+            state.metrics.tokens_in.add(task.prompt.len() as u64);
+            pool.doorbell.ring();
+            log_accepted(&task);
+            Ok(task)
+        }
+        Inserted::Known(task) => Ok(task),
+        Inserted::Conflict => Err(other_body(&spec)),
+        Inserted::Refused(error) => Err(error),
+    }
+}
+
+fn log_accepted(task: &LiveTask) {
+    tracing::info!(
+        correlation_id = task.correlation_id,
+        task_id = %task.spec.task_id,
+        session_id = %task.spec.session_id,
+        priority = task.spec.priority.name(),
+        queue_position = task.promise.queue_position,
+        predicted_start_ms = task.promise.predicted_start_ms,
+        tokens_in = task.prompt.len(),
+        "task accepted"
+    );
+}
+
+/// One attempt to put a task into the queue.
+struct Offer<'a> {
+    state: &'a Arc<AppState>,
+    pool: &'a Arc<Pool>,
+    loaded: &'a Arc<Loaded>,
+    spec: &'a TaskSpec,
+    prompt: &'a Arc<[u32]>,
+    session: &'a Arc<Session>,
+}
+
+impl Offer<'_> {
+    fn make(
+        &self,
+        tokens_reserved: u32,
+        budgets: Budgets,
+        correlation_id: &str,
+    ) -> Result<Arc<LiveTask>, OrchestratorError> {
+        let Offer { state, pool, loaded, spec, prompt, session } = *self;
+        let accepted_us = state.clock.now_us();
+        let expected_tokens = loaded.lock_speed().expected_tokens(spec.expected_tokens, tokens_reserved);
+        let load = Load { prompt_len: prompt.len() as u32, expected_tokens };
+        let before = self.promise(pool.queue.ahead(spec.priority), load);
+        if before.on_time_probability < pool.rules.on_time_probability_floor {
+            return Err(OrchestratorError::DeadlineUnmet { message: deadline_message(spec, &before) });
+        }
+        let (stream, mut writer) = TaskStream::new(state.hub.clone());
+        let mut made = None;
+        let placed = pool.queue.enqueue(spec.priority, |placed| {
+            let promise = self.promise(placed.queue_position, load);
+            let task = Arc::new(LiveTask::new(TaskParts {
+                spec: spec.clone(),
+                prompt: prompt.clone(),
+                loaded: loaded.clone(),
+                session: session.clone(),
+                session_rules: state.sessions.rules,
+                correlation_id: correlation_id.to_owned(),
+                stream,
+                promise,
+                expected_tokens,
+                tokens_reserved,
+                budgets,
+                accepted_us,
+            }));
+            write_started(&mut writer, &promise);
+            made = Some(task.clone());
+            Entry { task, writer }
+        });
+        match placed {
+            Ok(_) => Ok(made.expect("the queue has made it")),
+            Err(full) => Err(queue_full(state, pool, spec, full)),
+        }
+    }
+
+    fn promise(&self, queue_position: u32, load: Load) -> Promise {
+        let Offer { pool, loaded, spec, .. } = *self;
+        let forecast = pool.forecast(loaded, queue_position, load);
+        let chance = loaded.lock_speed().chance_within(forecast.finish_ms, spec.deadline_ms as f64);
+        let queue_is_full = pool.queue.would_refuse(spec.priority);
+        Promise {
+            queue_position,
+            predicted_start_ms: forecast.start_ms.round() as u64,
+            // With room in the queue there is no reason to wait before the next task.
+            backoff_ms: if queue_is_full { forecast.place_free_ms.ceil() as u64 } else { 0 },
+            predicted_finish_ms: forecast.finish_ms,
+            on_time_probability: chance,
+        }
+    }
+}
+
+fn deadline_message(spec: &TaskSpec, promise: &Promise) -> String {
+    format!(
+        "the deadline of {} ms would be met with probability {:.3}: {} tasks are ahead and the finish is predicted in \
+         {:.0} ms; allow more time, ask for fewer tokens, or try another replica",
+        spec.deadline_ms, promise.on_time_probability, promise.queue_position, promise.predicted_finish_ms
+    )
+}
+
+fn write_started(writer: &mut StreamWriter, promise: &Promise) {
+    let started = Started { queue_position: promise.queue_position, predicted_start_ms: promise.predicted_start_ms };
+    writer.append(FrameBuffers::default().started(started)).expect("a new log has room");
+}
+
+fn budget_spent(spec: &TaskSpec, spent: BudgetSpent) -> OrchestratorError {
+    let what = match spent {
+        BudgetSpent::Tokens => "tokens",
+        BudgetSpent::Time => "decode time",
+        BudgetSpent::Cost => "cost",
+    };
+    let message = format!("session {} has spent its budget of {what}: use another session", spec.session_id);
+    OrchestratorError::AdmissionReject { message, policy_label: spent.label(), retry_after_ms: None }
+}
+
+fn queue_full(state: &AppState, pool: &Pool, spec: &TaskSpec, full: QueueFull) -> OrchestratorError {
+    let retry_after_ms = Some(pool.place_free_ms(spec.priority));
+    if state.config.queue_capacity == 0 {
+        let message = "every slot is taken and this server queues nothing: retry when one is free".into();
+        return OrchestratorError::ReplicaExhausted { message, retry_after_ms };
+    }
+    let waiting = full.waiting;
+    match full.policy {
+        AdmissionPolicy::Reject => OrchestratorError::AdmissionReject {
+            message: format!("the queue is full: {waiting} tasks wait; retry when a place is free"),
+            policy_label: "reject",
+            retry_after_ms,
+        },
+        AdmissionPolicy::DropLru => OrchestratorError::QueueFullDropLru {
+            message: format!("the queue is full of {waiting} tasks of higher priority: retry when a place is free"),
+            retry_after_ms,
+        },
+    }
+}
+
+/// GET /v1/tasks/:id/stream: the task's events from the beginning, or from `Last-Event-ID` on.
+///
+/// # Errors
+///
+/// `NotFound`, and the task's own error when it failed before anybody opened its stream.
+pub fn stream_task(
+    state: &Arc<AppState>,
+    head: &RequestHead<'_>,
+    id: &str,
+    wake: &Wake,
+) -> Result<Reply, OrchestratorError> {
+    let task = find_task(state, id)?;
+    let last_event_id = match head.header("last-event-id") {
+        None => None,
+        Some(text) => Some(parse_event_id(text)?),
+    };
+    open_stream(state, &task, last_event_id, wake)
+}
+
+fn parse_event_id(text: &[u8]) -> Result<u32, OrchestratorError> {
+    std::str::from_utf8(text).ok().and_then(|t| t.trim().parse().ok()).ok_or_else(|| {
+        OrchestratorError::InvalidParams(
+            "header `Last-Event-ID`: is not the id of an event: send the last id seen".into(),
+        )
+    })
+}
+
+fn open_stream(
+    state: &Arc<AppState>,
+    task: &Arc<LiveTask>,
+    last_event_id: Option<u32>,
+    wake: &Wake,
+) -> Result<Reply, OrchestratorError> {
+    if !task.stream.was_opened()
+        && let Some(Outcome::Failed(error)) = task.outcome()
+    {
+        return Err(error.clone());
+    }
+    let reader = task.stream.attach(wake.address(), last_event_id).map_err(|ReadersFull| {
+        let most = crate::infra::stream::READERS_MAX;
+        OrchestratorError::AdmissionReject {
+            message: format!("{most} readers are on this task's stream already: close one"),
+            policy_label: "stream-readers",
+            retry_after_ms: Some(1000),
+        }
+    })?;
+    let left = if task.outcome().is_some() { task.budgets } else { task.session.budgets() };
+    let head = Response::new(200)
+        .header("Content-Type", "text/event-stream")
+        .header("Cache-Control", "no-cache")
+        .header("X-Accel-Buffering", "no");
+    let _ = state;
+    Ok(Reply::Stream { head: with_budgets(head, &left), reader })
+}
+
+fn with_budgets(response: Response, left: &Budgets) -> Response {
+    response
+        .header("X-Budget-Tokens-Remaining", left.tokens.to_string())
+        .header("X-Budget-Time-Remaining-Ms", left.time_ms.to_string())
+        .header("X-Budget-Cost-Remaining", left.cost().to_string())
+}
+
+fn find_task(state: &AppState, id: &str) -> Result<Arc<LiveTask>, OrchestratorError> {
+    Uuid::parse(id).and_then(|id| state.tasks.get(id)).ok_or_else(|| {
+        OrchestratorError::NotFound(format!("there is no task {id:?}: it was never accepted, or was forgotten"))
+    })
+}
+
+/// POST /v1/tasks/:id/cancel: 204, and no token event is written to any stream of the task after it.
+///
+/// A client may cancel a task that has ended: it has not heard yet.
+///
+/// # Errors
+///
+/// `NotFound` for a task that is not known.
+pub async fn cancel_task(state: &Arc<AppState>, id: &str, wake: &Wake) -> Result<Response, OrchestratorError> {
+    let task = find_task(state, id)?;
+    let now_us = state.clock.now_us();
+    if let Some(pool) = state.pools.by_engine(&task.spec.engine) {
+        task.end(Outcome::Canceled(CancelReason::Client), &pool.scribe, now_us);
+        pool.doorbell.ring();
+    }
+    if matches!(task.outcome(), Some(Outcome::Canceled(_))) {
+        quiesce(state, &task, wake).await;
+    }
+    Ok(Response::new(204))
+}
+
+/// Waits until no write of token bytes is under way. A peer that does not read loses its connection.
+async fn quiesce(state: &AppState, task: &LiveTask, wake: &Wake) {
+    let patience = Duration::from_millis(state.config.cancel_quiesce_ms);
+    if wake.wait_until(patience, || task.stream.is_quiet(wake.address())).await {
+        return;
+    }
+    task.stream.abort_readers();
+    // The abort takes one turn of the other reactor; it is waited for, for the promise's sake.
+    while !wake.wait_until(patience, || task.stream.is_quiet(wake.address())).await {}
+}
+
+/// GET /v1/sessions/:id.
+///
+/// # Errors
+///
+/// `NotFound` for a session that no task has named, or whose time is over.
+pub async fn get_session(state: &Arc<AppState>, id: &str, wake: &Wake) -> Result<Response, OrchestratorError> {
+    let session = find_session(state, id)?;
+    let kv = session_kv(state, &session, wake).await;
+    let view = session.view(state.clock.now_ms(), &state.sessions.rules);
+    let body = SessionBody {
+        session_id: session.id.to_string(),
+        ttl_ms_remaining: view.ttl_ms_remaining,
+        turns: view.turns,
+        kv_bytes: kv.bytes,
+        kv_warmth: kv.warmth,
+        tokens_budget_remaining: view.budgets.tokens,
+        time_budget_remaining_ms: view.budgets.time_ms,
+        cost_budget_remaining: view.budgets.cost(),
+    };
+    Ok(json(200, &body))
+}
+
+fn find_session(state: &AppState, id: &str) -> Result<Arc<Session>, OrchestratorError> {
+    let found = Uuid::parse(id).and_then(|id| state.sessions.get(id));
+    let found = found.filter(|s| s.view(state.clock.now_ms(), &state.sessions.rules).ttl_ms_remaining > 0);
+    found.ok_or_else(|| {
+        OrchestratorError::NotFound(format!("there is no session {id:?}: no task has named it, or it has expired"))
+    })
+}
+
+/// Asks the engine thread; an engine that is not there holds nothing.
+async fn session_kv(state: &Arc<AppState>, session: &Session, wake: &Wake) -> SessionKvView {
+    let mut sum = SessionKvView::default();
+    for pool in state.pools.iter().filter(|p| p.state() == PoolState::Ready) {
+        let (sender, receiver) = oneshot(&state.hub, wake.address());
+        let answer = Box::new(move |view| sender.send(view));
+        if pool.send(Control::SessionKv { session: session.id.0, answer }) {
+            let view: SessionKvView = receiver.recv(wake).await.unwrap_or_default();
+            sum.bytes += view.bytes;
+            sum.warmth = sum.warmth.max(view.warmth);
+        }
+    }
+    sum
+}
+
+/// DELETE /v1/sessions/:id: 204; its KV is freed between this step and the next.
+///
+/// # Errors
+///
+/// `NotFound` for a session that is not known.
+pub fn delete_session(state: &AppState, id: &str) -> Result<Response, OrchestratorError> {
+    let session = find_session(state, id)?;
+    state.sessions.delete(session.id);
+    for pool in state.pools.iter() {
+        pool.send(Control::DropSession { session: session.id.0 });
+    }
+    Ok(Response::new(204))
+}

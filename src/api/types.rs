@@ -1,0 +1,649 @@
+//! Shapes on the wire, and how they become checked values. serde lives here and nowhere else in `api`.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use crate::domain::error::OrchestratorError;
+use crate::domain::ids::Uuid;
+use crate::domain::limits;
+use crate::domain::task::{Message, Priority, Prompt, Sampling, TaskSpec, Workload};
+use crate::infra::http::{RequestHead, Response};
+
+const JSON: &str = "application/json";
+
+/// SHA-256 of each configured key: what is compared has one length, and no key lies about in memory.
+pub struct ApiKeys(Vec<[u8; 32]>);
+
+impl ApiKeys {
+    pub fn new(keys: &[String]) -> ApiKeys {
+        ApiKeys(keys.iter().map(|k| Sha256::digest(k).into()).collect())
+    }
+
+    fn contains(&self, key: &[u8]) -> bool {
+        let digest: [u8; 32] = Sha256::digest(key).into();
+        // Every key is compared in full, whichever matches.
+        self.0.iter().fold(0u8, |found, known| found | known.ct_eq(&digest).unwrap_u8()) == 1
+    }
+}
+
+/// Refuses a request without a valid `X-API-Key`.
+///
+/// # Errors
+///
+/// `Unauthorized` without the header, `Forbidden` with a wrong one or more than one.
+pub fn require_api_key(head: &RequestHead<'_>, keys: &ApiKeys) -> Result<(), OrchestratorError> {
+    let mut values = head.headers_named("x-api-key");
+    let key = values.next().ok_or(OrchestratorError::Unauthorized)?;
+    if values.next().is_some() || !keys.contains(key) {
+        return Err(OrchestratorError::Forbidden);
+    }
+    Ok(())
+}
+
+/// The request's correlation id where it is fit to be echoed, else a fresh UUID.
+pub fn correlation_id_from(head: Option<&RequestHead<'_>>) -> String {
+    let sent = head.and_then(|h| h.header("x-correlation-id"));
+    sent.filter(|id| (1..=limits::CORRELATION_ID_LEN_MAX).contains(&id.len()))
+        .filter(|id| id.iter().all(u8::is_ascii_graphic))
+        .and_then(|id| std::str::from_utf8(id).ok())
+        .map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_owned)
+}
+
+/// Reads a JSON body in place; `body` is scrambled by it.
+///
+/// # Errors
+///
+/// `InvalidParams` naming the field, for what is not UTF-8, not JSON, nested too deeply or of another shape.
+pub fn from_json<T: DeserializeOwned>(body: &mut [u8]) -> Result<T, OrchestratorError> {
+    let invalid = |text: String| OrchestratorError::InvalidParams(text);
+    if body.is_empty() {
+        return Err(invalid("the body is empty: send a JSON object".into()));
+    }
+    check_depth(body)?;
+    let malformed = |e: simd_json::Error| invalid(format!("the body is not JSON in UTF-8: {}", first_line(&e)));
+    let mut reader = simd_json::Deserializer::from_slice(body).map_err(malformed)?;
+    serde_path_to_error::deserialize(&mut reader).map_err(|e| {
+        let path = e.path().to_string();
+        let what = first_line(e.inner());
+        match path.as_str() {
+            "." | "?" => invalid(what),
+            field => invalid(format!("field `{field}`: {what}")),
+        }
+    })
+}
+
+/// The library's message without its position, which counts in units that mean nothing to a client.
+fn first_line(error: &simd_json::Error) -> String {
+    match error.error() {
+        simd_json::ErrorType::Serde(text) => text.clone(),
+        other => format!("{other:?} at byte {}", error.index()),
+    }
+}
+
+/// Refuses what is nested more deeply than `JSON_DEPTH_MAX` before anything recursive sees it.
+fn check_depth(body: &[u8]) -> Result<(), OrchestratorError> {
+    let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
+    for &byte in body {
+        match (in_string, byte) {
+            (true, _) if escaped => escaped = false,
+            (true, b'\\') => escaped = true,
+            (_, b'"') => in_string = !in_string,
+            (false, b'{' | b'[') => depth += 1,
+            (false, b'}' | b']') => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > limits::JSON_DEPTH_MAX {
+            let most = limits::JSON_DEPTH_MAX;
+            return Err(OrchestratorError::InvalidParams(format!("the body is nested more than {most} levels deep")));
+        }
+    }
+    Ok(())
+}
+
+/// A JSON answer.
+pub fn json<T: Serialize>(status: u16, body: &T) -> Response {
+    let text = serde_json::to_vec(body).expect("our own shapes are JSON");
+    Response::new(status).header("Content-Type", JSON).body(text)
+}
+
+/// Which pool and engine an error speaks of.
+#[derive(Clone, Copy, Debug)]
+pub struct ErrorContext<'a> {
+    pub engine: &'a str,
+    pub pool_id: &'a str,
+    pub overload_status: u16,
+}
+
+/// The error envelope.
+#[derive(Serialize)]
+pub struct Envelope<'a> {
+    pub code: &'static str,
+    pub message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engine: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool_id: Option<&'a str>,
+    pub retriable: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy_label: Option<&'static str>,
+}
+
+impl<'a> Envelope<'a> {
+    pub fn new(error: &OrchestratorError, context: ErrorContext<'a>) -> Envelope<'a> {
+        let named = error.concerns_engine();
+        Envelope {
+            code: error.code(),
+            message: error.to_string(),
+            engine: named.then_some(context.engine),
+            pool_id: named.then_some(context.pool_id),
+            retriable: error.retriable(),
+            retry_after_ms: error.retry_after_ms().map(|ms| ms.max(1)),
+            policy_label: error.policy_label(),
+        }
+    }
+}
+
+/// The answer for an error, with `Retry-After` (seconds, rounded up) and `X-Backoff-Ms` where it has a time.
+pub fn error_response(error: &OrchestratorError, context: ErrorContext<'_>) -> Response {
+    let envelope = Envelope::new(error, context);
+    let mut response = json(error.status(context.overload_status), &envelope);
+    if let Some(ms) = envelope.retry_after_ms {
+        response = response.header("Retry-After", ms.div_ceil(1000).max(1).to_string());
+        response = response.header("X-Backoff-Ms", ms.to_string());
+    }
+    if let OrchestratorError::MethodNotAllowed { allow } = error {
+        response = response.header("Allow", *allow);
+    }
+    response
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum WorkloadWire {
+    Completion,
+    Embedding,
+    Rerank,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum PriorityWire {
+    Interactive,
+    Batch,
+}
+
+#[derive(Deserialize, Default, PartialEq)]
+#[serde(rename_all = "snake_case")]
+enum DeterminismWire {
+    #[default]
+    Strict,
+    BestEffort,
+}
+
+#[derive(Deserialize, Default, PartialEq)]
+#[serde(rename_all = "snake_case")]
+enum KvHintWire {
+    #[default]
+    Reuse,
+    Cold,
+}
+
+#[derive(Deserialize, Default, PartialEq)]
+#[serde(rename_all = "snake_case")]
+enum OnDisconnectWire {
+    #[default]
+    Continue,
+    Cancel,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MessageWire {
+    role: String,
+    content: String,
+}
+
+/// POST /v1/tasks. See `../../tests/openapi/data.yaml`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskRequest {
+    task_id: String,
+    session_id: String,
+    workload: WorkloadWire,
+    model_ref: String,
+    engine: String,
+    ctx: u32,
+    priority: PriorityWire,
+    max_tokens: u32,
+    deadline_ms: i64,
+    #[serde(default)]
+    seed: u64,
+    #[serde(default)]
+    determinism: DeterminismWire,
+    sampler_profile_version: Option<String>,
+    prompt: Option<String>,
+    messages: Option<Vec<MessageWire>>,
+    inputs: Option<Value>,
+    expected_tokens: Option<u32>,
+    #[serde(default)]
+    kv_hint: KvHintWire,
+    #[serde(default)]
+    temperature: f32,
+    #[serde(default)]
+    top_k: u32,
+    top_p: Option<f32>,
+    #[serde(default)]
+    min_p: f32,
+    repetition_penalty: Option<f32>,
+    #[serde(default)]
+    presence_penalty: f32,
+    #[serde(default)]
+    frequency_penalty: f32,
+    #[serde(default)]
+    stop: Vec<String>,
+    #[serde(default)]
+    logprobs: bool,
+    response_format: Option<Value>,
+    #[serde(default)]
+    on_disconnect: OnDisconnectWire,
+    #[serde(default)]
+    ignore_end: bool,
+}
+
+impl TaskRequest {
+    /// Checks every field on its own; what depends on the model is checked where the model is known.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidParams` naming the field and what is legal; `DeadlineUnmet` for a deadline that has passed.
+    pub fn check(self) -> Result<TaskSpec, OrchestratorError> {
+        let task_id = uuid_field("task_id", &self.task_id)?;
+        let session_id = uuid_field("session_id", &self.session_id)?;
+        name_field("model_ref", &self.model_ref)?;
+        if !["cpu", "cuda"].contains(&self.engine.as_str()) {
+            return Err(invalid("engine", "must be \"cpu\" or \"cuda\""));
+        }
+        require(self.ctx >= 1, "ctx", "must be at least 1")?;
+        require(self.max_tokens >= 1, "max_tokens", "must be at least 1")?;
+        require(self.expected_tokens != Some(0), "expected_tokens", "must be at least 1")?;
+        if self.sampler_profile_version.as_deref().is_some_and(|v| v != "v1") {
+            return Err(invalid("sampler_profile_version", "must be \"v1\""));
+        }
+        // A reader of the contract may send the format that is the default anyway.
+        let plain = |format: &Value| format.is_null() || format["type"] == "text";
+        if !self.response_format.as_ref().is_none_or(plain) {
+            return Err(invalid("response_format", "is not supported by this engine: leave it out"));
+        }
+        let exact = self.seed <= limits::JSON_INTEGER_MAX;
+        require(exact, "seed", "must be at most 9007199254740991, the largest number that JSON keeps exactly")?;
+        let sampling = self.sampling()?;
+        check_stop(&self.stop)?;
+        let workload = match self.workload {
+            WorkloadWire::Completion => Workload::Completion,
+            WorkloadWire::Embedding => Workload::Embedding,
+            WorkloadWire::Rerank => Workload::Rerank,
+        };
+        if workload == Workload::Completion && self.inputs.is_some() {
+            return Err(invalid("inputs", "belongs to workloads embedding and rerank: send prompt or messages"));
+        }
+        let prompt = match (self.prompt, self.messages) {
+            (Some(_), Some(_)) => return Err(invalid("messages", "cannot stand beside prompt: send one of them")),
+            (Some(text), None) => Prompt::Text(text),
+            (None, Some(messages)) => Prompt::Messages(check_messages(messages)?),
+            (None, None) if workload == Workload::Completion => {
+                return Err(invalid("prompt", "is missing: send prompt (text) or messages (chat turns)"));
+            }
+            (None, None) => Prompt::Text(String::new()),
+        };
+        if self.deadline_ms <= 0 {
+            let message = "field `deadline_ms`: must be over 0: it is the time from now to the last token".into();
+            return Err(OrchestratorError::DeadlineUnmet { message });
+        }
+        Ok(TaskSpec {
+            task_id,
+            session_id,
+            workload,
+            model_ref: self.model_ref,
+            engine: self.engine,
+            ctx: self.ctx,
+            priority: match self.priority {
+                PriorityWire::Interactive => Priority::Interactive,
+                PriorityWire::Batch => Priority::Batch,
+            },
+            max_tokens: self.max_tokens,
+            deadline_ms: self.deadline_ms as u64,
+            prompt,
+            sampling,
+            stop: self.stop,
+            logprobs: self.logprobs,
+            reuse_kv: self.kv_hint == KvHintWire::Reuse,
+            expected_tokens: self.expected_tokens,
+            cancel_on_disconnect: self.on_disconnect == OnDisconnectWire::Cancel,
+            ignore_end: self.ignore_end,
+            deterministic: self.determinism == DeterminismWire::Strict,
+        })
+    }
+
+    fn sampling(&self) -> Result<Sampling, OrchestratorError> {
+        let top_p = self.top_p.unwrap_or(1.0);
+        let repetition_penalty = self.repetition_penalty.unwrap_or(1.0);
+        // Written so that NaN fails too.
+        require((0.0..=100.0).contains(&self.temperature), "temperature", "must be from 0 to 100")?;
+        require(top_p > 0.0 && top_p <= 1.0, "top_p", "must be over 0 and at most 1")?;
+        require((0.0..=1.0).contains(&self.min_p), "min_p", "must be from 0 to 1")?;
+        let legal = repetition_penalty > 0.0 && repetition_penalty <= 10.0;
+        require(legal, "repetition_penalty", "must be over 0 and at most 10")?;
+        require((-2.0..=2.0).contains(&self.presence_penalty), "presence_penalty", "must be from -2 to 2")?;
+        require((-2.0..=2.0).contains(&self.frequency_penalty), "frequency_penalty", "must be from -2 to 2")?;
+        Ok(Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p,
+            min_p: self.min_p,
+            repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            seed: self.seed,
+        })
+    }
+}
+
+fn invalid(field: &str, what: &str) -> OrchestratorError {
+    OrchestratorError::InvalidParams(format!("field `{field}`: {what}"))
+}
+
+fn require(holds: bool, field: &str, what: &str) -> Result<(), OrchestratorError> {
+    if holds { Ok(()) } else { Err(invalid(field, what)) }
+}
+
+fn uuid_field(field: &str, text: &str) -> Result<Uuid, OrchestratorError> {
+    Uuid::parse(text)
+        .ok_or_else(|| invalid(field, "is not a UUID such as 0190163d-8694-739b-aea5-966c26f8ad91: make one per task"))
+}
+
+fn name_field(field: &str, text: &str) -> Result<(), OrchestratorError> {
+    let legal = (1..=limits::NAME_LEN_MAX).contains(&text.len());
+    require(legal, field, &format!("must have 1 to {} bytes", limits::NAME_LEN_MAX))
+}
+
+fn check_stop(stop: &[String]) -> Result<(), OrchestratorError> {
+    let count_max = limits::STOP_COUNT_MAX;
+    require(stop.len() <= count_max, "stop", &format!("takes at most {count_max} strings"))?;
+    let legal = |s: &String| (1..=limits::STOP_LEN_MAX).contains(&s.len());
+    require(stop.iter().all(legal), "stop", &format!("strings must have 1 to {} bytes", limits::STOP_LEN_MAX))
+}
+
+fn check_messages(messages: Vec<MessageWire>) -> Result<Vec<Message>, OrchestratorError> {
+    let legal = (1..=limits::MESSAGE_COUNT_MAX).contains(&messages.len());
+    require(legal, "messages", &format!("must have 1 to {} turns", limits::MESSAGE_COUNT_MAX))?;
+    let role_legal = |m: &MessageWire| ["system", "user", "assistant", "tool"].contains(&m.role.as_str());
+    require(messages.iter().all(role_legal), "messages", "roles are system, user, assistant and tool")?;
+    Ok(messages.into_iter().map(|m| Message { role: m.role, content: m.content }).collect())
+}
+
+/// 202 of POST /v1/tasks.
+#[derive(Clone, Debug, Serialize)]
+pub struct Accepted {
+    pub task_id: String,
+    pub queue_position: u32,
+    pub predicted_start_ms: u64,
+    pub backoff_ms: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrainRequest {
+    pub deadline_ms: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReloadRequest {
+    pub new_model_ref: String,
+}
+
+#[derive(Serialize)]
+pub struct SessionBody {
+    pub session_id: String,
+    pub ttl_ms_remaining: u64,
+    pub turns: u64,
+    pub kv_bytes: u64,
+    pub kv_warmth: f64,
+    pub tokens_budget_remaining: u64,
+    pub time_budget_remaining_ms: u64,
+    pub cost_budget_remaining: f64,
+}
+
+#[derive(Clone, Copy, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ArtifactKind {
+    Plan,
+    Summary,
+    Diff,
+    Trace,
+    Other,
+}
+
+/// POST /v1/artifacts. What is not there is not part of the document, hence not of its id.
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ArtifactRequest {
+    pub kind: ArtifactKind,
+    pub content: serde_json::Map<String, Value>,
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub tags: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<serde_json::Map<String, Value>>,
+    /// What the client believes the id to be; checked, not stored.
+    #[serde(default, skip_serializing)]
+    pub digest: Option<String>,
+}
+
+/// A field that may be missing but not null: null would be lost from the document that is hashed.
+fn present<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(reader: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(reader).map(Some)
+}
+
+impl ArtifactRequest {
+    /// # Errors
+    ///
+    /// `InvalidParams` naming the field.
+    pub fn check(&self) -> Result<(), OrchestratorError> {
+        let tags = self.tags.as_deref().unwrap_or_default();
+        let legal = tags.len() <= limits::TAG_COUNT_MAX && tags.iter().all(|t| t.len() <= limits::NAME_LEN_MAX);
+        let (count, len) = (limits::TAG_COUNT_MAX, limits::NAME_LEN_MAX);
+        require(legal, "tags", &format!("takes at most {count} tags of at most {len} bytes"))?;
+        let exact = self.content.values().chain(self.metadata.iter().flat_map(|m| m.values())).all(is_exact);
+        require(
+            exact,
+            "content",
+            "has a whole number beyond 9007199254740991, which JSON does not keep: send a string",
+        )?;
+        let parent_legal = self.parent.as_deref().is_none_or(crate::infra::storage::is_id);
+        require(parent_legal, "parent", "must be an artifact's id: sha256: and 64 hexadecimal digits")
+    }
+}
+
+/// True when every number in it survives canonical JSON, whose numbers are IEEE doubles.
+fn is_exact(value: &Value) -> bool {
+    match value {
+        Value::Number(n) if n.is_f64() => true,
+        Value::Number(n) => n.as_i64().map_or(n.as_u64(), |i| Some(i.unsigned_abs())) <= Some(limits::JSON_INTEGER_MAX),
+        Value::Array(items) => items.iter().all(is_exact),
+        Value::Object(fields) => fields.values().all(is_exact),
+        _ => true,
+    }
+}
+
+/// 201 of POST /v1/artifacts.
+#[derive(Serialize)]
+pub struct ArtifactCreated<'a> {
+    pub id: &'a str,
+    pub kind: ArtifactKind,
+    pub digest: &'a str,
+    pub created_ms: u64,
+    pub tags: &'a [String],
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::infra::http::head_for_tests;
+
+    const TASK: &str = r#"{"task_id":"0190163d-8694-739b-aea5-966c26f8ad91","session_id":"0190163d-8694-739b-aea5-966c26f8ad92",
+        "workload":"completion","model_ref":"wren","engine":"cpu","ctx":128,"priority":"interactive","max_tokens":8,
+        "deadline_ms":1000,"prompt":"hi"}"#;
+
+    fn check(text: &str) -> Result<TaskSpec, OrchestratorError> {
+        from_json::<TaskRequest>(&mut text.as_bytes().to_vec())?.check()
+    }
+
+    /// The task with one field set to `value`, or without it.
+    fn with(field: &str, value: Option<&str>) -> String {
+        let mut task: Value = serde_json::from_str(TASK).unwrap();
+        let object = task.as_object_mut().unwrap();
+        match value {
+            Some(text) => object.insert(field.to_owned(), serde_json::from_str(text).unwrap()),
+            None => object.remove(field),
+        };
+        task.to_string()
+    }
+
+    #[test]
+    fn the_defaults_are_greedy_strict_and_reusing() {
+        let spec = check(TASK).unwrap();
+        assert_eq!(
+            (spec.sampling.temperature, spec.sampling.seed, spec.reuse_kv, spec.deterministic),
+            (0.0, 0, true, true)
+        );
+        assert_eq!(spec.prompt, Prompt::Text("hi".into()));
+    }
+
+    #[test]
+    fn a_wrong_field_is_named() {
+        for field in
+            ["task_id", "session_id", "workload", "model_ref", "engine", "ctx", "priority", "max_tokens", "deadline_ms"]
+        {
+            let missing = check(&with(field, None)).unwrap_err();
+            assert!(missing.to_string().contains(field), "{missing}");
+            let wrong = check(&with(field, Some("[]"))).unwrap_err();
+            assert!(wrong.to_string().contains(field) && wrong.code() == "INVALID_PARAMS", "{wrong}");
+        }
+        for (field, value) in [
+            ("ctx", "0"),
+            ("max_tokens", "0"),
+            ("max_tokens", "-1"),
+            ("max_tokens", "1.5"),
+            ("max_tokens", "99999999999"),
+            ("engine", "\"tpu\""),
+            ("workload", "\"chat\""),
+            ("priority", "\"urgent\""),
+            ("temperature", "-1"),
+            ("top_p", "0"),
+            ("min_p", "1.1"),
+            ("repetition_penalty", "0"),
+            ("presence_penalty", "3"),
+            ("stop", "[\"\"]"),
+            ("messages", "[{\"role\":\"user\",\"content\":\"x\"}]"),
+            ("sampler_profile_version", "\"v2\""),
+            ("response_format", "{\"type\":\"json_object\"}"),
+            ("kv_hint", "\"hot\""),
+            ("colour", "1"),
+            ("seed", "9007199254740992"),
+        ] {
+            let error = check(&with(field, Some(value))).unwrap_err();
+            assert!(error.to_string().contains(field), "{field}: {error}");
+            assert_eq!(error.code(), "INVALID_PARAMS", "{field}");
+        }
+    }
+
+    #[test]
+    fn a_deadline_that_has_passed_is_its_own_error() {
+        for value in ["0", "-5"] {
+            assert_eq!(check(&with("deadline_ms", Some(value))).unwrap_err().code(), "DEADLINE_UNMET");
+        }
+    }
+
+    #[test]
+    fn what_is_not_json_is_said_to_be_so() {
+        for text in ["", "{", "nonsense", "[1]", "{\"a\":}", "\u{0}", "{} {}", &"[".repeat(100_000)] {
+            let error = check(text).unwrap_err();
+            assert_eq!(error.code(), "INVALID_PARAMS", "{text:.20}");
+        }
+        let mut bytes = TASK.replace("hi", "h#").into_bytes();
+        let at = bytes.iter().position(|&b| b == b'#').unwrap();
+        bytes[at] = 0xff;
+        assert!(from_json::<TaskRequest>(&mut bytes).is_err());
+    }
+
+    #[test]
+    fn a_number_that_json_would_not_keep_is_refused() {
+        for (value, legal) in [
+            ("9007199254740991", true),
+            ("9007199254740992", false),
+            ("-9007199254740992", false),
+            ("18446744073709551615", false),
+            ("1e300", true),
+            ("[[{\"a\":9007199254740993}]]", false),
+        ] {
+            let mut body = format!(r#"{{"kind":"plan","content":{{"n":{value}}}}}"#).into_bytes();
+            let request: ArtifactRequest = from_json(&mut body).unwrap();
+            assert_eq!(request.check().is_ok(), legal, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_required_and_must_be_ours() {
+        let keys = ApiKeys::new(&["first-key".into(), "second-key".into()]);
+        let check = |lines: &str| {
+            head_for_tests(&format!("GET / HTTP/1.1\r\nHost: x\r\n{lines}\r\n"), |head| require_api_key(head, &keys))
+        };
+        assert_eq!(check(""), Err(OrchestratorError::Unauthorized));
+        assert_eq!(check("X-API-Key: wrong\r\n"), Err(OrchestratorError::Forbidden));
+        assert_eq!(check("X-API-Key: \r\n"), Err(OrchestratorError::Forbidden));
+        assert_eq!(check("X-API-Key: first-key\r\nX-API-Key: first-key\r\n"), Err(OrchestratorError::Forbidden));
+        assert_eq!(check("x-api-key: second-key\r\n"), Ok(()));
+    }
+
+    #[test]
+    fn a_correlation_id_is_echoed_when_it_is_fit_and_made_when_it_is_not() {
+        let id = |value: &str| {
+            let text = format!("GET / HTTP/1.1\r\nHost: x\r\nX-Correlation-Id: {value}\r\n\r\n");
+            head_for_tests(&text, |head| correlation_id_from(Some(head)))
+        };
+        assert_eq!(id("abc-123"), "abc-123");
+        assert_eq!(id(&"x".repeat(128)), "x".repeat(128));
+        for unfit in ["", &"x".repeat(129), "two words"] {
+            assert!(Uuid::parse(&id(unfit)).is_some(), "{unfit:?}");
+        }
+        assert!(Uuid::parse(&correlation_id_from(None)).is_some());
+    }
+
+    #[test]
+    fn an_envelope_has_every_field_that_applies_and_headers_that_agree() {
+        let context = ErrorContext { engine: "cpu", pool_id: "default", overload_status: 429 };
+        let error = OrchestratorError::AdmissionReject {
+            message: "full".into(),
+            policy_label: "reject",
+            retry_after_ms: Some(1001),
+        };
+        let response = error_response(&error, context);
+        assert_eq!(response.status, 429);
+        assert_eq!(response.header_value("Retry-After"), Some("2"));
+        assert_eq!(response.header_value("X-Backoff-Ms"), Some("1001"));
+        let body: Value = serde_json::from_slice(&response.body).unwrap();
+        let expected = serde_json::json!({"code": "ADMISSION_REJECT", "message": "full", "engine": "cpu",
+            "pool_id": "default", "retriable": true, "retry_after_ms": 1001, "policy_label": "reject"});
+        assert_eq!(body, expected);
+        let plain = error_response(&OrchestratorError::NotFound("no".into()), context);
+        let body: Value = serde_json::from_slice(&plain.body).unwrap();
+        assert_eq!(body, serde_json::json!({"code": "NOT_FOUND", "message": "no", "retriable": false}));
+    }
+}

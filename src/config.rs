@@ -1,0 +1,514 @@
+//! Every setting: its name, default, unit and reason, in one table.
+//!
+//! A value comes from the first of: a flag, the environment, the configuration file, the default. Every
+//! source goes through the same parser and the same bounds, and a name that no source should have is an
+//! error that says which names exist.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// Where a value came from, for `config check`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    Default,
+    File(PathBuf),
+    Environment(String),
+    Flag(String),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Default => f.write_str("default"),
+            Source::File(path) => write!(f, "file {}", path.display()),
+            Source::Environment(name) => write!(f, "environment {name}"),
+            Source::Flag(name) => write!(f, "flag {name}"),
+        }
+    }
+}
+
+/// Why the configuration cannot be used; `Display` says what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError(pub String);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// What happens to a task that meets a full queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdmissionPolicy {
+    Reject,
+    DropLru,
+}
+
+impl AdmissionPolicy {
+    pub const fn name(self) -> &'static str {
+        match self {
+            AdmissionPolicy::Reject => "reject",
+            AdmissionPolicy::DropLru => "drop-lru",
+        }
+    }
+}
+
+/// Which of monoio's drivers the reactors use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DriverChoice {
+    Auto,
+    IoUring,
+    Legacy,
+}
+
+/// A type that a setting can have: read from text, shown as text.
+trait Value: Sized {
+    /// What a legal value looks like, for messages.
+    const EXPECTED: &'static str;
+    fn read(text: &str) -> Option<Self>;
+    fn show(&self) -> String;
+}
+
+macro_rules! value_by_from_str {
+    ($($kind:ty: $expected:literal),* $(,)?) => {$(
+        impl Value for $kind {
+            const EXPECTED: &'static str = $expected;
+            fn read(text: &str) -> Option<Self> {
+                text.parse().ok()
+            }
+            fn show(&self) -> String {
+                self.to_string()
+            }
+        }
+    )*};
+}
+
+value_by_from_str!(
+    u16: "a whole number from 0 to 65535",
+    u32: "a whole number from 0 to 4294967295",
+    u64: "a whole number, 0 or more",
+    usize: "a whole number, 0 or more",
+    SocketAddr: "an address and port such as 127.0.0.1:8080 or [::1]:8080",
+);
+
+impl Value for f64 {
+    const EXPECTED: &'static str = "a finite number";
+    fn read(text: &str) -> Option<f64> {
+        text.parse().ok().filter(|v: &f64| v.is_finite())
+    }
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Value for String {
+    const EXPECTED: &'static str = "a string";
+    fn read(text: &str) -> Option<String> {
+        Some(text.to_owned())
+    }
+    fn show(&self) -> String {
+        self.clone()
+    }
+}
+
+/// Paths: an empty string is none.
+impl Value for Option<PathBuf> {
+    const EXPECTED: &'static str = "a path";
+    fn read(text: &str) -> Option<Self> {
+        Some((!text.is_empty()).then(|| PathBuf::from(text)))
+    }
+    fn show(&self) -> String {
+        self.as_ref().map_or(String::new(), |p| p.display().to_string())
+    }
+}
+
+/// Keys: comma-separated. Shown as their number, for they are secrets.
+impl Value for Vec<String> {
+    const EXPECTED: &'static str = "a comma-separated list of keys, each of 8 to 256 visible ASCII characters";
+    fn read(text: &str) -> Option<Self> {
+        let keys: Vec<String> = text.split(',').map(str::trim).filter(|k| !k.is_empty()).map(str::to_owned).collect();
+        let legal = |k: &String| (8..=256).contains(&k.len()) && k.bytes().all(|b| b.is_ascii_graphic());
+        keys.iter().all(legal).then_some(keys)
+    }
+    fn show(&self) -> String {
+        format!("({} configured)", self.len())
+    }
+}
+
+impl Value for AdmissionPolicy {
+    const EXPECTED: &'static str = "reject or drop-lru";
+    fn read(text: &str) -> Option<Self> {
+        [AdmissionPolicy::Reject, AdmissionPolicy::DropLru].into_iter().find(|p| p.name() == text)
+    }
+    fn show(&self) -> String {
+        self.name().to_owned()
+    }
+}
+
+impl Value for DriverChoice {
+    const EXPECTED: &'static str = "auto, io_uring or legacy";
+    fn read(text: &str) -> Option<Self> {
+        match text {
+            "auto" => Some(DriverChoice::Auto),
+            "io_uring" => Some(DriverChoice::IoUring),
+            "legacy" => Some(DriverChoice::Legacy),
+            _ => None,
+        }
+    }
+    fn show(&self) -> String {
+        match self {
+            DriverChoice::Auto => "auto",
+            DriverChoice::IoUring => "io_uring",
+            DriverChoice::Legacy => "legacy",
+        }
+        .to_owned()
+    }
+}
+
+/// One row of the table, for help texts and `config check`.
+pub struct Setting {
+    pub name: &'static str,
+    pub help: &'static str,
+}
+
+macro_rules! settings {
+    ($($name:ident: $kind:ty = $default:expr, $help:literal;)*) => {
+        /// The whole configuration. Each field's comment is its help text.
+        #[derive(Clone, Debug, PartialEq)]
+        pub struct Config {
+            $(#[doc = $help] pub $name: $kind,)*
+        }
+
+        impl Default for Config {
+            fn default() -> Config {
+                Config { $($name: $default,)* }
+            }
+        }
+
+        /// Every setting in the order of the table.
+        pub const SETTINGS: &[Setting] = &[$(Setting { name: stringify!($name), help: $help },)*];
+
+        impl Config {
+            /// Sets one value from its text.
+            fn set(&mut self, name: &str, text: &str, source: &Source) -> Result<(), ConfigError> {
+                match name {
+                    $(stringify!($name) => {
+                        self.$name = <$kind as Value>::read(text).ok_or_else(|| {
+                            // A key that is out of bounds must not be printed.
+                            let shown = if name == "api_keys" { "this value" } else { text };
+                            ConfigError(format!(
+                                "{name} (from {source}): {shown:?} is not {}", <$kind as Value>::EXPECTED
+                            ))
+                        })?;
+                        Ok(())
+                    })*
+                    _ => Err(unknown_setting(name, source)),
+                }
+            }
+
+            /// Name and value as text, in the order of the table. Secrets are counted, not shown.
+            pub fn shown(&self) -> Vec<(&'static str, String)> {
+                vec![$((stringify!($name), self.$name.show()),)*]
+            }
+        }
+    };
+}
+
+settings! {
+    listen: SocketAddr = ([127, 0, 0, 1], 8080).into(), "address of the main listener; port 0 takes a free one";
+    api_keys: Vec<String> = Vec::new(), "keys that clients send as X-API-Key; none: a random key is made, on loopback only";
+    model: Option<PathBuf> = None, "GGUF file to serve; empty: the built-in model wren";
+    models_dir: Option<PathBuf> = None, "folder in which reload finds NAME.gguf; empty: the folder of `model`";
+    pool_id: String = "default".into(), "name of the pool in routes and metrics";
+    driver: DriverChoice = DriverChoice::Auto, "io_uring, legacy (epoll), or auto: io_uring where the kernel allows it";
+    reactors: usize = 1, "reactor threads, each with its own listener on the same port";
+    threads: usize = 1, "threads of the CPU engine; results do not depend on it";
+    slots_max: usize = 16, "sequences decoded together";
+    step_rows_max: usize = 128, "rows of one step: decode rows first, the rest for prompts; bounds the time between tokens";
+    kv_blocks_max: usize = 2048, "blocks of the KV cache (16 cells each), shared by sequences and prefix cache";
+    queue_capacity: usize = 256, "tasks that may wait for a slot";
+    admission_policy: AdmissionPolicy = AdmissionPolicy::Reject, "what a full queue does: reject the new task, or drop-lru the oldest waiting one";
+    overload_status: u16 = 429, "status of a refusal by a full queue: 429, 503 or 529, as proxies in front want it";
+    on_time_probability_floor: f64 = 0.05, "a task less likely than this to meet its deadline is refused at once";
+    metrics_interval_ms: u64 = 1000, "least time between two metrics events of a stream";
+    heartbeat_ms: u64 = 10_000, "silence on a stream after which a comment line is sent";
+    decode_timeout_ms: u64 = 30_000, "watchdog: a step longer than this ends the running tasks";
+    disconnect_grace_ms: u64 = 5_000, "time without a reader after which a task with on_disconnect=cancel is cancelled";
+    cancel_quiesce_ms: u64 = 1_000, "time a cancel waits for a peer that does not read before its connection is dropped";
+    drain_deadline_ms: u64 = 10_000, "time that running tasks get on SIGTERM";
+    session_ttl_ms: u64 = 600_000, "a session is forgotten this long after its last use";
+    sessions_max: usize = 65_536, "sessions remembered; beyond, the one unused for longest goes";
+    session_tokens_budget: u64 = 1_000_000_000, "tokens that one session may be sent";
+    session_time_budget_ms: u64 = 86_400_000, "decode time of one session";
+    session_cost_budget: f64 = 1_000_000.0, "cost of one session, in the unit of cost_per_token";
+    cost_per_token: f64 = 0.001, "price of one token sent";
+    task_retention_ms: u64 = 600_000, "an ended task's stream can be read for this long";
+    tasks_max: usize = 16_384, "tasks remembered, ended ones included; beyond, the oldest ended one goes";
+    artifacts_fs_root: Option<PathBuf> = None, "folder of the filesystem artifact store; empty: in memory";
+    artifacts_bytes_max: usize = 256 * 1024 * 1024, "bytes of artifacts kept in memory; the oldest transcripts go first";
+    connections_max: usize = 16_384, "connections per reactor; beyond, 503 at once";
+    head_len_max: usize = 16 * 1024, "bytes of a request's head";
+    headers_max: usize = 64, "header lines of a request";
+    body_len_max: usize = 1024 * 1024, "bytes of a request's body";
+    head_timeout_ms: u64 = 10_000, "time from a head's first byte to its last";
+    body_timeout_ms: u64 = 30_000, "time for a whole body";
+    idle_timeout_ms: u64 = 150_000, "silence on a kept-alive connection; load balancers want more than 120 s";
+    write_timeout_ms: u64 = 30_000, "time for one write to a peer that does not read";
+    tokenize_inline_len_max: usize = 8 * 1024, "bytes of prompt that a reactor tokenizes itself; longer ones go to a helper thread";
+    log_level: String = "info".into(), "error, warn, info, debug or trace";
+}
+
+/// Values with the source of each.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    pub config: Config,
+    /// By name; a name that is missing has its default.
+    pub sources: BTreeMap<String, Source>,
+}
+
+impl Loaded {
+    pub fn source(&self, name: &str) -> &Source {
+        self.sources.get(name).unwrap_or(&Source::Default)
+    }
+}
+
+fn unknown_setting(name: &str, source: &Source) -> ConfigError {
+    let near = SETTINGS.iter().map(|s| s.name).min_by_key(|s| edit_distance(s, name)).expect("there are settings");
+    ConfigError(format!("{name} (from {source}) is not a setting; did you mean {near}? `config check` lists them all"))
+}
+
+fn edit_distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let substituted = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// Names in the environment that begin with `ORCH_` and are not settings.
+const ENVIRONMENT_OTHERS: &[&str] = &["ORCH_CONFIG"];
+
+/// Puts the sources together: defaults, `file`, `environment` (names beginning with `ORCH_`), `flags`
+/// (setting name and text), each over the one before.
+///
+/// # Errors
+///
+/// When a file cannot be read, a name is unknown, a value is not legal, or two values contradict each other.
+pub fn load(
+    file: Option<&Path>,
+    environment: impl IntoIterator<Item = (String, String)>,
+    flags: impl IntoIterator<Item = (String, String)>,
+) -> Result<Loaded, ConfigError> {
+    let mut loaded = Loaded { config: Config::default(), sources: BTreeMap::new() };
+    let mut put = |name: &str, text: &str, source: Source| -> Result<(), ConfigError> {
+        loaded.config.set(name, text, &source)?;
+        loaded.sources.insert(name.to_owned(), source);
+        Ok(())
+    };
+    if let Some(path) = file {
+        for (name, text) in read_file(path)? {
+            put(&name, &text, Source::File(path.to_owned()))?;
+        }
+    }
+    for (name, text) in environment {
+        if let Some(setting) = name.strip_prefix("ORCH_")
+            && !ENVIRONMENT_OTHERS.contains(&name.as_str())
+        {
+            put(&setting.to_ascii_lowercase(), &text, Source::Environment(name.clone()))?;
+        }
+    }
+    for (name, text) in flags {
+        put(&name, &text, Source::Flag(format!("--{}", name.replace('_', "-"))))?;
+    }
+    check(&loaded.config)?;
+    Ok(loaded)
+}
+
+fn read_file(path: &Path) -> Result<Vec<(String, String)>, ConfigError> {
+    let fail = |what: String| ConfigError(format!("{}: {what}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|e| fail(format!("cannot be read: {e}")))?;
+    let table: toml::Table = text.parse().map_err(|e| fail(format!("is not TOML: {e}")))?;
+    table
+        .into_iter()
+        .map(|(name, value)| {
+            let text = match value {
+                toml::Value::String(s) => s,
+                toml::Value::Integer(i) => i.to_string(),
+                toml::Value::Float(f) => f.to_string(),
+                toml::Value::Array(items) if items.iter().all(|i| i.is_str()) => {
+                    items.iter().filter_map(|i| i.as_str()).collect::<Vec<_>>().join(",")
+                }
+                other => {
+                    return Err(fail(format!("{name}: a {} is not a value for a setting", other.type_str())));
+                }
+            };
+            Ok((name, text))
+        })
+        .collect()
+}
+
+/// Bounds of single values and contradictions between values.
+fn check(c: &Config) -> Result<(), ConfigError> {
+    let at_least = |name: &str, value: u64, least: u64| match value >= least {
+        true => Ok(()),
+        false => Err(ConfigError(format!("{name}: {value} is too small; the least is {least}"))),
+    };
+    let at_most = |name: &str, value: u64, most: u64| match value <= most {
+        true => Ok(()),
+        false => Err(ConfigError(format!("{name}: {value} is too large; the most is {most}"))),
+    };
+    for (name, value, least, most) in [
+        ("reactors", c.reactors, 1, 256),
+        ("threads", c.threads, 1, 256),
+        ("slots_max", c.slots_max, 1, 4096),
+        ("step_rows_max", c.step_rows_max, 1, 65_536),
+        ("kv_blocks_max", c.kv_blocks_max, 1, 1 << 24),
+        ("queue_capacity", c.queue_capacity, 0, 1_000_000),
+        ("sessions_max", c.sessions_max, 1, 1 << 24),
+        ("tasks_max", c.tasks_max, 1, 1 << 24),
+        ("connections_max", c.connections_max, 1, 1 << 20),
+        ("head_len_max", c.head_len_max, 256, 1 << 20),
+        ("headers_max", c.headers_max, 4, 256),
+        ("body_len_max", c.body_len_max, 256, 1 << 30),
+        ("artifacts_bytes_max", c.artifacts_bytes_max, 1 << 16, 1 << 40),
+    ] {
+        at_least(name, value as u64, least)?;
+        at_most(name, value as u64, most)?;
+    }
+    for (name, value) in [
+        ("decode_timeout_ms", c.decode_timeout_ms),
+        ("session_ttl_ms", c.session_ttl_ms),
+        ("head_timeout_ms", c.head_timeout_ms),
+        ("body_timeout_ms", c.body_timeout_ms),
+        ("idle_timeout_ms", c.idle_timeout_ms),
+        ("write_timeout_ms", c.write_timeout_ms),
+        ("heartbeat_ms", c.heartbeat_ms),
+        ("cancel_quiesce_ms", c.cancel_quiesce_ms),
+    ] {
+        at_least(name, value, 1)?;
+        at_most(name, value, 7 * 86_400_000)?;
+    }
+    if c.slots_max > c.step_rows_max {
+        return Err(ConfigError(format!(
+            "slots_max ({}) is over step_rows_max ({}): every slot needs a row in each step",
+            c.slots_max, c.step_rows_max
+        )));
+    }
+    if c.tasks_max < c.queue_capacity + c.slots_max {
+        return Err(ConfigError(format!(
+            "tasks_max ({}) is under queue_capacity + slots_max ({}): live tasks would not be remembered",
+            c.tasks_max,
+            c.queue_capacity + c.slots_max
+        )));
+    }
+    if !(0.0..1.0).contains(&c.on_time_probability_floor) {
+        return Err(ConfigError("on_time_probability_floor: must be at least 0 and under 1".into()));
+    }
+    if c.cost_per_token < 0.0 || c.session_cost_budget < 0.0 {
+        return Err(ConfigError("cost_per_token and session_cost_budget: must not be negative".into()));
+    }
+    if ![429, 503, 529].contains(&c.overload_status) {
+        return Err(ConfigError(format!("overload_status: {} is not 429, 503 or 529", c.overload_status)));
+    }
+    if !["error", "warn", "info", "debug", "trace"].contains(&c.log_level.as_str()) {
+        return Err(ConfigError(format!("log_level: {:?} is not error, warn, info, debug or trace", c.log_level)));
+    }
+    let name_legal = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+    if c.pool_id.is_empty() || c.pool_id.len() > 64 || !c.pool_id.bytes().all(name_legal) {
+        return Err(ConfigError("pool_id: 1 to 64 letters, digits, '-', '_' or '.'".into()));
+    }
+    if c.api_keys.is_empty() && !c.listen.ip().is_loopback() {
+        return Err(ConfigError(format!(
+            "listen: {} is not a loopback address and no api_keys are configured: set ORCH_API_KEYS, or listen on 127.0.0.1",
+            c.listen
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(items: &[(&str, &str)]) -> Vec<(String, String)> {
+        items.iter().map(|(a, b)| (a.to_string(), b.to_string())).collect()
+    }
+
+    fn file(text: &str) -> PathBuf {
+        let unique = uuid::Uuid::new_v4();
+        let path = std::env::temp_dir().join(format!("orchestratord-config-{unique}.toml"));
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    #[test]
+    fn flags_win_over_environment_over_file_over_default() {
+        let path = file("queue_capacity = 1\nslots_max = 2\nthreads = 3\napi_keys = [\"key-number-one\"]\n");
+        let loaded = load(
+            Some(&path),
+            pairs(&[("ORCH_SLOTS_MAX", "4"), ("ORCH_THREADS", "5"), ("PATH", "/bin")]),
+            pairs(&[("threads", "6")]),
+        )
+        .unwrap();
+        assert_eq!((loaded.config.queue_capacity, loaded.config.slots_max, loaded.config.threads), (1, 4, 6));
+        assert_eq!(loaded.config.api_keys, ["key-number-one"]);
+        assert_eq!(loaded.source("queue_capacity"), &Source::File(path));
+        assert_eq!(loaded.source("slots_max"), &Source::Environment("ORCH_SLOTS_MAX".into()));
+        assert_eq!(loaded.source("threads"), &Source::Flag("--threads".into()));
+        assert_eq!(loaded.source("listen"), &Source::Default);
+    }
+
+    #[test]
+    fn a_wrong_value_names_the_setting_and_what_is_legal() {
+        for (name, text, says) in [
+            ("ORCH_QUEUE_CAPACITY", "many", "whole number"),
+            ("ORCH_QUEUE_CAPACITI", "1", "did you mean queue_capacity"),
+            ("ORCH_ADMISSION_POLICY", "fifo", "reject or drop-lru"),
+            ("ORCH_LISTEN", "localhost", "127.0.0.1:8080"),
+            ("ORCH_LISTEN", "0.0.0.0:80", "no api_keys"),
+            ("ORCH_SLOTS_MAX", "0", "least is 1"),
+            ("ORCH_SLOTS_MAX", "4096", "step_rows_max"),
+            ("ORCH_OVERLOAD_STATUS", "200", "429, 503 or 529"),
+            ("ORCH_ON_TIME_PROBABILITY_FLOOR", "1", "under 1"),
+            ("ORCH_ON_TIME_PROBABILITY_FLOOR", "NaN", "finite"),
+            ("ORCH_TASKS_MAX", "10", "tasks_max"),
+            ("ORCH_LOG_LEVEL", "loud", "log_level"),
+        ] {
+            let error = load(None, pairs(&[(name, text)]), []).unwrap_err();
+            assert!(error.0.contains(says), "{name}={text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_never_printed() {
+        let error = load(None, pairs(&[("ORCH_API_KEYS", "short")]), []).unwrap_err();
+        assert!(!error.0.contains("short"), "{error}");
+        let loaded = load(None, pairs(&[("ORCH_API_KEYS", "a-secret-key, another-one")]), []).unwrap();
+        assert_eq!(loaded.config.api_keys.len(), 2);
+        assert!(loaded.config.shown().iter().all(|(_, text)| !text.contains("secret")));
+    }
+
+    #[test]
+    fn a_file_with_an_unknown_name_or_a_table_is_refused() {
+        for (text, says) in [("colour = 1", "not a setting"), ("[queue]\ncapacity = 1", "table"), ("a = ", "TOML")] {
+            let error = load(Some(&file(text)), [], []).unwrap_err();
+            assert!(error.0.contains(says), "{text}: {error}");
+        }
+        assert!(load(Some(Path::new("/nonexistent.toml")), [], []).unwrap_err().0.contains("cannot be read"));
+    }
+
+    #[test]
+    fn the_defaults_are_legal() {
+        check(&Config::default()).unwrap();
+    }
+}

@@ -1,0 +1,23 @@
+//! Bounds of what a client may say, where the configuration does not set them.
+
+/// Nesting of arrays and objects in a JSON body. Deeper documents cost stack when they are walked.
+pub const JSON_DEPTH_MAX: usize = 64;
+
+/// Bytes of a correlation id that is echoed; a longer one is replaced.
+pub const CORRELATION_ID_LEN_MAX: usize = 128;
+
+/// Stop strings in one task, and bytes in each: every token is matched against all of them.
+pub const STOP_COUNT_MAX: usize = 16;
+pub const STOP_LEN_MAX: usize = 256;
+
+/// Messages in one chat task.
+pub const MESSAGE_COUNT_MAX: usize = 1024;
+
+/// Bytes of a model's name, an engine's name, a tag.
+pub const NAME_LEN_MAX: usize = 256;
+
+/// Tags of one artifact.
+pub const TAG_COUNT_MAX: usize = 64;
+
+/// Largest whole number that every JSON reader keeps exactly, and that canonical JSON (RFC 8785) can carry.
+pub const JSON_INTEGER_MAX: u64 = (1 << 53) - 1;

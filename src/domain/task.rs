@@ -1,0 +1,131 @@
+//! One generation as a client asked for it, after every field was checked.
+
+use super::ids::{SessionId, TaskId};
+
+/// Who goes first. Interactive tasks are seated before batch tasks and never preempted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Priority {
+    Interactive,
+    Batch,
+}
+
+impl Priority {
+    pub const ALL: [Priority; 2] = [Priority::Interactive, Priority::Batch];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Priority::Interactive => "interactive",
+            Priority::Batch => "batch",
+        }
+    }
+
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// Why a stream ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    Stop,
+    Length,
+    Canceled,
+}
+
+impl FinishReason {
+    pub const fn name(self) -> &'static str {
+        match self {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+            FinishReason::Canceled => "canceled",
+        }
+    }
+}
+
+/// What the model is shown.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Prompt {
+    Text(String),
+    /// Rendered with the model's own chat template.
+    Messages(Vec<Message>),
+}
+
+impl Prompt {
+    /// Bytes of text that the client sent; a lower bound for what is tokenized.
+    pub fn text_len(&self) -> usize {
+        match self {
+            Prompt::Text(text) => text.len(),
+            Prompt::Messages(messages) => messages.iter().map(|m| m.content.len()).sum(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    pub role: String,
+    pub content: String,
+}
+
+/// How a token is drawn from the logits. Temperature 0 is greedy.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    pub temperature: f32,
+    /// 0: off.
+    pub top_k: u32,
+    /// 1: off.
+    pub top_p: f32,
+    /// 0: off.
+    pub min_p: f32,
+    /// 1: off.
+    pub repetition_penalty: f32,
+    pub presence_penalty: f32,
+    pub frequency_penalty: f32,
+    pub seed: u64,
+}
+
+/// A task whose fields are each legal on their own; limits of the model come later.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TaskSpec {
+    pub task_id: TaskId,
+    pub session_id: SessionId,
+    pub workload: Workload,
+    pub model_ref: String,
+    pub engine: String,
+    /// Cells of context the client wants: prompt and answer together.
+    pub ctx: u32,
+    pub priority: Priority,
+    pub max_tokens: u32,
+    /// From the acceptance to the last token, milliseconds, > 0.
+    pub deadline_ms: u64,
+    pub prompt: Prompt,
+    pub sampling: Sampling,
+    pub stop: Vec<String>,
+    /// Log-probability and id of each token are sent.
+    pub logprobs: bool,
+    /// False: neither reads nor warms the prefix cache of others.
+    pub reuse_kv: bool,
+    /// Tokens the client believes it will take; predictions use it.
+    pub expected_tokens: Option<u32>,
+    /// A stream that lost its last reader is cancelled after the grace period.
+    pub cancel_on_disconnect: bool,
+    /// Decode to `max_tokens`, past the model's end-of-generation token. Benchmarks need it.
+    pub ignore_end: bool,
+    pub deterministic: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Workload {
+    Completion,
+    Embedding,
+    Rerank,
+}
+
+impl Workload {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Workload::Completion => "completion",
+            Workload::Embedding => "embedding",
+            Workload::Rerank => "rerank",
+        }
+    }
+}

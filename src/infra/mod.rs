@@ -1,0 +1,9 @@
+//! What touches the outside: sockets, disks, clocks, threads.
+
+pub mod blocking;
+pub mod clock;
+pub mod http;
+pub mod log;
+pub mod reactor;
+pub mod storage;
+pub mod stream;

@@ -1,0 +1,583 @@
+//! The append-only log of one task: finished bytes, one writer, any reader at its own offset.
+//!
+//! Every event is appended already framed (one SSE event in one HTTP chunk), so a reader writes the
+//! log's own memory to its socket. The terminal event lies apart in `tail`, because whoever ends the
+//! task (engine, cancel, eviction, watchdog, drain) writes it, and the first to do so wins.
+//!
+//! ```text
+//! body:  [started][token][token][metrics][token]…      segments, committed by compare-and-swap
+//! tail:  [end | error][last chunk]                      set once, after the body was closed
+//! ```
+//!
+//! Memory order. Two pairs of threads must not miss each other, and both are store-then-load on either
+//! side, so all four accesses are sequentially consistent: a writer commits then looks for readers while
+//! a reader registers then looks at what is committed; and `mute` sets its flag then looks for writes in
+//! flight while a reader counts itself in flight then looks at the flag.
+
+// The log hands out slices of memory that another thread is still filling further on; only this module
+// knows which part is finished.
+#![allow(unsafe_code)]
+
+use std::cell::UnsafeCell;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
+
+use monoio::buf::IoBuf;
+
+use crate::infra::reactor::{WakeAddress, WakeHub};
+
+/// Readers of one task at a time. One cache line of addresses that the engine scans per commit.
+pub const READERS_MAX: usize = 8;
+
+/// First segment; each further one is twice as long up to `SEGMENT_LEN_MAX`. Together 32 MiB: more than
+/// the frames of any context this server admits.
+const SEGMENT_LEN_FIRST: usize = 2 * 1024;
+const SEGMENT_LEN_MAX: usize = 4 * 1024 * 1024;
+const SEGMENT_COUNT: usize = 19;
+
+/// The committed word: closed 1 bit | events 24 bits | segment 7 bits | offset 32 bits.
+const CLOSED: u64 = 1 << 63;
+const EVENTS_SHIFT: u32 = 39;
+const EVENTS_MASK: u64 = (1 << 24) - 1;
+
+struct Segment {
+    bytes: Box<[UnsafeCell<u8>]>,
+    /// Bytes in use, known when the writer has moved on to the next segment.
+    used: AtomicU32,
+}
+
+// SAFETY: bytes at and past the committed position belong to the one writer; bytes before it are never
+// written again and may be read by anyone who has loaded that position.
+unsafe impl Sync for Segment {}
+// SAFETY: a segment owns plain bytes.
+unsafe impl Send for Segment {}
+
+/// A place in the log: segment and offset in it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Position {
+    segment: u32,
+    offset: u32,
+}
+
+impl Position {
+    const START: Position = Position { segment: 0, offset: 0 };
+
+    fn pack(self) -> u64 {
+        u64::from(self.segment) << 32 | u64::from(self.offset)
+    }
+
+    fn unpack(value: u64) -> Position {
+        Position { segment: (value >> 32) as u32 & 0x7f, offset: value as u32 }
+    }
+}
+
+fn events_of(committed: u64) -> u32 {
+    (committed >> EVENTS_SHIFT & EVENTS_MASK) as u32
+}
+
+/// The log and who reads it. See the module's text.
+pub struct TaskStream {
+    segments: [OnceLock<Segment>; SEGMENT_COUNT],
+    committed: AtomicU64,
+    /// End of the first event, which is sent even on a muted stream.
+    preamble_end: AtomicU64,
+    tail: OnceLock<Box<[u8]>>,
+    muted: AtomicBool,
+    aborted: AtomicBool,
+    opened: AtomicBool,
+    in_flight: AtomicU32,
+    /// Who waits until nothing is in flight; 0 is nobody.
+    quiet_waiter: AtomicU64,
+    readers: [AtomicU64; READERS_MAX],
+    hub: WakeHub,
+}
+
+/// Why a reader was not let in: `READERS_MAX` others are reading this task.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ReadersFull;
+
+/// Why an append did not happen.
+#[derive(Debug, PartialEq, Eq)]
+pub enum AppendError {
+    /// Somebody has ended the task.
+    Closed,
+    /// The log's last segment is full.
+    Full,
+}
+
+/// The only way to append. Not `Clone`: it moves with the task from the reactor to the engine thread.
+pub struct StreamWriter {
+    stream: Arc<TaskStream>,
+}
+
+impl TaskStream {
+    /// An empty log and its writer.
+    pub fn new(hub: WakeHub) -> (Arc<TaskStream>, StreamWriter) {
+        let stream = Arc::new(TaskStream {
+            segments: [const { OnceLock::new() }; SEGMENT_COUNT],
+            committed: AtomicU64::new(0),
+            preamble_end: AtomicU64::new(0),
+            tail: OnceLock::new(),
+            muted: AtomicBool::new(false),
+            aborted: AtomicBool::new(false),
+            opened: AtomicBool::new(false),
+            in_flight: AtomicU32::new(0),
+            quiet_waiter: AtomicU64::new(0),
+            readers: [const { AtomicU64::new(0) }; READERS_MAX],
+            hub,
+        });
+        let writer = StreamWriter { stream: stream.clone() };
+        (stream, writer)
+    }
+
+    /// Ends the body. True for exactly one caller, who then owes the log its tail.
+    pub fn close(&self) -> bool {
+        self.committed.fetch_or(CLOSED, SeqCst) & CLOSED == 0
+    }
+
+    /// Events in the body; on a closed stream the `id:` of the terminal event.
+    pub fn event_count(&self) -> u32 {
+        events_of(self.committed.load(SeqCst))
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.committed.load(SeqCst) & CLOSED != 0
+    }
+
+    /// Publishes the terminal event, framed and followed by the last chunk, and wakes the readers.
+    pub fn finish(&self, tail: Box<[u8]>) {
+        assert!(self.is_closed(), "a tail belongs to a closed body");
+        assert!(self.tail.set(tail).is_ok(), "a stream has one end");
+        self.post_readers();
+        self.hub.ring_all();
+    }
+
+    /// True when the terminal event can be read.
+    pub fn is_finished(&self) -> bool {
+        self.tail.get().is_some()
+    }
+
+    /// From now on nothing but the first and the terminal event is written to any reader.
+    pub fn mute(&self) {
+        self.muted.store(true, SeqCst);
+    }
+
+    /// True when no write of bytes claimed before `mute` is under way.
+    /// Otherwise `waiter` is woken as soon as that is so.
+    pub fn is_quiet(&self, waiter: WakeAddress) -> bool {
+        self.quiet_waiter.store(waiter.pack(), SeqCst);
+        self.in_flight.load(SeqCst) == 0
+    }
+
+    /// Tells the readers to drop their connections: a peer does not read and a cancel must not wait.
+    pub fn abort_readers(&self) {
+        self.aborted.store(true, SeqCst);
+        self.post_readers();
+        self.hub.ring_all();
+    }
+
+    /// True when a reader was ever attached.
+    pub fn was_opened(&self) -> bool {
+        self.opened.load(SeqCst)
+    }
+
+    pub fn reader_count(&self) -> usize {
+        self.readers.iter().filter(|r| r.load(SeqCst) != 0).count()
+    }
+
+    /// Bytes of memory that the log holds.
+    pub fn memory_bytes(&self) -> usize {
+        self.segments.iter().filter_map(|s| s.get()).map(|s| s.bytes.len()).sum::<usize>()
+            + self.tail.get().map_or(0, |t| t.len())
+    }
+
+    /// Marks every reader's reactor for the next ring. No system call.
+    pub fn post_readers(&self) {
+        for reader in &self.readers {
+            if let Some(address) = WakeAddress::unpack(reader.load(SeqCst)) {
+                self.hub.post(address);
+            }
+        }
+    }
+
+    /// A reader that begins after the event whose `id:` is `last_event_id`, or at the beginning.
+    ///
+    /// # Errors
+    ///
+    /// When `READERS_MAX` readers are attached already.
+    pub fn attach(
+        self: &Arc<Self>,
+        address: WakeAddress,
+        last_event_id: Option<u32>,
+    ) -> Result<StreamReader, ReadersFull> {
+        let packed = address.pack();
+        let place = self.readers.iter().position(|r| r.compare_exchange(0, packed, SeqCst, SeqCst).is_ok());
+        let Some(place) = place else { return Err(ReadersFull) };
+        self.opened.store(true, SeqCst);
+        let at = last_event_id.map_or(Position::START, |id| self.position_after(id));
+        Ok(StreamReader { stream: self.clone(), at, place, tail_done: false })
+    }
+
+    /// Every committed event's framed bytes, in order, the terminal one last. For transcripts.
+    pub fn frames(&self) -> Vec<u8> {
+        let committed = Position::unpack(self.committed.load(SeqCst));
+        let mut all = Vec::new();
+        let mut at = Position::START;
+        while let Some((slice, next)) = self.slice_from(at, committed) {
+            all.extend_from_slice(slice);
+            at = next;
+        }
+        all.extend_from_slice(self.tail.get().map_or(&[][..], |t| t));
+        all
+    }
+
+    /// Finished bytes from `at` to the end of its segment or of what is committed.
+    fn slice_from(&self, at: Position, committed: Position) -> Option<(&[u8], Position)> {
+        let mut at = at;
+        while at < committed {
+            let segment = self.segments[at.segment as usize].get().expect("a committed segment exists");
+            let last = at.segment == committed.segment;
+            let end = if last { committed.offset } else { segment.used.load(SeqCst) };
+            if at.offset == end {
+                at = Position { segment: at.segment + 1, offset: 0 };
+                continue;
+            }
+            let cells = &segment.bytes[at.offset as usize..end as usize];
+            // SAFETY: all of it lies before the committed position, so the writer will not touch it again,
+            // and UnsafeCell<u8> has the layout of u8.
+            let slice = unsafe { std::slice::from_raw_parts(cells.as_ptr().cast::<u8>(), cells.len()) };
+            return Some((slice, Position { segment: at.segment, offset: end }));
+        }
+        None
+    }
+
+    /// Where the event after number `id` begins: ids count from 0, so `id + 1` frames are skipped.
+    fn position_after(&self, id: u32) -> Position {
+        let committed = Position::unpack(self.committed.load(SeqCst));
+        let mut left = u64::from(id) + 1;
+        let mut at = Position::START;
+        while left > 0 {
+            let Some((slice, next)) = self.slice_from(at, committed) else { return committed };
+            let mut used = 0;
+            while left > 0 && used < slice.len() {
+                used += frame_len(&slice[used..]);
+                left -= 1;
+            }
+            at = Position { offset: next.offset - (slice.len() - used) as u32, ..next };
+        }
+        at
+    }
+}
+
+/// Length of the chunk at the start of `bytes`: `hex CRLF payload CRLF`.
+fn frame_len(bytes: &[u8]) -> usize {
+    let digits = bytes.iter().position(|&b| b == b'\r').expect("a frame begins with its length");
+    let text = std::str::from_utf8(&bytes[..digits]).expect("a length is ASCII");
+    let payload = usize::from_str_radix(text, 16).expect("a length is hexadecimal");
+    digits + 2 + payload + 2
+}
+
+impl StreamWriter {
+    /// Appends one framed event and commits it. Readers are marked; the caller rings the hub once per step.
+    ///
+    /// # Errors
+    ///
+    /// `Closed` when the task was ended: nothing was appended. `Full` past the last segment.
+    pub fn append(&mut self, frame: &[u8]) -> Result<(), AppendError> {
+        let stream = &*self.stream;
+        let before = stream.committed.load(SeqCst);
+        if before & CLOSED != 0 {
+            return Err(AppendError::Closed);
+        }
+        let at = stream.room_for(Position::unpack(before), frame.len())?;
+        let segment = stream.segments[at.segment as usize].get().expect("room_for made it");
+        let cells = &segment.bytes[at.offset as usize..at.offset as usize + frame.len()];
+        // SAFETY: these cells lie past the committed position, `&mut self` makes this the only writer, and
+        // no reader is shown them before the compare-and-swap below.
+        unsafe { std::ptr::copy_nonoverlapping(frame.as_ptr(), cells.as_ptr() as *mut u8, frame.len()) };
+        let after = Position { offset: at.offset + frame.len() as u32, ..at };
+        let events = u64::from(events_of(before)) + 1;
+        assert!(events < EVENTS_MASK, "a context has fewer tokens than that");
+        let committed = after.pack() | events << EVENTS_SHIFT;
+        // Fails only when somebody has closed the body meanwhile: then the frame was never there.
+        if stream.committed.compare_exchange(before, committed, SeqCst, SeqCst).is_err() {
+            return Err(AppendError::Closed);
+        }
+        if before == 0 {
+            stream.preamble_end.store(after.pack(), SeqCst);
+        }
+        stream.post_readers();
+        Ok(())
+    }
+
+    /// The `id:` of the next event.
+    pub fn next_id(&self) -> u32 {
+        self.stream.event_count()
+    }
+}
+
+impl TaskStream {
+    /// Where a frame of `len` bytes goes: frames never wrap, so a segment's rest may stay unused.
+    fn room_for(&self, at: Position, len: usize) -> Result<Position, AppendError> {
+        let index = at.segment as usize;
+        let segment = self.segments[index].get_or_init(|| Segment::new(index, len));
+        if at.offset as usize + len <= segment.bytes.len() {
+            return Ok(at);
+        }
+        if index + 1 == SEGMENT_COUNT {
+            return Err(AppendError::Full);
+        }
+        segment.used.store(at.offset, SeqCst);
+        self.segments[index + 1].get_or_init(|| Segment::new(index + 1, len));
+        Ok(Position { segment: at.segment + 1, offset: 0 })
+    }
+}
+
+impl Segment {
+    fn new(index: usize, at_least: usize) -> Segment {
+        let len = (SEGMENT_LEN_FIRST << index.min(16)).min(SEGMENT_LEN_MAX).max(at_least);
+        let bytes: Box<[u8]> = vec![0; len].into_boxed_slice();
+        // SAFETY: UnsafeCell<u8> has the layout of u8, and the box is handed over whole.
+        let bytes = unsafe { Box::from_raw(Box::into_raw(bytes) as *mut [UnsafeCell<u8>]) };
+        Segment { bytes, used: AtomicU32::new(0) }
+    }
+}
+
+/// What a reader may do next.
+pub enum Claim {
+    /// Write these bytes, then claim again.
+    Bytes(Span),
+    /// Nothing yet: a post to the reader's address says when.
+    Wait,
+    /// The terminal event and the last chunk were claimed before.
+    Done,
+}
+
+/// One connection's place in a log. Dropping it gives the place back.
+pub struct StreamReader {
+    stream: Arc<TaskStream>,
+    at: Position,
+    place: usize,
+    tail_done: bool,
+}
+
+impl StreamReader {
+    /// The next bytes: whole events, contiguous, framed as HTTP chunks.
+    pub fn claim(&mut self) -> Claim {
+        if self.tail_done {
+            return Claim::Done;
+        }
+        let stream = &self.stream;
+        stream.in_flight.fetch_add(1, SeqCst);
+        let guard = InFlight(stream.clone());
+        let muted = stream.muted.load(SeqCst);
+        let committed = stream.committed.load(SeqCst);
+        let limit = if muted { stream.preamble_end.load(SeqCst) } else { committed };
+        if let Some((slice, next)) = stream.slice_from(self.at, Position::unpack(limit)) {
+            let span = Span { ptr: slice.as_ptr(), len: slice.len(), _guard: guard };
+            self.at = next;
+            return Claim::Bytes(span);
+        }
+        if committed & CLOSED != 0
+            && let Some(tail) = stream.tail.get()
+        {
+            self.tail_done = true;
+            return Claim::Bytes(Span { ptr: tail.as_ptr(), len: tail.len(), _guard: guard });
+        }
+        Claim::Wait
+    }
+
+    /// True when the connection must be dropped even in the middle of a write.
+    pub fn aborted(&self) -> bool {
+        self.stream.aborted.load(SeqCst)
+    }
+}
+
+impl Drop for StreamReader {
+    fn drop(&mut self) {
+        self.stream.readers[self.place].store(0, SeqCst);
+    }
+}
+
+/// Keeps the log alive and counts one write in flight.
+struct InFlight(Arc<TaskStream>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let last = self.0.in_flight.fetch_sub(1, SeqCst) == 1;
+        if last
+            && self.0.muted.load(SeqCst)
+            && let Some(waiter) = WakeAddress::unpack(self.0.quiet_waiter.swap(0, SeqCst))
+        {
+            self.0.hub.wake(waiter);
+        }
+    }
+}
+
+/// Committed bytes of a log, to be written as they are. Drop it when they are written: cancel waits for that.
+pub struct Span {
+    ptr: *const u8,
+    len: usize,
+    _guard: InFlight,
+}
+
+impl Span {
+    pub fn as_slice(&self) -> &[u8] {
+        // SAFETY: `ptr` and `len` came from one finished slice of the log that `_guard` keeps alive.
+        unsafe { std::slice::from_raw_parts(self.ptr, self.len) }
+    }
+}
+
+// SAFETY: the log's segments and tail never move and are never written again once committed, and the
+// guard keeps them alive as long as the buffer is with the kernel.
+unsafe impl IoBuf for Span {
+    fn read_ptr(&self) -> *const u8 {
+        self.ptr
+    }
+
+    fn bytes_init(&self) -> usize {
+        self.len
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::infra::http::sse;
+
+    fn frame(id: u32, data: &str) -> Vec<u8> {
+        let mut out = Vec::new();
+        sse::write_event(&mut out, id, "token", data.as_bytes());
+        out
+    }
+
+    fn tail(id: u32) -> Box<[u8]> {
+        let mut out = Vec::new();
+        sse::write_event(&mut out, id, "end", b"{}");
+        out.extend_from_slice(sse::LAST_CHUNK);
+        out.into()
+    }
+
+    fn stream() -> (Arc<TaskStream>, StreamWriter, WakeAddress) {
+        let (hub, address) = WakeHub::for_tests();
+        let (stream, writer) = TaskStream::new(hub);
+        (stream, writer, address)
+    }
+
+    fn drain(reader: &mut StreamReader) -> Vec<u8> {
+        let mut out = Vec::new();
+        while let Claim::Bytes(span) = reader.claim() {
+            out.extend_from_slice(span.as_slice());
+        }
+        out
+    }
+
+    #[test]
+    fn every_reader_gets_every_byte_once_across_segments() {
+        let (stream, mut writer, address) = stream();
+        let mut early = stream.attach(address, None).unwrap();
+        let mut expected = Vec::new();
+        let mut seen = Vec::new();
+        for id in 0..5000 {
+            let frame = frame(id, &"x".repeat((id % 300) as usize));
+            writer.append(&frame).unwrap();
+            expected.extend_from_slice(&frame);
+            if id % 7 == 0 {
+                seen.extend(drain(&mut early));
+            }
+        }
+        assert!(stream.close());
+        stream.finish(tail(5000));
+        expected.extend_from_slice(&tail(5000));
+        seen.extend(drain(&mut early));
+        assert!(seen == expected);
+        let mut late = stream.attach(address, None).unwrap();
+        assert!(drain(&mut late) == expected);
+        assert!(stream.frames() == expected);
+        assert!(matches!(late.claim(), Claim::Done));
+    }
+
+    #[test]
+    fn a_reader_goes_on_after_its_last_event() {
+        let (stream, mut writer, address) = stream();
+        let frames: Vec<_> = (0..400).map(|id| frame(id, "hello")).collect();
+        frames.iter().for_each(|f| writer.append(f).unwrap());
+        stream.close();
+        stream.finish(tail(400));
+        for last in [0, 1, 34, 35, 36, 107, 398, 399, 400, 9999] {
+            let mut expected: Vec<u8> = frames.iter().skip(last as usize + 1).flatten().copied().collect();
+            expected.extend_from_slice(&tail(400));
+            let mut reader = stream.attach(address, Some(last)).unwrap();
+            assert!(drain(&mut reader) == expected, "after {last}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_appended_to_a_closed_stream() {
+        let (stream, mut writer, _) = stream();
+        writer.append(&frame(0, "a")).unwrap();
+        assert!(stream.close());
+        assert!(!stream.close(), "only one caller ends a task");
+        assert_eq!(writer.append(&frame(1, "b")), Err(AppendError::Closed));
+        assert!(stream.frames() == frame(0, "a"));
+    }
+
+    #[test]
+    fn a_muted_stream_gives_its_first_and_its_last_event_only() {
+        let (stream, mut writer, address) = stream();
+        let mut reader = stream.attach(address, None).unwrap();
+        (0..3).for_each(|id| writer.append(&frame(id, "a")).unwrap());
+        stream.mute();
+        assert!(drain(&mut reader) == frame(0, "a"));
+        stream.close();
+        stream.finish(tail(3));
+        assert!(drain(&mut reader) == *tail(3));
+    }
+
+    #[test]
+    fn quiet_means_that_no_claimed_span_is_left() {
+        let (stream, mut writer, address) = stream();
+        let mut reader = stream.attach(address, None).unwrap();
+        writer.append(&frame(0, "a")).unwrap();
+        let Claim::Bytes(span) = reader.claim() else { panic!("there are bytes") };
+        stream.mute();
+        assert!(!stream.is_quiet(address));
+        drop(span);
+        assert!(stream.is_quiet(address));
+    }
+
+    #[test]
+    fn readers_are_counted_and_bounded() {
+        let (stream, _writer, address) = stream();
+        assert!(!stream.was_opened());
+        let readers: Vec<_> = (0..READERS_MAX).map(|_| stream.attach(address, None).unwrap()).collect();
+        assert_eq!(stream.attach(address, None).err(), Some(ReadersFull));
+        assert_eq!(stream.reader_count(), READERS_MAX);
+        drop(readers);
+        assert_eq!(stream.reader_count(), 0);
+        assert!(stream.was_opened());
+    }
+
+    #[test]
+    fn a_reader_on_another_thread_never_sees_unfinished_bytes() {
+        let (stream, mut writer, address) = stream();
+        let mut reader = stream.attach(address, None).unwrap();
+        let count = 20_000;
+        let expected: Vec<u8> = (0..count).flat_map(|id| frame(id, "abcdefgh")).chain(tail(count)).collect();
+        let writing = std::thread::spawn(move || {
+            (0..count).for_each(|id| writer.append(&frame(id, "abcdefgh")).unwrap());
+            stream.close();
+            stream.finish(tail(count));
+        });
+        let mut seen = Vec::new();
+        loop {
+            match reader.claim() {
+                Claim::Bytes(span) => seen.extend_from_slice(span.as_slice()),
+                Claim::Wait => std::hint::spin_loop(),
+                Claim::Done => break,
+            }
+        }
+        writing.join().unwrap();
+        assert!(seen == expected);
+    }
+}

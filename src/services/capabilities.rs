@@ -1,0 +1,52 @@
+//! What this process can really do now.
+
+use serde_json::{Value, json};
+
+use super::pool::{Pool, PoolState};
+
+/// Version of the wire contract.
+pub const API_VERSION: &str = "1.0.0";
+
+/// GET /v1/capabilities: the version and one entry per pool's engine. Engines that are not here are not listed.
+pub fn snapshot<'a>(pools: impl Iterator<Item = &'a Pool>) -> Value {
+    json!({"api_version": API_VERSION, "engines": pools.map(engine).collect::<Vec<_>>()})
+}
+
+fn engine(pool: &Pool) -> Value {
+    let loaded = pool.loaded();
+    let kv_cells = pool.rules.kv_blocks_max * orchestratord_engine::BLOCK_LEN;
+    let ctx_max = loaded.as_ref().map_or(0, |l| l.info.context_length as usize).min(kv_cells);
+    let models: Vec<Value> = loaded.iter().map(|l| model(l, pool)).collect();
+    json!({
+        "engine": pool.engine,
+        "engine_version": pool.engine_version,
+        "pool_id": pool.id,
+        "ctx_max": ctx_max,
+        "concurrency": pool.rules.slots_max,
+        "supported_workloads": ["completion"],
+        "models": models,
+        "features": [
+            "streaming", "resume", "cancel", "sessions", "prefix_cache", "chunked_prefill", "preemption",
+            "deterministic", "chat_template", "stop_strings", "sampling", "penalties", "logprobs",
+            "transcripts", "reload", "drain",
+        ],
+        "rate_limits": {
+            "queue_capacity": pool.queue.capacity(),
+            "step_rows_max": pool.rules.step_rows_max,
+            "kv_cells": kv_cells,
+        },
+    })
+}
+
+fn model(loaded: &super::pool::Loaded, pool: &Pool) -> Value {
+    let info = &loaded.info;
+    json!({
+        "model_ref": loaded.model_ref,
+        "architecture": info.architecture,
+        "parameters": info.parameter_count,
+        "quantization": info.quantization,
+        "ctx_max": info.context_length,
+        "digest": info.digest,
+        "ready": pool.state() == PoolState::Ready,
+    })
+}

@@ -1,0 +1,613 @@
+//! The engine thread: admit, plan, forward, sample, commit, flush, again and again.
+//!
+//! It owns the engines, the waiting tasks and the writers of the running ones. It sleeps only when there is
+//! nothing to do, and nobody waits for it: others leave messages, it answers between two steps.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+use orchestratord_engine::{
+    AdmitError, Detokenizer, Engine, EngineOptions, FinishReason as EngineFinish, SamplingParams, SequenceRequest,
+    StopMatcher, TokenSink, Verdict,
+};
+
+use super::pool::{Control, Entry, Loaded, Pool, PoolState, SessionKvView};
+use super::prediction::StepObservation;
+use super::streaming::{FrameBuffers, StreamMetrics};
+use super::task::{LiveTask, Outcome};
+use crate::admission::Waiting;
+use crate::domain::error::OrchestratorError;
+use crate::domain::task::{FinishReason, Priority};
+use crate::infra::stream::{AppendError, StreamWriter};
+use crate::metrics::CancelReason;
+
+/// Longest sleep: deadlines of waiting tasks are looked at this often at least.
+const NAP: Duration = Duration::from_millis(20);
+
+/// Back-off before an engine is rebuilt: doubled with each failure in a row.
+const REBUILD_FIRST: Duration = Duration::from_millis(50);
+const REBUILD_LONGEST: Duration = Duration::from_secs(10);
+
+/// A task in its slot.
+struct Running {
+    task: Arc<LiveTask>,
+    writer: StreamWriter,
+    detokenizer: Detokenizer,
+    stops: StopMatcher,
+    tokens: u32,
+    last_metrics_us: u64,
+    /// Since when nobody has read the stream.
+    unread_since_us: Option<u64>,
+    kv_warmth: f64,
+}
+
+/// An engine and the tasks in its slots; ids of sequences are indices here.
+struct Served {
+    loaded: Arc<Loaded>,
+    engine: Engine,
+    running: Vec<Option<Running>>,
+}
+
+impl Served {
+    fn new(loaded: Arc<Loaded>, engine: Engine) -> Served {
+        Served { loaded, engine, running: Vec::new() }
+    }
+
+    fn vacant_id(&mut self) -> usize {
+        match self.running.iter().position(Option::is_none) {
+            Some(index) => index,
+            None => {
+                self.running.push(None);
+                self.running.len() - 1
+            }
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.running.iter().all(Option::is_none)
+    }
+}
+
+/// Runs a pool until it is stopped.
+pub fn run(pool: Arc<Pool>, waiting: Waiting<Entry>) {
+    pool.doorbell.belongs_to_this_thread();
+    let mut thread = EngineThread { waiting, served: Vec::new(), buffers: Buffers::default(), failures: 0, pool };
+    while thread.turn() {}
+}
+
+#[derive(Default)]
+struct Buffers {
+    frames: FrameBuffers,
+    text: String,
+    released: String,
+}
+
+struct EngineThread {
+    pool: Arc<Pool>,
+    waiting: Waiting<Entry>,
+    /// The one that new tasks get is last; those before it are finishing what they have.
+    served: Vec<Served>,
+    buffers: Buffers,
+    /// Engine failures in a row.
+    failures: u32,
+}
+
+impl EngineThread {
+    /// One round; false when the pool has stopped.
+    fn turn(&mut self) -> bool {
+        let now_us = self.pool.clock.now_us();
+        self.obey_controls();
+        self.drain_arrivals(now_us);
+        self.expire(now_us);
+        self.seat(now_us);
+        self.retire_old_models();
+        let stepped = self.step_all();
+        self.publish();
+        self.pool.hub.ring_all();
+        if self.pool.state() == PoolState::Stopped {
+            return false;
+        }
+        if !stepped {
+            let (pool, waiting) = (&self.pool, &self.waiting);
+            pool.doorbell.sleep(NAP, || pool.has_controls() || pool.queue.depth() > waiting.len());
+        }
+        true
+    }
+
+    fn obey_controls(&mut self) {
+        while let Some(control) = self.pool.next_control() {
+            match control {
+                Control::Install { loaded, engine, done } => {
+                    self.served.push(Served::new(loaded.clone(), *engine));
+                    self.pool.serve(loaded);
+                    done();
+                }
+                Control::SessionKv { session, answer } => answer(self.session_kv(session)),
+                Control::DropSession { session } => {
+                    self.served.iter_mut().for_each(|s| s.engine.drop_session(session));
+                }
+            }
+        }
+    }
+
+    fn session_kv(&self, session: u128) -> SessionKvView {
+        let Some(served) = self.served.last() else { return SessionKvView::default() };
+        let kv = served.engine.session_kv(session);
+        let warmth = match kv.total_tokens {
+            0 => 0.0,
+            total => kv.cached_tokens as f64 / total as f64,
+        };
+        SessionKvView { bytes: kv.bytes as u64, warmth }
+    }
+
+    fn drain_arrivals(&mut self, now_us: u64) {
+        let pool = &self.pool;
+        self.waiting.drain(|entry| {
+            let message = "a newer task took this task's place in the full queue: send it again later".into();
+            let retry_after_ms = Some(pool.place_free_ms(entry.task.spec.priority));
+            end(
+                pool,
+                &entry.task,
+                Outcome::Failed(OrchestratorError::QueueFullDropLru { message, retry_after_ms }),
+                now_us,
+            );
+        });
+    }
+
+    /// Lets go of everything that was ended by others or whose time is over.
+    fn expire(&mut self, now_us: u64) {
+        let pool = self.pool.clone();
+        self.waiting.remove_if(
+            |entry| {
+                if let Some(outcome) = overdue(&pool, &entry.task, now_us, true) {
+                    end(&pool, &entry.task, outcome, now_us);
+                }
+                entry.task.stream.is_closed()
+            },
+            drop,
+        );
+        for served in &mut self.served {
+            for id in 0..served.running.len() {
+                let Some(running) = &mut served.running[id] else { continue };
+                if let Some(outcome) = running.overdue(&pool, now_us) {
+                    end(&pool, &running.task, outcome, now_us);
+                }
+                if running.task.stream.is_closed() {
+                    served.engine.cancel(id as u64);
+                    unseat(&pool, served, id);
+                }
+            }
+        }
+    }
+
+    /// Gives free slots to waiting tasks: interactive before batch, in the order of arrival.
+    fn seat(&mut self, now_us: u64) {
+        for priority in Priority::ALL {
+            while self.seat_next(priority, now_us) {}
+        }
+        let seats = match self.served.last() {
+            Some(served) if self.pool.state() == PoolState::Ready => served.engine.slots_free(),
+            _ => 0,
+        };
+        self.waiting.publish_seats_free(seats);
+    }
+
+    fn seat_next(&mut self, priority: Priority, now_us: u64) -> bool {
+        let Some(front) = self.waiting.front(priority) else { return false };
+        let wanted = &front.task.loaded;
+        let Some(served) = self.served.iter_mut().find(|s| Arc::ptr_eq(&s.loaded, wanted)) else { return false };
+        // Batch sequences that were preempted go on before new ones begin.
+        if priority == Priority::Batch && served.engine.paused_count() > 0 {
+            return false;
+        }
+        let id = served.vacant_id();
+        match served.engine.admit(sequence_request(id as u64, &front.task)) {
+            Ok(info) => {
+                let Some(entry) = self.waiting.take(priority) else {
+                    // A newcomer has taken this task's place and is on its way through the ring.
+                    served.engine.cancel(id as u64);
+                    return false;
+                };
+                self.begin(entry, id, info.cached_tokens, now_us);
+                true
+            }
+            Err(AdmitError::NoSlot | AdmitError::NoBlocks) => false,
+            Err(error) => {
+                let Some(entry) = self.waiting.take(priority) else { return false };
+                let message = format!("this task can never run here: {error}");
+                let error = OrchestratorError::ReplicaExhausted { message, retry_after_ms: None };
+                end(&self.pool, &entry.task, Outcome::Failed(error), now_us);
+                true
+            }
+        }
+    }
+
+    fn begin(&mut self, entry: Entry, id: usize, cached_tokens: usize, now_us: u64) {
+        let Entry { task, writer } = entry;
+        let pool = &self.pool;
+        pool.metrics.tasks_started[task.spec.priority.index()].add(1);
+        pool.metrics.prefix_cache_hit_tokens.add(cached_tokens as u64);
+        task.times.seated_us.store(now_us.max(1), Relaxed);
+        task.times.cached_tokens.store(cached_tokens as u32, Relaxed);
+        pool.running.lock().expect("nothing panics under this lock").push(task.clone());
+        let served = self.served.iter_mut().find(|s| Arc::ptr_eq(&s.loaded, &task.loaded));
+        let served = served.expect("it was seated there just now");
+        served.running[id] = Some(Running {
+            detokenizer: Detokenizer::default(),
+            stops: StopMatcher::new(&task.spec.stop),
+            tokens: 0,
+            last_metrics_us: 0,
+            unread_since_us: None,
+            kv_warmth: cached_tokens as f64 / task.prompt.len().max(1) as f64,
+            task,
+            writer,
+        });
+    }
+
+    /// Drops engines that have nothing left to finish.
+    fn retire_old_models(&mut self) {
+        if self.served.len() < 2 {
+            return;
+        }
+        let newest = self.served.len() - 1;
+        let waiting = &self.waiting;
+        let mut index = 0;
+        self.served.retain(|served| {
+            let awaited = waiting.iter().any(|entry| Arc::ptr_eq(&entry.task.loaded, &served.loaded));
+            let stays = index == newest || awaited || !served.is_empty();
+            index += 1;
+            stays
+        });
+    }
+
+    /// One step of each engine that has work; true when there was any.
+    fn step_all(&mut self) -> bool {
+        let mut stepped = false;
+        for index in 0..self.served.len() {
+            if self.served[index].engine.is_idle() {
+                continue;
+            }
+            stepped = true;
+            if let Err(reason) = self.step(index) {
+                self.reset(index, reason);
+            }
+        }
+        stepped
+    }
+
+    /// # Errors
+    ///
+    /// When the engine failed or panicked; it must not be stepped again.
+    fn step(&mut self, index: usize) -> Result<(), String> {
+        let pool = &*self.pool;
+        let served = &mut self.served[index];
+        let began_us = pool.clock.now_us();
+        pool.step_began_us.store(began_us.max(1), SeqCst);
+        let mut sink = Sink {
+            pool,
+            loaded: &served.loaded,
+            running: &mut served.running,
+            buffers: &mut self.buffers,
+            ended: Vec::new(),
+        };
+        let engine = &mut served.engine;
+        // The engine is thrown away when it panics, so nobody sees what it left half done.
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            fail::fail_point!("engine-step", |_| Err("the fault point engine-step was reached".to_owned()));
+            engine.step(&mut sink).map_err(|e| e.to_string())
+        }));
+        let ended = std::mem::take(&mut sink.ended);
+        pool.step_began_us.store(0, SeqCst);
+        let report = match result {
+            Ok(report) => report?,
+            Err(panic) => return Err(panic_text(&*panic)),
+        };
+        let duration_us = pool.clock.now_us() - began_us;
+        pool.metrics.step.observe_thousandths(duration_us * 1000);
+        pool.metrics.preemptions.add(u64::from(report.preempted));
+        served.loaded.lock_speed().observe(StepObservation {
+            rows_decode: report.rows_decode,
+            rows_prefill: report.rows_prefill,
+            context_cells: report.context_cells,
+            duration_us: duration_us as f64,
+        });
+        for id in ended {
+            unseat(pool, served, id);
+        }
+        self.failures = 0;
+        if pool.state() == PoolState::Unready {
+            // The watchdog gave up on a step that did end after all.
+            pool.set_state(PoolState::Ready);
+        }
+        Ok(())
+    }
+
+    /// Ends what ran on a broken engine and builds a new one from the same weights.
+    fn reset(&mut self, index: usize, reason: String) {
+        let pool = self.pool.clone();
+        tracing::error!(pool_id = pool.id, reason, "the engine failed and is being rebuilt");
+        pool.metrics.engine_restarts.add(1);
+        pool.set_last_error(Some(reason));
+        pool.set_state(PoolState::Unready);
+        let now_us = pool.clock.now_us();
+        let served = &mut self.served[index];
+        for id in 0..served.running.len() {
+            if let Some(running) = &served.running[id] {
+                let message = "the engine failed under this task and was restarted: send it again".into();
+                let outcome = Outcome::Failed(OrchestratorError::WorkerReset { message });
+                end(&pool, &running.task, outcome, now_us);
+                unseat(&pool, served, id);
+            }
+        }
+        pool.hub.ring_all();
+        let options = EngineOptions {
+            slots_max: pool.rules.slots_max,
+            step_rows_max: pool.rules.step_rows_max,
+            kv_blocks_max: pool.rules.kv_blocks_max,
+            threads: pool.rules.threads,
+            ..EngineOptions::default()
+        };
+        loop {
+            let pause = REBUILD_FIRST.saturating_mul(1 << self.failures.min(16)).min(REBUILD_LONGEST);
+            self.failures += 1;
+            std::thread::sleep(pause);
+            let model = served.loaded.model.clone();
+            match catch_unwind(AssertUnwindSafe(|| Engine::new(model, options.clone()))) {
+                Ok(Ok(engine)) => {
+                    served.engine = engine;
+                    break;
+                }
+                Ok(Err(error)) => pool.set_last_error(Some(error.to_string())),
+                Err(panic) => pool.set_last_error(Some(panic_text(&*panic))),
+            }
+            if pool.state() == PoolState::Stopped {
+                return;
+            }
+        }
+        pool.set_state(PoolState::Ready);
+    }
+
+    /// Tells the others what they predict and show from.
+    fn publish(&mut self) {
+        let pool = &self.pool;
+        let Some(served) = self.served.last() else { return };
+        let usage = served.engine.kv_usage();
+        pool.metrics.kv_blocks_used.set(usage.blocks_used as u64);
+        pool.metrics.kv_blocks_max.set(usage.blocks_max as u64);
+        pool.metrics.sequences_running.set(served.engine.running_count() as u64);
+        let rules = &pool.rules;
+        let running = served.running.iter().flatten();
+        pool.publish_snapshot(|snapshot| {
+            snapshot.slots_max = rules.slots_max as u32;
+            snapshot.step_rows_max = rules.step_rows_max as u32;
+            snapshot.running_steps.clear();
+            snapshot.context_cells = 0;
+            for r in running {
+                // A task that has outlived its expectation is expected to end any moment.
+                snapshot.running_steps.push(r.task.expected_tokens.saturating_sub(r.tokens).max(1));
+                snapshot.context_cells += u64::from(r.tokens) + r.task.prompt.len() as u64;
+            }
+        });
+    }
+}
+
+impl Running {
+    /// Why this running task must end now, if it must.
+    fn overdue(&mut self, pool: &Pool, now_us: u64) -> Option<Outcome> {
+        let task = &self.task;
+        if task.stream.reader_count() > 0 || !task.stream.was_opened() {
+            self.unread_since_us = None;
+        } else if task.spec.cancel_on_disconnect {
+            let since = *self.unread_since_us.get_or_insert(now_us);
+            if now_us - since >= pool.rules.disconnect_grace_us {
+                return Some(Outcome::Canceled(CancelReason::Disconnect));
+            }
+        }
+        let seated_us = task.times.seated_us.load(Relaxed);
+        if now_us.saturating_sub(seated_us) / 1000 >= task.budgets.time_ms {
+            return Some(Outcome::Finished(FinishReason::Length));
+        }
+        overdue(pool, task, now_us, false)
+    }
+}
+
+fn overdue(pool: &Pool, task: &LiveTask, now_us: u64, waiting: bool) -> Option<Outcome> {
+    if now_us >= task.deadline_us {
+        let doing = if waiting { "was still waiting" } else { "was still decoding" };
+        let message = format!(
+            "the deadline of {} ms passed while the task {doing}: allow more time or ask for fewer tokens",
+            task.spec.deadline_ms
+        );
+        return Some(Outcome::Failed(OrchestratorError::DeadlineUnmet { message }));
+    }
+    if pool.drain_until_us().is_some_and(|until| now_us >= until) {
+        let message = "the pool was drained and this task's time is over: send it to another replica".into();
+        let error = OrchestratorError::PoolUnavailable { message, retry_after_ms: None };
+        return Some(Outcome::Failed(error));
+    }
+    None
+}
+
+fn end(pool: &Pool, task: &Arc<LiveTask>, outcome: Outcome, now_us: u64) {
+    task.end(outcome, &pool.scribe, now_us);
+}
+
+fn unseat(pool: &Pool, served: &mut Served, id: usize) {
+    if let Some(gone) = served.running[id].take() {
+        let mut running = pool.running.lock().expect("nothing panics under this lock");
+        running.retain(|task| !Arc::ptr_eq(task, &gone.task));
+    }
+}
+
+fn sequence_request(id: u64, task: &LiveTask) -> SequenceRequest {
+    let spec = &task.spec;
+    let s = &spec.sampling;
+    SequenceRequest {
+        id,
+        prompt: task.prompt.clone(),
+        max_tokens: task.tokens_reserved,
+        sampling: SamplingParams {
+            temperature: s.temperature,
+            top_k: s.top_k,
+            top_p: s.top_p,
+            min_p: s.min_p,
+            repetition_penalty: s.repetition_penalty,
+            presence_penalty: s.presence_penalty,
+            frequency_penalty: s.frequency_penalty,
+            seed: s.seed,
+        },
+        preemptible: spec.priority == Priority::Batch,
+        session: Some(spec.session_id.0),
+        reuse: spec.reuse_kv,
+        want_logprobs: spec.logprobs,
+        ignore_end: spec.ignore_end,
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a text".into())
+}
+
+/// Where the engine's tokens go.
+struct Sink<'a> {
+    pool: &'a Pool,
+    loaded: &'a Loaded,
+    running: &'a mut [Option<Running>],
+    buffers: &'a mut Buffers,
+    /// Sequences that ended in this step.
+    ended: Vec<usize>,
+}
+
+impl TokenSink for Sink<'_> {
+    fn token(&mut self, id: u64, token: u32, logprob: Option<f32>) -> Verdict {
+        let running = self.running[id as usize].as_mut().expect("the engine gives tokens of seated tasks only");
+        let now_us = self.pool.clock.now_us();
+        let Buffers { frames, text, released } = &mut *self.buffers;
+        text.clear();
+        released.clear();
+        running.detokenizer.push(self.loaded.model.tokenizer().token_bytes(token), text);
+        let hit = running.stops.push(text, released);
+        if running.tokens + 1 == running.task.tokens_reserved && !hit {
+            // There is no next token that could bring the rest of a character or of a stop string.
+            text.clear();
+            running.detokenizer.finish(text);
+            if !running.stops.push(text, released) {
+                running.stops.finish(released);
+            }
+        }
+        let detail = logprob.map(|value| (token, value));
+        let frame = frames.token(running.writer.next_id(), running.tokens, released, detail);
+        if let Err(error) = running.writer.append(frame) {
+            return self.pool.refused(running, error, now_us);
+        }
+        running.tokens += 1;
+        self.pool.count_token(running, now_us);
+        if running.tokens == 1 || now_us - running.last_metrics_us >= self.pool.rules.metrics_interval_us {
+            running.last_metrics_us = now_us;
+            let metrics = self.pool.stream_metrics(self.loaded, running, now_us);
+            let frame = frames.metrics(running.writer.next_id(), &metrics);
+            if let Err(error) = running.writer.append(frame) {
+                return self.pool.refused(running, error, now_us);
+            }
+        }
+        if hit { Verdict::Stop } else { Verdict::Continue }
+    }
+
+    fn finished(&mut self, id: u64, reason: EngineFinish) {
+        let running = self.running[id as usize].as_mut().expect("the engine ends seated tasks only");
+        let now_us = self.pool.clock.now_us();
+        let Buffers { frames, text, released } = &mut *self.buffers;
+        text.clear();
+        released.clear();
+        // Text that was held back for a stop string or half a character belongs to the client after all.
+        running.detokenizer.finish(text);
+        if !running.stops.push(text, released) {
+            running.stops.finish(released);
+        }
+        if !released.is_empty() {
+            let frame = frames.token(running.writer.next_id(), running.tokens, released, None);
+            let _ = running.writer.append(frame);
+        }
+        let reason = match reason {
+            EngineFinish::Stop => FinishReason::Stop,
+            EngineFinish::Length => FinishReason::Length,
+        };
+        end(self.pool, &running.task, Outcome::Finished(reason), now_us);
+        self.ended.push(id as usize);
+    }
+}
+
+impl Pool {
+    /// A task whose stream takes nothing more: somebody else has ended it, or its log is full.
+    fn refused(&self, running: &Running, error: AppendError, now_us: u64) -> Verdict {
+        if error == AppendError::Full {
+            let message = "the stream's log is full: ask for fewer tokens".to_owned();
+            end(self, &running.task, Outcome::Failed(OrchestratorError::Internal(message)), now_us);
+        }
+        Verdict::Stop
+    }
+
+    fn count_token(&self, running: &Running, now_us: u64) {
+        self.metrics.tokens_out.add(1);
+        let times = &running.task.times;
+        let last_us = times.last_token_us.swap(now_us, Relaxed);
+        // Health may be reading: then this one sample is left out rather than waited for.
+        let mut latencies = self.latencies.try_lock().ok();
+        if running.tokens == 1 {
+            times.first_token_us.store(now_us, Relaxed);
+            let waited_us = now_us - running.task.accepted_us;
+            self.metrics.latency_first_token[running.task.spec.priority.index()].observe_thousandths(waited_us);
+            if let Some(l) = &mut latencies {
+                l.first_token_us.saturating_record(waited_us);
+            }
+        } else if let Some(l) = &mut latencies {
+            l.between_tokens_us.saturating_record(now_us - last_us);
+        }
+    }
+
+    fn stream_metrics(&self, loaded: &Loaded, running: &Running, now_us: u64) -> StreamMetrics {
+        let task = &running.task;
+        let speed = loaded.lock_speed();
+        let rows = self.metrics.sequences_running.value().max(1) as f64;
+        let cells = rows * (task.prompt.len() as f64 + f64::from(running.tokens));
+        let left = f64::from(task.expected_tokens.saturating_sub(running.tokens).max(1));
+        let left_ms = left * speed.step_us(rows, 0.0, cells) / 1000.0;
+        let allowed_ms = task.deadline_us.saturating_sub(now_us) as f64 / 1000.0;
+        let chance = speed.chance_within(left_ms, allowed_ms);
+        drop(speed);
+        let spent_ms = now_us.saturating_sub(task.times.seated_us.load(Relaxed)).div_ceil(1000);
+        let rules = &task.session_rules;
+        let budgets = task.session.budgets().less(u64::from(running.tokens), spent_ms, rules);
+        StreamMetrics::new(self.queue.depth() as u64, chance, running.kv_warmth, budgets)
+    }
+}
+
+/// Ends the running tasks when one step takes too long. Runs on a thread of its own until the pool stops.
+///
+/// A step cannot be interrupted; but clients need not wait for it, and the process may not die of it.
+pub fn watch(pool: &Pool) {
+    let timeout_us = pool.rules.decode_timeout_ms * 1000;
+    let pause = Duration::from_micros((timeout_us / 8).clamp(1_000, 250_000));
+    while pool.state() != PoolState::Stopped {
+        std::thread::sleep(pause);
+        let began_us = pool.step_began_us.load(SeqCst);
+        let now_us = pool.clock.now_us();
+        if began_us == 0 || now_us.saturating_sub(began_us) < timeout_us {
+            continue;
+        }
+        let timeout_ms = pool.rules.decode_timeout_ms;
+        if pool.state() == PoolState::Ready {
+            pool.set_last_error(Some(format!("a decode step took longer than {timeout_ms} ms")));
+            pool.set_state(PoolState::Unready);
+            tracing::error!(pool_id = pool.id, timeout_ms, "a decode step exceeded the watchdog");
+        }
+        let running = pool.running.lock().expect("nothing panics under this lock").clone();
+        for task in running {
+            end(pool, &task, Outcome::Failed(OrchestratorError::DecodeTimeout { timeout_ms }), now_us);
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! The rules: sessions and budgets, tasks and their streams, artifacts, what the engine can do and when.
+//! Knows neither sockets nor status codes.
+
+pub mod artifacts;
+pub mod capabilities;
+pub mod engine_loop;
+pub mod pool;
+pub mod prediction;
+pub mod scribe;
+pub mod session;
+pub mod streaming;
+pub mod task;

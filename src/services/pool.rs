@@ -1,0 +1,506 @@
+//! A pool: one engine thread, what it serves, and what others may know and ask of it.
+//!
+//! Everything here is shared between the reactors and the engine thread; the thread itself is in
+//! `engine_loop`.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::thread::Thread;
+
+use crossbeam_queue::ArrayQueue;
+use hdrhistogram::Histogram;
+use orchestratord_engine::{Engine, EngineOptions, Model, ModelInfo, SequenceRequest, TokenSink, Verdict};
+
+use super::prediction::{EngineModel, Forecast, Load, Snapshot, StepObservation, forecast};
+use super::scribe::Scribe;
+use super::task::LiveTask;
+use crate::admission::{QueueWithMetrics, Waiting};
+use crate::config::Config;
+use crate::domain::error::OrchestratorError;
+use crate::domain::task::Priority;
+use crate::infra::clock::Clock;
+use crate::infra::reactor::WakeHub;
+use crate::infra::stream::StreamWriter;
+use crate::metrics::{Metrics, Verification};
+
+/// Control messages under way at once. A client that asks for more is told to come back.
+const CONTROLS_MAX: usize = 1024;
+
+/// What travels through the queue.
+pub struct Entry {
+    pub task: Arc<LiveTask>,
+    pub writer: StreamWriter,
+}
+
+/// One model as it is served. Tasks keep the one that their prompt was tokenized for.
+pub struct Loaded {
+    pub model: Arc<Model>,
+    pub info: ModelInfo,
+    /// The name clients use.
+    pub model_ref: String,
+    pub engine: &'static str,
+    pub engine_version: &'static str,
+    /// Instruction set path; streams are bit-identical only on the same.
+    pub arithmetic: String,
+    /// Where it was loaded from; none: built in.
+    pub path: Option<PathBuf>,
+    pub speed: Mutex<EngineModel>,
+}
+
+impl Loaded {
+    /// Learns from a finished task how good its prediction was.
+    pub fn learn_from(&self, task: &LiveTask, tokens_out: u32) {
+        let last_us = task.times.last_token_us.load(Relaxed);
+        if last_us == 0 {
+            return;
+        }
+        let actual_ms = last_us.saturating_sub(task.accepted_us) as f64 / 1000.0;
+        let mut speed = self.lock_speed();
+        speed.observe_finish(task.promise.predicted_finish_ms, actual_ms);
+        if task.spec.expected_tokens.is_none() {
+            speed.observe_length(tokens_out, task.spec.max_tokens);
+        }
+    }
+
+    pub fn lock_speed(&self) -> std::sync::MutexGuard<'_, EngineModel> {
+        self.speed.lock().expect("nothing panics under this lock")
+    }
+}
+
+/// Where a pool stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum PoolState {
+    Loading,
+    Ready,
+    /// The engine failed and is being rebuilt, or a step hangs.
+    Unready,
+    Stopped,
+}
+
+impl PoolState {
+    fn from_u8(value: u8) -> PoolState {
+        [PoolState::Loading, PoolState::Ready, PoolState::Unready, PoolState::Stopped][value as usize]
+    }
+}
+
+/// What others ask of the engine thread; it answers between two steps.
+pub enum Control {
+    /// Serve this model from now on.
+    Install {
+        loaded: Arc<Loaded>,
+        engine: Box<Engine>,
+        done: Box<dyn FnOnce() + Send>,
+    },
+    /// The truth about a session's KV, milliseconds old at most.
+    SessionKv {
+        session: u128,
+        answer: Box<dyn FnOnce(SessionKvView) + Send>,
+    },
+    DropSession {
+        session: u128,
+    },
+}
+
+/// What a session holds in the KV cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SessionKvView {
+    pub bytes: u64,
+    /// Share of the session's last context that need not be computed again.
+    pub warmth: f64,
+}
+
+/// Wakes the engine thread when it sleeps.
+#[derive(Default)]
+pub struct Doorbell {
+    thread: OnceLock<Thread>,
+    asleep: AtomicBool,
+}
+
+impl Doorbell {
+    pub fn ring(&self) {
+        if self.asleep.swap(false, SeqCst)
+            && let Some(thread) = self.thread.get()
+        {
+            thread.unpark();
+        }
+    }
+
+    /// Called by the engine thread once.
+    pub fn belongs_to_this_thread(&self) {
+        self.thread.get_or_init(std::thread::current);
+    }
+
+    /// Sleeps until it is rung or `timeout` is over, unless `has_work` says otherwise after the flag is up.
+    pub fn sleep(&self, timeout: std::time::Duration, has_work: impl FnOnce() -> bool) {
+        self.asleep.store(true, SeqCst);
+        if !has_work() {
+            std::thread::park_timeout(timeout);
+        }
+        self.asleep.store(false, SeqCst);
+    }
+}
+
+/// Latencies of one pool since its start, for health.
+pub struct Latencies {
+    pub first_token_us: Histogram<u64>,
+    pub between_tokens_us: Histogram<u64>,
+}
+
+/// The settings that concern a pool.
+#[derive(Clone, Debug)]
+pub struct PoolRules {
+    pub slots_max: usize,
+    pub step_rows_max: usize,
+    pub kv_blocks_max: usize,
+    pub threads: usize,
+    pub metrics_interval_us: u64,
+    pub decode_timeout_ms: u64,
+    pub disconnect_grace_us: u64,
+    pub on_time_probability_floor: f64,
+    pub models_dir: Option<PathBuf>,
+}
+
+impl PoolRules {
+    pub fn from_config(config: &Config) -> PoolRules {
+        let beside_model = || config.model.as_deref().and_then(Path::parent).map(Path::to_owned);
+        PoolRules {
+            slots_max: config.slots_max,
+            step_rows_max: config.step_rows_max,
+            kv_blocks_max: config.kv_blocks_max,
+            threads: config.threads,
+            metrics_interval_us: config.metrics_interval_ms * 1000,
+            decode_timeout_ms: config.decode_timeout_ms,
+            disconnect_grace_us: config.disconnect_grace_ms * 1000,
+            on_time_probability_floor: config.on_time_probability_floor,
+            models_dir: config.models_dir.clone().or_else(beside_model),
+        }
+    }
+}
+
+/// Shared between the engine thread, the reactors and the watchdog.
+pub struct Pool {
+    pub id: String,
+    pub engine: &'static str,
+    pub engine_version: &'static str,
+    pub rules: PoolRules,
+    pub queue: Arc<QueueWithMetrics<Entry>>,
+    pub doorbell: Doorbell,
+    pub metrics: Arc<Metrics>,
+    pub clock: Clock,
+    pub scribe: Scribe,
+    pub hub: WakeHub,
+    controls: ArrayQueue<Control>,
+    loaded: RwLock<Option<Arc<Loaded>>>,
+    retired: Mutex<Vec<String>>,
+    state: AtomicU8,
+    draining: AtomicBool,
+    /// When a drain ends what still runs; 0 is no drain.
+    drain_until_us: AtomicU64,
+    reloading: AtomicBool,
+    last_error: Mutex<Option<String>>,
+    snapshot: Mutex<Snapshot>,
+    pub latencies: Mutex<Latencies>,
+    /// Tasks in slots, for the watchdog; the engine thread changes it when a task is seated or ends.
+    pub running: Mutex<Vec<Arc<LiveTask>>>,
+    /// When the step under way began; 0 between steps.
+    pub step_began_us: AtomicU64,
+}
+
+impl Pool {
+    /// A pool that is loading, and the engine's end of its queue.
+    pub fn new(
+        config: &Config,
+        metrics: Arc<Metrics>,
+        clock: Clock,
+        scribe: Scribe,
+        hub: WakeHub,
+    ) -> (Arc<Pool>, Waiting<Entry>) {
+        let (queue, waiting) = QueueWithMetrics::new(config.queue_capacity, config.admission_policy, metrics.clone());
+        let histogram = || Histogram::new_with_bounds(1, 3_600_000_000, 3).expect("the bounds are legal");
+        let labels = metrics.labels().clone();
+        let pool = Pool {
+            id: config.pool_id.clone(),
+            engine: labels.engine,
+            engine_version: labels.engine_version,
+            rules: PoolRules::from_config(config),
+            queue,
+            doorbell: Doorbell::default(),
+            metrics,
+            clock,
+            scribe,
+            hub,
+            controls: ArrayQueue::new(CONTROLS_MAX),
+            loaded: RwLock::new(None),
+            retired: Mutex::default(),
+            state: AtomicU8::new(PoolState::Loading as u8),
+            draining: AtomicBool::new(false),
+            drain_until_us: AtomicU64::new(0),
+            reloading: AtomicBool::new(false),
+            last_error: Mutex::default(),
+            snapshot: Mutex::default(),
+            latencies: Mutex::new(Latencies { first_token_us: histogram(), between_tokens_us: histogram() }),
+            running: Mutex::default(),
+            step_began_us: AtomicU64::new(0),
+        };
+        (Arc::new(pool), waiting)
+    }
+
+    pub fn state(&self) -> PoolState {
+        PoolState::from_u8(self.state.load(SeqCst))
+    }
+
+    pub fn set_state(&self, state: PoolState) {
+        self.state.store(state as u8, SeqCst);
+        if let Some(loaded) = self.loaded() {
+            let name = match state {
+                PoolState::Loading => "loading",
+                PoolState::Ready if self.is_draining() => "draining",
+                PoolState::Ready => "ready",
+                PoolState::Unready => "unready",
+                PoolState::Stopped => "retired",
+            };
+            self.metrics.model_state(&loaded.model_ref, name);
+        }
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(SeqCst)
+    }
+
+    /// Admits nothing new; what is there may go on until `until_us`.
+    pub fn drain(&self, until_us: u64) {
+        self.drain_until_us.store(until_us.max(1), SeqCst);
+        self.draining.store(true, SeqCst);
+        self.set_state(self.state());
+        self.doorbell.ring();
+    }
+
+    /// When the drain ends what is left; none without a drain.
+    pub fn drain_until_us(&self) -> Option<u64> {
+        self.is_draining().then(|| self.drain_until_us.load(SeqCst))
+    }
+
+    /// The model that new tasks get.
+    pub fn loaded(&self) -> Option<Arc<Loaded>> {
+        self.loaded.read().expect("nothing panics under this lock").clone()
+    }
+
+    pub fn last_error(&self) -> Option<String> {
+        self.last_error.lock().expect("nothing panics under this lock").clone()
+    }
+
+    pub fn set_last_error(&self, error: Option<String>) {
+        *self.last_error.lock().expect("nothing panics under this lock") = error;
+    }
+
+    /// Called by the engine thread: new tasks get this model from now on, and a drain is over.
+    pub fn serve(&self, loaded: Arc<Loaded>) {
+        let mut current = self.loaded.write().expect("nothing panics under this lock");
+        if let Some(old) = current.replace(loaded.clone())
+            && old.model_ref != loaded.model_ref
+        {
+            self.metrics.model_state(&old.model_ref, "retired");
+            let mut retired = self.retired.lock().expect("nothing panics under this lock");
+            retired.retain(|name| *name != old.model_ref && *name != loaded.model_ref);
+            // Enough to tell clients apart that are late from clients that are wrong.
+            if retired.len() == 64 {
+                retired.remove(0);
+            }
+            retired.push(old.model_ref.clone());
+        }
+        drop(current);
+        self.draining.store(false, SeqCst);
+        self.set_last_error(None);
+        self.set_state(PoolState::Ready);
+    }
+
+    /// Sends a message to the engine thread; false when too many are under way.
+    pub fn send(&self, control: Control) -> bool {
+        let sent = self.controls.push(control).is_ok();
+        self.doorbell.ring();
+        sent
+    }
+
+    pub fn next_control(&self) -> Option<Control> {
+        self.controls.pop()
+    }
+
+    pub fn has_controls(&self) -> bool {
+        !self.controls.is_empty()
+    }
+
+    /// The model and pool for a new task.
+    ///
+    /// # Errors
+    ///
+    /// When the pool cannot take it: not ready, draining, another model, or a model that has been retired.
+    pub fn accepting(&self, model_ref: &str) -> Result<Arc<Loaded>, OrchestratorError> {
+        let unavailable =
+            |message: String, retry_after_ms| OrchestratorError::PoolUnavailable { message, retry_after_ms };
+        match self.state() {
+            PoolState::Stopped => return Err(unavailable("the pool has stopped: use another replica".into(), None)),
+            PoolState::Loading | PoolState::Unready => {
+                let message = "the pool is not ready: its model is loading or its engine is being rebuilt".into();
+                return Err(OrchestratorError::PoolUnready { message, retry_after_ms: 1000 });
+            }
+            PoolState::Ready => {}
+        }
+        if self.is_draining() {
+            let message = format!("pool {} is draining and takes nothing new: use another replica", self.id);
+            return Err(unavailable(message, None));
+        }
+        let loaded = self.loaded().expect("a ready pool has a model");
+        if loaded.model_ref == model_ref {
+            return Ok(loaded);
+        }
+        let serves = &loaded.model_ref;
+        if self.retired.lock().expect("nothing panics under this lock").iter().any(|name| name == model_ref) {
+            let message = format!("model {model_ref} was retired here: this pool now serves {serves}");
+            return Err(OrchestratorError::ModelDeprecated(message));
+        }
+        Err(unavailable(format!("no pool serves model {model_ref:?}: pool {} serves {serves:?}", self.id), None))
+    }
+
+    /// Publishes what runs, for predictions. Skipped rather than waited for when somebody is reading.
+    pub fn publish_snapshot(&self, fill: impl FnOnce(&mut Snapshot)) {
+        if let Ok(mut snapshot) = self.snapshot.try_lock() {
+            fill(&mut snapshot);
+        }
+    }
+
+    /// When a newcomer would start and finish with `ahead` tasks before it.
+    pub fn forecast(&self, loaded: &Loaded, ahead: u32, newcomer: Load) -> Forecast {
+        let snapshot = self.snapshot.lock().expect("nothing panics under this lock").clone();
+        // Who waits is as long as the newcomer for all we know.
+        forecast(&loaded.lock_speed(), &snapshot, ahead, newcomer, newcomer)
+    }
+
+    /// When a place in the full queue will be free.
+    pub fn place_free_ms(&self, priority: Priority) -> u64 {
+        let Some(loaded) = self.loaded() else { return 1000 };
+        let load = Load { prompt_len: 1, expected_tokens: 1 };
+        let forecast = self.forecast(&loaded, self.queue.ahead(priority), load);
+        (forecast.place_free_ms.ceil() as u64).max(1)
+    }
+
+    /// Begins a reload; false when one is under way.
+    pub fn begin_reload(&self) -> bool {
+        !self.reloading.swap(true, SeqCst)
+    }
+
+    pub fn end_reload(&self) {
+        self.reloading.store(false, SeqCst);
+    }
+
+    /// Where `new_model_ref` is to be loaded from; none: the built-in model.
+    ///
+    /// # Errors
+    ///
+    /// For a name that is no plain name, or when no folder of models is configured.
+    pub fn resolve(&self, model_ref: &str) -> Result<Option<PathBuf>, String> {
+        if model_ref == crate::default_model::NAME {
+            return Ok(None);
+        }
+        let legal = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+        if model_ref.is_empty() || model_ref.starts_with('.') || !model_ref.bytes().all(legal) {
+            return Err(format!("{model_ref:?} is no model's name: use letters, digits, '-', '_' and '.'"));
+        }
+        let Some(folder) = &self.rules.models_dir else {
+            return Err(format!("model {model_ref:?} cannot be looked up: set models_dir to a folder with GGUF files"));
+        };
+        let file = if model_ref.ends_with(".gguf") { model_ref.to_owned() } else { format!("{model_ref}.gguf") };
+        Ok(Some(folder.join(file)))
+    }
+}
+
+/// Loads a model, makes its engine, and measures how fast it is.
+///
+/// # Errors
+///
+/// One line that says what is wrong with the file or with its size, and what kind of failure it is.
+pub fn load(
+    path: Option<&Path>,
+    rules: &PoolRules,
+    engine_version: &'static str,
+) -> Result<(Arc<Loaded>, Box<Engine>), (Verification, String)> {
+    let model = match path {
+        None => Model::from_static(crate::default_model::bytes()),
+        Some(path) => Model::open(path),
+    };
+    let model = Arc::new(model.map_err(|e| (verification_of(&e), e.to_string()))?);
+    let options = EngineOptions {
+        slots_max: rules.slots_max,
+        step_rows_max: rules.step_rows_max,
+        kv_blocks_max: rules.kv_blocks_max,
+        threads: rules.threads,
+        ..EngineOptions::default()
+    };
+    let mut engine = Engine::new(model.clone(), options).map_err(|e| (Verification::Unsupported, e.to_string()))?;
+    let speed = measure(&mut engine, rules);
+    let model_ref = match path {
+        None => crate::default_model::NAME.to_owned(),
+        Some(path) => path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned()),
+    };
+    let info = model.info().clone();
+    let loaded = Loaded {
+        info,
+        model_ref,
+        engine: "cpu",
+        engine_version,
+        arithmetic: engine.arithmetic().to_owned(),
+        path: path.map(Path::to_owned),
+        speed: Mutex::new(speed),
+        model,
+    };
+    Ok((Arc::new(loaded), Box::new(engine)))
+}
+
+/// A few dozen steps of several shapes, so that the first prediction is not a guess.
+fn measure(engine: &mut Engine, rules: &PoolRules) -> EngineModel {
+    struct Ignore;
+    impl TokenSink for Ignore {
+        fn token(&mut self, _: u64, _: u32, _: Option<f32>) -> Verdict {
+            Verdict::Continue
+        }
+        fn finished(&mut self, _: u64, _: orchestratord_engine::FinishReason) {}
+    }
+    let mut model: Option<EngineModel> = None;
+    for (count, prompt_len) in [(1, 1), (1, 64), (rules.slots_max.min(8), 16)] {
+        for id in 0..count {
+            let request = SequenceRequest {
+                id: id as u64,
+                prompt: vec![0; prompt_len].into(),
+                max_tokens: 8,
+                reuse: false,
+                ignore_end: true,
+                ..SequenceRequest::default()
+            };
+            // A pool too small for this learns from its first task instead.
+            let _ = engine.admit(request);
+        }
+        while !engine.is_idle() {
+            let began = std::time::Instant::now();
+            let Ok(report) = engine.step(&mut Ignore) else { break };
+            let duration_us = began.elapsed().as_secs_f64() * 1e6;
+            let model = model.get_or_insert_with(|| EngineModel::new(duration_us));
+            model.observe(StepObservation {
+                rows_decode: report.rows_decode,
+                rows_prefill: report.rows_prefill,
+                context_cells: report.context_cells,
+                duration_us,
+            });
+        }
+    }
+    model.unwrap_or_else(|| EngineModel::new(10_000.0))
+}
+
+fn verification_of(error: &orchestratord_engine::LoadError) -> Verification {
+    use orchestratord_engine::LoadError;
+    match error {
+        LoadError::Io { .. } => Verification::Missing,
+        LoadError::Unsupported { .. } => Verification::Unsupported,
+        _ => Verification::Corrupt,
+    }
+}

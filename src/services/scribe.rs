@@ -1,0 +1,192 @@
+//! The thread that writes the last word of every stream.
+//!
+//! Hashing a transcript and syncing it to disk take longer than a decode step, so the engine thread hands
+//! an ended task over and goes on. In this order: spend the budgets, keep the transcript, send the terminal
+//! event; whoever sees the event finds the other two done.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use serde_json::{Value, json};
+
+use super::artifacts::ArtifactService;
+use super::session::SessionService;
+use super::streaming::{self, Ended, SentEvent};
+use super::task::{LiveTask, Outcome};
+use crate::api::types::{Envelope, ErrorContext};
+use crate::domain::task::{FinishReason, Prompt};
+use crate::infra::clock::Clock;
+use crate::metrics::Metrics;
+
+/// Hands ended tasks to the thread. There are never more of them than tasks alive.
+#[derive(Clone)]
+pub struct Scribe(mpsc::Sender<Arc<LiveTask>>);
+
+impl Scribe {
+    pub fn send(&self, task: Arc<LiveTask>) {
+        // The thread ends when the last sender is gone; it cannot be gone while we hold one.
+        let _ = self.0.send(task);
+    }
+}
+
+/// What the thread needs.
+pub struct Desk {
+    pub artifacts: Arc<ArtifactService>,
+    pub sessions: Arc<SessionService>,
+    pub metrics: Arc<Metrics>,
+    pub clock: Clock,
+    pub overload_status: u16,
+}
+
+/// Starts the thread.
+///
+/// # Errors
+///
+/// When no thread can be started.
+pub fn spawn(desk: Desk) -> std::io::Result<(Scribe, JoinHandle<()>)> {
+    let (sender, receiver) = mpsc::channel::<Arc<LiveTask>>();
+    let thread = std::thread::Builder::new().name("scribe".into()).spawn(move || {
+        for task in receiver {
+            desk.write_end(&task);
+        }
+    })?;
+    Ok((Scribe(sender), thread))
+}
+
+impl Desk {
+    fn write_end(&self, task: &LiveTask) {
+        let outcome = task.outcome().expect("an ended task says why").clone();
+        let mut events = streaming::events_of(&task.stream.frames());
+        let tokens_out = events.iter().filter(|e| e.name == "token").count() as u32;
+        let decode_ms = task.times.decode_ms();
+        self.settle(task, tokens_out, decode_ms, &outcome);
+
+        let event_id = task.stream.event_count();
+        let tail = match &outcome {
+            Outcome::Failed(error) => {
+                let labels = self.metrics.labels();
+                let context = ErrorContext {
+                    engine: labels.engine,
+                    pool_id: &labels.pool_id,
+                    overload_status: self.overload_status,
+                };
+                let data = serde_json::to_value(Envelope::new(error, context)).expect("an envelope is JSON");
+                events.push(SentEvent { name: "error".into(), data: data.clone() });
+                if tokens_out > 0 {
+                    self.keep_transcript(task, &events);
+                }
+                streaming::tail(event_id, "error", &data)
+            }
+            Outcome::Finished(_) | Outcome::Canceled(_) => {
+                let finish_reason = match outcome {
+                    Outcome::Finished(reason) => reason,
+                    _ => FinishReason::Canceled,
+                };
+                let ended = Ended { tokens_out, decode_ms, finish_reason };
+                let data = streaming::end_data(&ended, None);
+                events.push(SentEvent { name: "end".into(), data });
+                let id = self.keep_transcript(task, &events);
+                streaming::tail(event_id, "end", &streaming::end_data(&ended, id.as_deref()))
+            }
+        };
+        self.log(task, &outcome, tokens_out, decode_ms);
+        task.stream.finish(tail);
+    }
+
+    fn settle(&self, task: &LiveTask, tokens_out: u32, decode_ms: u64, outcome: &Outcome) {
+        let now_ms = self.clock.now_ms();
+        let reserved = u64::from(task.tokens_reserved);
+        task.session.settle(reserved, u64::from(tokens_out), decode_ms, now_ms, &self.sessions.rules);
+        match outcome {
+            Outcome::Canceled(reason) => self.metrics.canceled(*reason),
+            // An eviction was counted when it was decided.
+            Outcome::Failed(error) if error.code() != "QUEUE_FULL_DROP_LRU" => self.metrics.rejected(error.code()),
+            _ => {}
+        }
+        let first = task.times.first_token_us.load(Relaxed);
+        let last = task.times.last_token_us.load(Relaxed);
+        if first > 0 {
+            let decode = &self.metrics.latency_decode[task.spec.priority.index()];
+            decode.observe_thousandths(last.saturating_sub(first));
+        }
+        if matches!(outcome, Outcome::Finished(_)) {
+            task.loaded.learn_from(task, tokens_out);
+        }
+    }
+
+    fn keep_transcript(&self, task: &LiveTask, events: &[SentEvent]) -> Option<String> {
+        let document = transcript(task, events);
+        match self.artifacts.put(&document, true, self.clock.unix_ms()) {
+            Ok(stored) => Some(stored.id),
+            Err(error) => {
+                tracing::error!(task_id = %task.spec.task_id, %error, "the transcript could not be kept");
+                None
+            }
+        }
+    }
+
+    fn log(&self, task: &LiveTask, outcome: &Outcome, tokens_out: u32, decode_ms: u64) {
+        let (event, code) = match outcome {
+            Outcome::Finished(reason) => (reason.name(), ""),
+            Outcome::Canceled(_) => ("canceled", ""),
+            Outcome::Failed(error) => ("error", error.code()),
+        };
+        tracing::info!(
+            correlation_id = task.correlation_id,
+            task_id = %task.spec.task_id,
+            session_id = %task.spec.session_id,
+            queue_position = task.promise.queue_position,
+            predicted_start_ms = task.promise.predicted_start_ms,
+            tokens_in = task.prompt.len(),
+            tokens_out,
+            decode_ms,
+            finish = event,
+            code,
+            "task ended"
+        );
+    }
+}
+
+/// The transcript: every event as it was sent, and what it takes to decode the same stream again.
+fn transcript(task: &LiveTask, events: &[SentEvent]) -> Value {
+    let spec = &task.spec;
+    let sampling = &spec.sampling;
+    let info = &task.loaded.info;
+    let prompt_source = match &spec.prompt {
+        Prompt::Text(_) => "prompt",
+        Prompt::Messages(_) => "messages",
+    };
+    json!({
+        "kind": "trace",
+        "content": {"events": events.iter().map(SentEvent::to_json).collect::<Vec<_>>()},
+        "tags": ["transcript"],
+        "metadata": {
+            "task_id": spec.task_id.to_string(),
+            "session_id": spec.session_id.to_string(),
+            "correlation_id": task.correlation_id,
+            "model_ref": task.loaded.model_ref,
+            "model_digest": info.digest,
+            "engine": task.loaded.engine,
+            "engine_version": task.loaded.engine_version,
+            "arithmetic": task.loaded.arithmetic,
+            "sampler_profile_version": "v1",
+            "determinism": if spec.deterministic { "strict" } else { "best_effort" },
+            "prompt_source": prompt_source,
+            "prompt_tokens": task.prompt.to_vec(),
+            "max_tokens": task.tokens_reserved,
+            "seed": sampling.seed,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+            "min_p": sampling.min_p,
+            "repetition_penalty": sampling.repetition_penalty,
+            "presence_penalty": sampling.presence_penalty,
+            "frequency_penalty": sampling.frequency_penalty,
+            "stop": spec.stop,
+            "logprobs": spec.logprobs,
+            "ignore_end": spec.ignore_end,
+        },
+    })
+}

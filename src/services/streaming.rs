@@ -1,0 +1,185 @@
+//! Tokens become events: text, JSON data, SSE frames, and at the end the terminal event and the transcript.
+//!
+//! What a stream says is rendered here and nowhere else, so every reader and the transcript see one thing.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::session::Budgets;
+use crate::domain::task::FinishReason;
+use crate::infra::http::sse;
+
+/// Numbers of the `started` event.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Started {
+    pub queue_position: u32,
+    pub predicted_start_ms: u64,
+}
+
+/// Numbers of a `metrics` event.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct StreamMetrics {
+    pub queue_depth: u64,
+    pub on_time_probability: f64,
+    pub kv_warmth: f64,
+    pub tokens_budget_remaining: u64,
+    pub time_budget_remaining_ms: u64,
+    pub cost_budget_remaining: f64,
+}
+
+impl StreamMetrics {
+    pub fn new(queue_depth: u64, on_time_probability: f64, kv_warmth: f64, left: Budgets) -> StreamMetrics {
+        StreamMetrics {
+            queue_depth,
+            on_time_probability: thousandths(on_time_probability),
+            kv_warmth: thousandths(kv_warmth),
+            tokens_budget_remaining: left.tokens,
+            time_budget_remaining_ms: left.time_ms,
+            cost_budget_remaining: left.cost(),
+        }
+    }
+}
+
+/// Three digits say all that a prediction can.
+fn thousandths(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+/// Numbers of the `end` event.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ended {
+    pub tokens_out: u32,
+    pub decode_ms: u64,
+    pub finish_reason: FinishReason,
+}
+
+/// Buffers that the engine thread reuses for every event.
+#[derive(Default)]
+pub struct FrameBuffers {
+    data: Vec<u8>,
+    frame: Vec<u8>,
+}
+
+impl FrameBuffers {
+    pub fn started(&mut self, started: Started) -> &[u8] {
+        self.event(0, "started", |data| write_json(data, &started))
+    }
+
+    /// `t` is escaped straight into the frame; nothing is allocated once the buffers have grown.
+    pub fn token(&mut self, event_id: u32, index: u32, text: &str, detail: Option<(u32, f32)>) -> &[u8] {
+        self.event(event_id, "token", |data| {
+            data.extend_from_slice(b"{\"t\":");
+            write_json(data, text);
+            data.extend_from_slice(b",\"i\":");
+            data.extend_from_slice(itoa::Buffer::new().format(index).as_bytes());
+            if let Some((id, logprob)) = detail {
+                data.extend_from_slice(b",\"id\":");
+                data.extend_from_slice(itoa::Buffer::new().format(id).as_bytes());
+                data.extend_from_slice(b",\"logprob\":");
+                write_json(data, &logprob);
+            }
+            data.push(b'}');
+        })
+    }
+
+    pub fn metrics(&mut self, event_id: u32, metrics: &StreamMetrics) -> &[u8] {
+        self.event(event_id, "metrics", |data| write_json(data, metrics))
+    }
+
+    fn event(&mut self, id: u32, name: &str, fill: impl FnOnce(&mut Vec<u8>)) -> &[u8] {
+        self.data.clear();
+        self.frame.clear();
+        fill(&mut self.data);
+        sse::write_event(&mut self.frame, id, name, &self.data);
+        &self.frame
+    }
+}
+
+fn write_json<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
+    serde_json::to_writer(out, value).expect("a buffer takes everything");
+}
+
+/// How a stream ends on the wire: the terminal event and the last chunk.
+pub fn tail(event_id: u32, name: &str, data: &Value) -> Box<[u8]> {
+    let mut out = Vec::with_capacity(256);
+    sse::write_event(&mut out, event_id, name, data.to_string().as_bytes());
+    out.extend_from_slice(sse::LAST_CHUNK);
+    out.into_boxed_slice()
+}
+
+/// Data of the `end` event; a transcript has it without `artifact_id`, for it cannot hold its own digest.
+pub fn end_data(ended: &Ended, artifact_id: Option<&str>) -> Value {
+    let mut data = json!({
+        "tokens_out": ended.tokens_out,
+        "decode_ms": ended.decode_ms,
+        "finish_reason": ended.finish_reason.name(),
+    });
+    if let Some(id) = artifact_id {
+        data["artifact_id"] = id.into();
+    }
+    data
+}
+
+/// One event as it was sent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SentEvent {
+    pub name: String,
+    pub data: Value,
+}
+
+impl SentEvent {
+    /// As a transcript's `content.events` has it.
+    pub fn to_json(&self) -> Value {
+        json!({"type": self.name, "data": self.data})
+    }
+}
+
+/// Reads the events back from a log's frames.
+pub fn events_of(frames: &[u8]) -> Vec<SentEvent> {
+    let mut plain = Vec::with_capacity(frames.len());
+    sse::unframe(frames, &mut plain);
+    let text = std::str::from_utf8(&plain).expect("we write UTF-8");
+    let mut events = Vec::new();
+    let mut name = "";
+    for line in text.lines() {
+        if let Some(value) = line.strip_prefix("event: ") {
+            name = value;
+        } else if let Some(data) = line.strip_prefix("data: ") {
+            let data = serde_json::from_str(data).expect("we write JSON");
+            events.push(SentEvent { name: name.to_owned(), data });
+        }
+    }
+    events
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_escaped_and_read_back() {
+        let mut buffers = FrameBuffers::default();
+        let mut frames = Vec::new();
+        let texts = ["plain", "", "quote \" slash \\ line\nend", "é🦀\u{1}\u{2028}"];
+        for (index, text) in (0u32..).zip(texts) {
+            frames.extend_from_slice(buffers.token(index + 1, index, text, None));
+        }
+        frames.extend_from_slice(buffers.token(9, 4, "x", Some((17, -0.5))));
+        let events = events_of(&frames);
+        for (index, text) in texts.iter().enumerate() {
+            assert_eq!(events[index].data, json!({"t": text, "i": index}));
+        }
+        assert_eq!(events[4].data, json!({"t": "x", "i": 4, "id": 17, "logprob": -0.5}));
+    }
+
+    #[test]
+    fn the_end_has_its_artifact_only_on_the_wire() {
+        let ended = Ended { tokens_out: 3, decode_ms: 9, finish_reason: FinishReason::Length };
+        let kept = end_data(&ended, None);
+        assert_eq!(kept, json!({"tokens_out": 3, "decode_ms": 9, "finish_reason": "length"}));
+        let tail = tail(5, "end", &end_data(&ended, Some("sha256:0")));
+        assert!(tail.ends_with(b"0\r\n\r\n"));
+        let text = String::from_utf8(tail.to_vec()).unwrap();
+        assert!(text.contains("id: 5\nevent: end\ndata: {") && text.contains("\"artifact_id\":\"sha256:0\""));
+    }
+}

@@ -1,0 +1,230 @@
+//! A task from its acceptance to the day it is forgotten.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use super::pool::Loaded;
+use super::scribe::Scribe;
+use super::session::{Budgets, Session, SessionRules};
+use crate::domain::error::OrchestratorError;
+use crate::domain::ids::TaskId;
+use crate::domain::task::{FinishReason, TaskSpec};
+use crate::infra::stream::TaskStream;
+use crate::metrics::CancelReason;
+
+/// How a task ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    Finished(FinishReason),
+    Canceled(CancelReason),
+    Failed(OrchestratorError),
+}
+
+/// What the client was told when its task was accepted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Promise {
+    pub queue_position: u32,
+    pub predicted_start_ms: u64,
+    pub backoff_ms: u64,
+    /// The whole task, from acceptance to its last token.
+    pub predicted_finish_ms: f64,
+    pub on_time_probability: f64,
+}
+
+/// A task that was accepted.
+pub struct LiveTask {
+    pub spec: TaskSpec,
+    pub prompt: Arc<[u32]>,
+    /// The model that the prompt was tokenized for, and that will answer it.
+    pub loaded: Arc<Loaded>,
+    pub session: Arc<Session>,
+    pub session_rules: SessionRules,
+    pub correlation_id: String,
+    pub stream: Arc<TaskStream>,
+    pub promise: Promise,
+    pub expected_tokens: u32,
+    /// At most so many tokens: `max_tokens`, or what the session's budget left of it.
+    pub tokens_reserved: u32,
+    /// Budgets when the task was accepted, for its headers.
+    pub budgets: Budgets,
+    pub accepted_us: u64,
+    /// Microseconds of the process's clock.
+    pub deadline_us: u64,
+    pub times: Times,
+    outcome: OnceLock<Outcome>,
+}
+
+/// When things happened, microseconds of the process's clock; 0 is not yet.
+#[derive(Default)]
+pub struct Times {
+    pub seated_us: AtomicU64,
+    pub first_token_us: AtomicU64,
+    pub last_token_us: AtomicU64,
+    pub ended_us: AtomicU64,
+    pub cached_tokens: AtomicU32,
+}
+
+impl Times {
+    /// From the slot to the last token.
+    pub fn decode_ms(&self) -> u64 {
+        let (from, to) = (self.seated_us.load(Relaxed), self.last_token_us.load(Relaxed));
+        if from == 0 { 0 } else { to.saturating_sub(from).div_ceil(1000) }
+    }
+}
+
+/// What a task is made of; `LiveTask::new` adds what is not known yet.
+pub struct TaskParts {
+    pub spec: TaskSpec,
+    pub prompt: Arc<[u32]>,
+    pub loaded: Arc<Loaded>,
+    pub session: Arc<Session>,
+    pub session_rules: SessionRules,
+    pub correlation_id: String,
+    pub stream: Arc<TaskStream>,
+    pub promise: Promise,
+    pub expected_tokens: u32,
+    pub tokens_reserved: u32,
+    pub budgets: Budgets,
+    pub accepted_us: u64,
+}
+
+impl LiveTask {
+    pub fn new(parts: TaskParts) -> LiveTask {
+        let deadline_us = parts.accepted_us.saturating_add(parts.spec.deadline_ms.saturating_mul(1000));
+        LiveTask {
+            spec: parts.spec,
+            prompt: parts.prompt,
+            loaded: parts.loaded,
+            session: parts.session,
+            session_rules: parts.session_rules,
+            correlation_id: parts.correlation_id,
+            stream: parts.stream,
+            promise: parts.promise,
+            expected_tokens: parts.expected_tokens,
+            tokens_reserved: parts.tokens_reserved,
+            budgets: parts.budgets,
+            accepted_us: parts.accepted_us,
+            deadline_us,
+            times: Times::default(),
+            outcome: OnceLock::new(),
+        }
+    }
+
+    /// Ends the task, unless somebody has done so already; the scribe writes the terminal event.
+    /// A cancelled stream is muted first, so that no token is written once this has returned.
+    pub fn end(self: &Arc<Self>, outcome: Outcome, scribe: &Scribe, now_us: u64) -> bool {
+        if !self.stream.close() {
+            return false;
+        }
+        if matches!(outcome, Outcome::Canceled(_)) {
+            self.stream.mute();
+        }
+        self.times.ended_us.store(now_us.max(1), Relaxed);
+        assert!(self.outcome.set(outcome).is_ok(), "only the one who closed the stream says why");
+        scribe.send(self.clone());
+        true
+    }
+
+    /// Why the task ended; none while it lives.
+    pub fn outcome(&self) -> Option<&Outcome> {
+        self.outcome.get()
+    }
+
+    fn is_forgettable(&self) -> bool {
+        self.stream.is_finished() && self.stream.reader_count() == 0
+    }
+}
+
+/// Every task that is alive or was lately.
+pub struct TaskRegistry {
+    tasks_max: usize,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    by_id: HashMap<TaskId, Arc<LiveTask>>,
+    /// Ids in the order of acceptance.
+    order: VecDeque<TaskId>,
+}
+
+/// What became of an insertion.
+pub enum Inserted<E> {
+    /// The task was made by the caller's function just now.
+    New(Arc<LiveTask>),
+    /// The same task with the same body was there.
+    Known(Arc<LiveTask>),
+    /// The id was there with another body.
+    Conflict,
+    Refused(E),
+}
+
+impl TaskRegistry {
+    pub fn new(tasks_max: usize) -> TaskRegistry {
+        TaskRegistry { tasks_max, inner: Mutex::default() }
+    }
+
+    pub fn get(&self, id: TaskId) -> Option<Arc<LiveTask>> {
+        self.lock().by_id.get(&id).cloned()
+    }
+
+    /// Looks the task up, and makes it if it is not there; both under one lock, so that a request that is
+    /// sent twice at the same time is still one task. `make` must be quick.
+    pub fn insert<E>(&self, spec: &TaskSpec, make: impl FnOnce() -> Result<Arc<LiveTask>, E>) -> Inserted<E> {
+        let mut inner = self.lock();
+        if let Some(known) = inner.by_id.get(&spec.task_id) {
+            return if known.spec == *spec { Inserted::Known(known.clone()) } else { Inserted::Conflict };
+        }
+        let task = match make() {
+            Ok(task) => task,
+            Err(error) => return Inserted::Refused(error),
+        };
+        // Live tasks are fewer than `tasks_max` by the configuration's check, so something can go.
+        let mut looked_at = 0;
+        while inner.by_id.len() >= self.tasks_max && looked_at < inner.order.len() {
+            let oldest = inner.order.pop_front().expect("the order is not empty");
+            match inner.by_id.get(&oldest) {
+                Some(task) if !task.is_forgettable() => inner.order.push_back(oldest),
+                _ => {
+                    inner.by_id.remove(&oldest);
+                }
+            }
+            looked_at += 1;
+        }
+        inner.order.push_back(spec.task_id);
+        inner.by_id.insert(spec.task_id, task.clone());
+        Inserted::New(task)
+    }
+
+    /// Forgets tasks that ended before `before_us` and that nobody reads.
+    pub fn sweep(&self, before_us: u64) {
+        let mut inner = self.lock();
+        let Inner { by_id, order } = &mut *inner;
+        order.retain(|id| {
+            let task = by_id.get(id).expect("order and map hold the same ids");
+            let stays = !task.is_forgettable() || task.times.ended_us.load(Relaxed) > before_us;
+            if !stays {
+                by_id.remove(id);
+            }
+            stays
+        });
+    }
+
+    /// Tasks that have not ended.
+    pub fn live(&self) -> Vec<Arc<LiveTask>> {
+        self.lock().by_id.values().filter(|t| !t.stream.is_finished()).cloned().collect()
+    }
+
+    pub fn len(&self) -> usize {
+        self.lock().by_id.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().expect("nothing panics under this lock")
+    }
+}
