@@ -115,7 +115,7 @@ impl<T> QueueWithMetrics<T> {
             metrics,
         });
         let waiting =
-            Waiting { queue: queue.clone(), lists: [VecDeque::new(), VecDeque::new()], debts: Vec::new(), arrived: 0 };
+            Waiting { queue: queue.clone(), lists: [VecDeque::new(), VecDeque::new()], early: Vec::new(), arrived: 0 };
         (queue, waiting)
     }
 
@@ -247,18 +247,13 @@ impl<T> QueueWithMetrics<T> {
     }
 }
 
-struct Waiter<T> {
-    ticket: u32,
-    entry: T,
-}
-
 /// The engine's end: tasks in the order in which they will be seated.
 pub struct Waiting<T> {
     queue: Arc<QueueWithMetrics<T>>,
-    lists: [VecDeque<Waiter<T>>; 2],
-    /// Evictions that newcomers were promised: the victim's class and the newcomer's ticket.
-    debts: Vec<(Priority, u32)>,
-    /// The ticket after the last arrival's, were all of them in order: how many have arrived.
+    lists: [VecDeque<T>; 2],
+    /// Arrivals that overtook one with an earlier ticket in the ring; at most one a reactor.
+    early: Vec<Arrival<T>>,
+    /// The ticket that is next: all before it have been taken over.
     arrived: u32,
 }
 
@@ -267,42 +262,28 @@ impl<T> Waiting<T> {
     pub fn drain(&mut self, mut evicted: impl FnMut(T)) {
         while let Some(arrival) = self.queue.ring.pop() {
             self.queue.crossing.fetch_sub(1, SeqCst);
-            self.arrived = (self.arrived + 1) & TICKET_MASK;
-            if let Some(class) = arrival.displaces {
-                self.debts.push((class, arrival.ticket));
+            self.early.push(arrival);
+            // Two reactors may push in another order than they took their tickets. The ticket counts: a debt that is
+            // paid before an earlier one would take the task which that one is owed.
+            while let Some(index) = self.early.iter().position(|a| a.ticket == self.arrived) {
+                let arrival = self.early.swap_remove(index);
+                self.arrived = (self.arrived + 1) & TICKET_MASK;
+                self.take_over(arrival, &mut evicted);
             }
-            self.insert(arrival);
-            self.settle(&mut evicted);
         }
     }
 
-    /// Evicts for each debt the oldest task that was there before the newcomer. One that is still on its way
-    /// through the ring is waited for; until then nothing is seated.
-    fn settle(&mut self, evicted: &mut impl FnMut(T)) {
-        let lists = &mut self.lists;
-        self.debts.retain(|&(class, newcomer)| {
-            let list = &mut lists[class.index()];
-            match list.front() {
-                Some(oldest) if is_later(newcomer, oldest.ticket) => {
-                    evicted(list.pop_front().expect("front was just seen").entry);
-                    false
-                }
-                _ => true,
-            }
-        });
-    }
-
-    /// Two reactors may push in another order than they took their tickets: the ticket counts.
-    fn insert(&mut self, arrival: Arrival<T>) {
-        let list = &mut self.lists[arrival.priority.index()];
-        let later = |w: &Waiter<T>| is_later(w.ticket, arrival.ticket);
-        let place = list.iter().rposition(|w| !later(w)).map_or(0, |index| index + 1);
-        list.insert(place, Waiter { ticket: arrival.ticket, entry: arrival.entry });
+    fn take_over(&mut self, arrival: Arrival<T>, evicted: &mut impl FnMut(T)) {
+        if let Some(class) = arrival.displaces {
+            let oldest = self.lists[class.index()].pop_front();
+            evicted(oldest.expect("lists and counts agree at every ticket"));
+        }
+        self.lists[arrival.priority.index()].push_back(arrival.entry);
     }
 
     /// The next task of this class.
     pub fn front(&self, priority: Priority) -> Option<&T> {
-        self.lists[priority.index()].front().map(|w| &w.entry)
+        self.lists[priority.index()].front()
     }
 
     /// Takes the next task of this class off the queue; none while a newcomer is on its way through the ring,
@@ -312,7 +293,7 @@ impl<T> Waiting<T> {
         if list.is_empty() || !self.queue.release(priority, self.arrived) {
             return None;
         }
-        list.pop_front().map(|w| w.entry)
+        list.pop_front()
     }
 
     /// Removes every waiting task for which `leaves` says so, and hands it to `removed`. Like `take` it does
@@ -322,8 +303,8 @@ impl<T> Waiting<T> {
             let list = &mut self.lists[priority.index()];
             let mut index = 0;
             while index < list.len() {
-                if leaves(&list[index].entry) && self.queue.release(priority, self.arrived) {
-                    removed(list.remove(index).expect("index is in range").entry);
+                if leaves(&list[index]) && self.queue.release(priority, self.arrived) {
+                    removed(list.remove(index).expect("index is in range"));
                 } else {
                     index += 1;
                 }
@@ -338,7 +319,7 @@ impl<T> Waiting<T> {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &T> {
-        self.lists.iter().flatten().map(|w| &w.entry)
+        self.lists.iter().flatten()
     }
 
     pub fn len(&self) -> usize {
@@ -348,12 +329,6 @@ impl<T> Waiting<T> {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-}
-
-/// Tickets wrap: the later one is less than half the circle ahead.
-fn is_later(a: u32, b: u32) -> bool {
-    let ahead = a.wrapping_sub(b) & TICKET_MASK;
-    ahead != 0 && ahead < TICKET_MASK / 2
 }
 
 #[cfg(test)]
@@ -457,10 +432,26 @@ mod tests {
         assert!(queue.enqueue(Interactive, |_| 3).is_ok());
     }
 
+    fn arrival(ticket: u32, displaces: Option<Priority>) -> Arrival<u32> {
+        Arrival { ticket, priority: Batch, displaces, entry: ticket }
+    }
+
     #[test]
-    fn tickets_order_arrivals_even_when_they_wrap() {
-        assert!(is_later(1, 0) && !is_later(0, 1) && !is_later(5, 5));
-        assert!(is_later(0, TICKET_MASK) && !is_later(TICKET_MASK, 0));
+    fn arrivals_that_overtook_each_other_are_put_in_order_even_when_tickets_wrap() {
+        let (queue, mut waiting) = queue(4, AdmissionPolicy::DropLru);
+        waiting.arrived = TICKET_MASK;
+        queue.crossing.store(4, SeqCst);
+        let mut evicted = Vec::new();
+        // Ticket 1 displaces a task, and so does ticket 2, which comes first: each evicts the one that it is owed.
+        for late in [arrival(0, None), arrival(2, Some(Batch)), arrival(1, Some(Batch))] {
+            assert!(queue.ring.push(late).is_ok());
+            waiting.drain(|n| evicted.push(n));
+            assert!(waiting.is_empty() && evicted.is_empty(), "nothing is taken over before its turn");
+        }
+        assert!(queue.ring.push(arrival(TICKET_MASK, None)).is_ok());
+        waiting.drain(|n| evicted.push(n));
+        assert_eq!(evicted, [TICKET_MASK, 0]);
+        assert_eq!(waiting.iter().copied().collect::<Vec<_>>(), [1, 2]);
     }
 
     /// Many reactors, one engine: what was accepted is seated or evicted exactly once, and the counts end at 0.

@@ -13,6 +13,9 @@ use crate::config::{self, ConfigError, Loaded, SETTINGS};
 ///
 /// Exit code 0 after a clean stop, 1 when the server cannot start, 2 for a command line that is wrong.
 pub fn main() -> ExitCode {
+    // Reads the variable FAILPOINTS; only builds for tests have this.
+    #[cfg(feature = "failpoints")]
+    let _faults = fail::FailScenario::setup();
     let matches = command().get_matches();
     let (name, arguments) = match matches.subcommand() {
         Some(("config", sub)) => match sub.subcommand() {

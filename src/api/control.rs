@@ -82,6 +82,8 @@ pub async fn reload_pool(
     let request: ReloadRequest = from_json(body)?;
     let model_ref = request.new_model_ref;
     let conflict = |why: String| {
+        tracing::warn!(pool_id = pool.id, why, "reload refused");
+        pool.set_last_error(Some(why.clone()));
         let serves = pool.loaded().map_or_else(|| "nothing".to_owned(), |l| l.model_ref.clone());
         OrchestratorError::ReloadConflict(format!("{why}; pool {id} serves {serves} as before"))
     };
@@ -122,7 +124,6 @@ fn load_and_install(pool: &Arc<Pool>, path: Option<&std::path::Path>) -> Result<
         .unwrap_or_else(|_| Err((Verification::Corrupt, "the loader panicked at this file: see the log".into())));
     let (loaded, engine) = loaded.map_err(|(verification, why)| {
         pool.metrics.verified(verification);
-        tracing::warn!(pool_id = pool.id, why, "reload refused");
         why
     })?;
     pool.metrics.verified(Verification::Loaded);

@@ -45,7 +45,7 @@ pub async fn create_task(
     }
     let task = accepted?;
     if wants_stream(head) {
-        return open_stream(state, &task, None, wake);
+        return open_stream(&task, None, wake);
     }
     let promise = &task.promise;
     let body = Accepted {
@@ -382,7 +382,7 @@ pub fn stream_task(
         None => None,
         Some(text) => Some(parse_event_id(text)?),
     };
-    open_stream(state, &task, last_event_id, wake)
+    open_stream(&task, last_event_id, wake)
 }
 
 fn parse_event_id(text: &[u8]) -> Result<u32, OrchestratorError> {
@@ -393,12 +393,7 @@ fn parse_event_id(text: &[u8]) -> Result<u32, OrchestratorError> {
     })
 }
 
-fn open_stream(
-    state: &Arc<AppState>,
-    task: &Arc<LiveTask>,
-    last_event_id: Option<u32>,
-    wake: &Wake,
-) -> Result<Reply, OrchestratorError> {
+fn open_stream(task: &Arc<LiveTask>, last_event_id: Option<u32>, wake: &Wake) -> Result<Reply, OrchestratorError> {
     if !task.stream.was_opened()
         && let Some(Outcome::Failed(error)) = task.outcome()
     {
@@ -412,13 +407,11 @@ fn open_stream(
             retry_after_ms: Some(1000),
         }
     })?;
-    let left = if task.outcome().is_some() { task.budgets } else { task.session.budgets() };
     let head = Response::new(200)
         .header("Content-Type", "text/event-stream")
         .header("Cache-Control", "no-cache")
         .header("X-Accel-Buffering", "no");
-    let _ = state;
-    Ok(Reply::Stream { head: with_budgets(head, &left), reader })
+    Ok(Reply::Stream { head: with_budgets(head, &task.session.budgets()), reader })
 }
 
 fn with_budgets(response: Response, left: &Budgets) -> Response {

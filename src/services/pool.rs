@@ -10,7 +10,7 @@ use std::thread::Thread;
 
 use crossbeam_queue::ArrayQueue;
 use hdrhistogram::Histogram;
-use orchestratord_engine::{Engine, EngineOptions, Model, ModelInfo, SequenceRequest, TokenSink, Verdict};
+use orchestratord_engine::{Engine, EngineOptions, LoadError, Model, ModelInfo, SequenceRequest, TokenSink, Verdict};
 
 use super::prediction::{EngineModel, Forecast, Load, Snapshot, StepObservation, forecast};
 use super::scribe::Scribe;
@@ -429,7 +429,7 @@ pub fn load(
         None => Model::from_static(crate::default_model::bytes()),
         Some(path) => Model::open(path),
     };
-    let model = Arc::new(model.map_err(|e| (verification_of(&e), e.to_string()))?);
+    let model = Arc::new(model.map_err(|e| (verification_of(&e), load_message(path, &e)))?);
     let options = EngineOptions {
         slots_max: rules.slots_max,
         step_rows_max: rules.step_rows_max,
@@ -496,8 +496,15 @@ fn measure(engine: &mut Engine, rules: &PoolRules) -> EngineModel {
     model.unwrap_or_else(|| EngineModel::new(10_000.0))
 }
 
-fn verification_of(error: &orchestratord_engine::LoadError) -> Verification {
-    use orchestratord_engine::LoadError;
+/// One line that names the file, which an error from inside a file does not.
+fn load_message(path: Option<&Path>, error: &LoadError) -> String {
+    match (path, error) {
+        (None, _) | (_, LoadError::Io { .. }) => error.to_string(),
+        (Some(path), _) => format!("cannot load {}: {error}", path.display()),
+    }
+}
+
+fn verification_of(error: &LoadError) -> Verification {
     match error {
         LoadError::Io { .. } => Verification::Missing,
         LoadError::Unsupported { .. } => Verification::Unsupported,
