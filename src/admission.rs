@@ -131,7 +131,7 @@ impl<T> QueueWithMetrics<T> {
             return Err(self.refuse(self.depth()));
         }
         let mut current = self.counts.load(SeqCst);
-        let (counts, placed, ticket) = loop {
+        let (placed, ticket) = loop {
             let mut counts = Counts::unpack(current);
             let displaced = match self.is_full(counts) {
                 false => None,
@@ -151,7 +151,7 @@ impl<T> QueueWithMetrics<T> {
             counts.waiting[priority.index()] += 1;
             counts.ticket = (ticket + 1) & TICKET_MASK;
             match self.counts.compare_exchange(current, counts.pack(), SeqCst, SeqCst) {
-                Ok(_) => break (counts, Placed { queue_position, displaced, waiting: counts.total() }, ticket),
+                Ok(_) => break (Placed { queue_position, displaced, waiting: counts.total() }, ticket),
                 Err(now) => current = now,
             }
         };
@@ -160,7 +160,7 @@ impl<T> QueueWithMetrics<T> {
             self.metrics.rejected("QUEUE_FULL_DROP_LRU");
         }
         self.metrics.tasks_enqueued[priority.index()].add(1);
-        self.publish(counts);
+        self.publish_depth();
         let arrival = Arrival { ticket, priority, displaces: placed.displaced, entry: make(placed) };
         assert!(self.ring.push(arrival).is_ok(), "a place in the ring was taken before");
         Ok(placed)
@@ -235,12 +235,14 @@ impl<T> QueueWithMetrics<T> {
         };
         let released = self.counts.fetch_update(SeqCst, SeqCst, change).is_ok();
         if released {
-            self.publish(Counts::unpack(self.counts.load(SeqCst)));
+            self.publish_depth();
         }
         released
     }
 
-    fn publish(&self, counts: Counts) {
+    /// Sets the gauges to what waits now. Two threads may do so in the wrong order, so a scrape does it once more.
+    pub fn publish_depth(&self) {
+        let counts = Counts::unpack(self.counts.load(SeqCst));
         for p in Priority::ALL {
             self.metrics.queue_depth[p.index()].set(u64::from(counts.waiting[p.index()]));
         }
