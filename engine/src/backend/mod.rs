@@ -75,6 +75,26 @@ impl Batch {
     }
 }
 
+/// What is particular about an attention.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attention {
+    /// Query heads; a multiple of the cache's.
+    pub head_count: usize,
+    /// Factor of every score.
+    pub scale: f32,
+    /// A row sees this many cells at most, its own included. None is all of them.
+    pub window: Option<u32>,
+    /// Scores `s` become `cap * tanh(s / cap)` before the softmax. Positive.
+    pub soft_cap: Option<f32>,
+}
+
+impl Attention {
+    /// Full attention of heads of `head_len` elements, as most models have it.
+    pub fn full(head_count: usize, head_len: usize) -> Attention {
+        Attention { head_count, scale: 1.0 / (head_len as f32).sqrt(), window: None, soft_cap: None }
+    }
+}
+
 /// The shape of a model's KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvShape {
@@ -162,8 +182,7 @@ pub trait Backend {
     ///
     /// With more query heads than key heads, neighbouring query heads share one (grouped-query attention).
     ///
-    /// Source: Vaswani et al. 2017; Ainslie et al. 2023.
-    #[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
+    /// Source: Vaswani et al. 2017; Ainslie et al. 2023; window: Beltagy et al. 2020; soft cap: Gemma team 2024.
     fn attend(
         &mut self,
         out: &mut Self::Buffer,
@@ -171,14 +190,26 @@ pub trait Backend {
         cache: &Self::Cache,
         layer: usize,
         batch: &Batch,
-        head_count: usize,
-        scale: f32,
+        attention: &Attention,
     );
 
     /// `gate = silu(gate) * up`, elementwise over `rows * len`.
     ///
     /// Source: Shazeer 2020.
     fn silu_mul(&mut self, gate: &mut Self::Buffer, up: &Self::Buffer, len: usize);
+
+    /// `gate = gelu(gate) * up`, elementwise over `len`, with the approximation of GELU by tanh.
+    ///
+    /// Source: Hendrycks and Gimpel 2016; Shazeer 2020.
+    fn gelu_mul(&mut self, gate: &mut Self::Buffer, up: &Self::Buffer, len: usize);
+
+    /// `x *= factor`, elementwise over `len`.
+    fn scale(&mut self, x: &mut Self::Buffer, factor: f32, len: usize);
+
+    /// `x = cap * tanh(x / cap)`, elementwise over `len`.
+    ///
+    /// Source: Gemma team 2024.
+    fn soft_cap(&mut self, x: &mut Self::Buffer, cap: f32, len: usize);
 
     /// `x += y`, elementwise over `len`.
     fn add(&mut self, x: &mut Self::Buffer, y: &Self::Buffer, len: usize);

@@ -5,7 +5,7 @@
 
 use super::{Matrix, Vector};
 use crate::LoadError;
-use crate::backend::{BLOCK_LEN, Backend, Batch, DeviceError, KvShape, RopePairs};
+use crate::backend::{Attention, BLOCK_LEN, Backend, Batch, DeviceError, KvShape, RopePairs};
 use crate::gguf::{FileBytes, Gguf};
 
 /// Bound that no sound file exceeds; products of two such lengths fit `usize`.
@@ -329,7 +329,7 @@ impl<B: Backend> Llama<B> {
         let c = &self.config;
         let s = &mut self.scratch;
         let rows = batch.rows();
-        let scale = 1.0 / (c.head_len as f32).sqrt();
+        let attention = Attention::full(c.head_count, c.head_len);
         be.begin_step(batch, &c.rope_frequencies)?;
         be.embed(&mut s.x, &self.embedding, batch);
 
@@ -347,7 +347,7 @@ impl<B: Backend> Llama<B> {
             be.rope(&mut s.query, batch, c.head_count, c.head_len, c.rope_pairs);
             be.rope(&mut s.key, batch, c.head_count_kv, c.head_len, c.rope_pairs);
             be.store(cache, index, &s.key, &s.value, batch);
-            be.attend(&mut s.attended, &s.query, cache, index, batch, c.head_count, scale);
+            be.attend(&mut s.attended, &s.query, cache, index, batch, &attention);
             be.matmul(&mut s.y, &s.attended, &layer.attention_output, rows);
             be.add(&mut s.x, &s.y, rows * c.embedding_length);
 

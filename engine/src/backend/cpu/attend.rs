@@ -5,15 +5,16 @@
 //! zeros to whole vectors.
 //!
 //! A score is summed over the head's elements in order; the softmax's sum has sixteen lanes, one per place in a block,
-//! and a fixed tree; an output element is summed over the cells in order. All of it depends on the row's position only.
+//! and a fixed tree; an output element is summed over the cells in order. All of it depends on the row's position only,
+//! and with a window on where that begins, which is a function of the position.
 
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::math::exp_lanes;
+use super::math::{exp_lanes, tanh};
 use super::pool::{SharedSlice, WorkerPool};
 use super::simd::{Isa, LANES, Simd, instantiate};
-use crate::backend::{BLOCK_LEN, Batch, KvShape};
+use crate::backend::{Attention, BLOCK_LEN, Batch, KvShape};
 
 const _: () = assert!(BLOCK_LEN == LANES, "a block of keys is read as vectors of one lane per cell");
 
@@ -88,9 +89,9 @@ pub fn attend(
     cache: &CpuCache,
     layer: usize,
     batch: &Batch,
-    head_count: usize,
-    scale: f32,
+    attention: &Attention,
 ) {
+    let head_count = attention.head_count;
     let len = batch.rows() * head_count * cache.shape.head_len;
     assert!(out.len() >= len && query.len() >= len, "activations are too short for attention");
     let out = SharedSlice::new(&mut out[..len]);
@@ -98,13 +99,13 @@ pub fn attend(
         SCORES.with_borrow_mut(|scores| {
             // Reserved for the longest table at once, so that a growing sequence does not allocate step by step.
             scores.resize(batch.table_len * BLOCK_LEN, 0.0);
-            attend_on(isa, &out, query, cache, layer, batch, head_count, scale, range, scores);
+            attend_on(isa, &out, query, cache, layer, batch, attention, range, scores);
         });
     });
 }
 
 instantiate!(fn attend_on = attend_items(
-    out: &SharedSlice<'_>, query: &[f32], cache: &CpuCache, layer: usize, batch: &Batch, head_count: usize, scale: f32,
+    out: &SharedSlice<'_>, query: &[f32], cache: &CpuCache, layer: usize, batch: &Batch, attention: &Attention,
     range: Range<usize>, scores: &mut [f32],
 ));
 
@@ -118,23 +119,29 @@ fn attend_items<S: Simd>(
     cache: &CpuCache,
     layer: usize,
     batch: &Batch,
-    head_count: usize,
-    scale: f32,
+    attention: &Attention,
     range: Range<usize>,
     scores: &mut [f32],
 ) {
+    let Attention { head_count, scale, window, soft_cap } = *attention;
     let head_len = cache.shape.head_len;
     let group = head_count / cache.shape.head_count;
     for item in range {
         let (row, head) = (item / head_count, item % head_count);
-        let cells = batch.positions[row] as usize + 1;
-        let table = &batch.table(row)[..cells.div_ceil(BLOCK_LEN)];
+        // Blocks wholly before the window are not looked at; from here on, cells are counted from the first that is.
+        let end = batch.positions[row] as usize + 1;
+        let begin = window.map_or(0, |w| end.saturating_sub(w as usize));
+        let table = &batch.table(row)[begin / BLOCK_LEN..end.div_ceil(BLOCK_LEN)];
+        let (unseen, cells) = (begin % BLOCK_LEN, end - begin / BLOCK_LEN * BLOCK_LEN);
         let query = &query[item * head_len..][..head_len];
         let out = part(out, item * head_len..(item + 1) * head_len);
         let scores = &mut scores[..table.len() * BLOCK_LEN];
         let (blocks, _) = scores.as_chunks_mut::<BLOCK_LEN>();
         score(simd, blocks, query, cache, layer, head / group, table, scale);
-        let weight = 1.0 / softmax(blocks, cells);
+        if let Some(cap) = soft_cap {
+            blocks.as_flattened_mut().iter_mut().for_each(|score| *score = cap * tanh(*score / cap));
+        }
+        let weight = 1.0 / softmax(blocks, unseen, cells);
         weigh(simd, out, scores, cells, cache, layer, head / group, table, weight);
     }
 }
@@ -183,13 +190,14 @@ fn score<S: Simd>(
     }
 }
 
-/// Replaces scores by `exp(score - max)`, those beyond `cells` by zero, and gives their sum.
+/// Replaces scores by `exp(score - max)`, the `unseen` first and those beyond `cells` by zero, and gives their sum.
 #[inline(always)]
-fn softmax(scores: &mut [[f32; BLOCK_LEN]], cells: usize) -> f32 {
+fn softmax(scores: &mut [[f32; BLOCK_LEN]], unseen: usize, cells: usize) -> f32 {
     // Cells after the row's own may hold anything, even what another sequence left there.
     let last = scores.len() - 1;
     let used = cells - last * BLOCK_LEN;
     scores[last][used..].fill(f32::NEG_INFINITY);
+    scores[0][..unseen].fill(f32::NEG_INFINITY);
     let mut most = [f32::NEG_INFINITY; BLOCK_LEN];
     for block in scores.iter() {
         for (most, score) in most.iter_mut().zip(block) {
@@ -204,6 +212,9 @@ fn softmax(scores: &mut [[f32; BLOCK_LEN]], cells: usize) -> f32 {
             *score -= most;
         }
         exp_lanes(block);
+        if index == 0 {
+            block[..unseen].fill(0.0);
+        }
         if index == last {
             block[used..].fill(0.0);
         }
@@ -292,4 +303,65 @@ fn lanes_at(block: &[f32], index: usize) -> &[f32; LANES] {
 fn part<'a>(out: &'a SharedSlice<'_>, range: Range<usize>) -> &'a mut [f32] {
     // SAFETY: the range belongs to one pair of row and head, and the pool gives each pair to one thread.
     unsafe { out.part(range) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Dice;
+
+    /// One sequence of `len` cells in shuffled blocks, one layer; rows attend from the last positions.
+    fn check(isa: Isa, len: usize, head_len: usize, heads: (usize, usize), window: Option<u32>, soft_cap: Option<f32>) {
+        let (head_count, head_count_kv) = heads;
+        let mut dice = Dice::new(len as u64 * 31 + head_len as u64);
+        let block_count = len.div_ceil(BLOCK_LEN) + 3;
+        let shape = KvShape { layer_count: 1, head_count: head_count_kv, head_len, block_count };
+        let mut cache = CpuCache::new(shape);
+        // What an earlier sequence left behind must not be seen, not even when it is no number.
+        cache.keys.fill(f32::NAN);
+        let table: Vec<u32> = (0..len.div_ceil(BLOCK_LEN) as u32).map(|b| block_count as u32 - 1 - b).collect();
+        let mut batch = Batch { table_len: table.len(), tables: table, ..Batch::default() };
+        (0..len).for_each(|p| batch.push(0, p as u32, 0));
+        let mut fill = |n: usize| -> Vec<f32> { (0..n).map(|_| 2.0 * dice.unit()).collect() };
+        let key = fill(len * head_count_kv * head_len);
+        let value = fill(len * head_count_kv * head_len);
+        let query = fill(len * head_count * head_len);
+        cache.store(0, &key, &value, &batch);
+        let mut out = vec![0.0; query.len()];
+        let attention = Attention { head_count, scale: 0.3, window, soft_cap };
+        let pool = WorkerPool::new(2).expect("threads for a test");
+        attend(&pool, isa, &mut out, &query, &cache, 0, &batch, &attention);
+        for (item, out) in out.chunks_exact(head_len).enumerate() {
+            let (position, head) = (item / head_count, item % head_count);
+            let at = |p: usize| (p * head_count_kv + head / (head_count / head_count_kv)) * head_len;
+            let seen = window.map_or(0, |w| (position + 1).saturating_sub(w as usize))..position + 1;
+            let scores = seen.clone().map(|p| {
+                let dot: f64 =
+                    (0..head_len).map(|d| f64::from(query[item * head_len + d]) * f64::from(key[at(p) + d])).sum();
+                let score = dot * f64::from(0.3f32);
+                soft_cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
+            });
+            let weights: Vec<f64> = scores.map(f64::exp).collect();
+            let sum: f64 = weights.iter().sum();
+            for (d, out) in out.iter().enumerate() {
+                let wanted: f64 = seen.clone().zip(&weights).map(|(p, w)| w * f64::from(value[at(p) + d])).sum();
+                let error = (f64::from(*out) - wanted / sum).abs();
+                assert!(error < 2e-5, "{}: {error} at {item}, {d} of {len} cells, {attention:?}", isa.name());
+            }
+        }
+    }
+
+    #[test]
+    fn attention_is_what_the_papers_say() {
+        for isa in Isa::detect() {
+            for len in [1, 2, 15, 16, 17, 70, 150] {
+                check(isa, len, 16, (4, 2), None, None);
+                check(isa, len, 20, (1, 1), None, Some(1.5));
+                for window in [1, 2, 15, 16, 17, 33, 200] {
+                    check(isa, len, 64, (3, 1), Some(window), None);
+                    check(isa, len, 80, (2, 2), Some(window), Some(30.0));
+                }
+            }
+        }
+    }
 }

@@ -45,6 +45,21 @@ pub fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
+/// `tanh`, to about 2e-7 absolutely.
+#[inline(always)]
+pub fn tanh(x: f32) -> f32 {
+    1.0 - 2.0 / (exp(2.0 * x) + 1.0)
+}
+
+/// `x * P(X <= x)` for a normally distributed X, approximated by tanh.
+///
+/// Source: Hendrycks and Gimpel 2016.
+#[inline(always)]
+pub fn gelu(x: f32) -> f32 {
+    const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+    0.5 * x * (1.0 + tanh(SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,5 +82,17 @@ mod tests {
         assert!((silu(-100.0) - 0.0).abs() < 1e-30);
         assert_eq!(silu(100.0), 100.0);
         assert_eq!(silu(0.0), 0.0);
+    }
+
+    #[test]
+    fn tanh_and_gelu_are_good_enough_for_logits() {
+        for i in -4000..4000 {
+            let x = i as f32 * 0.005;
+            let wide = f64::from(x);
+            assert!((f64::from(tanh(x)) - wide.tanh()).abs() < 3e-7, "tanh({x})");
+            let wanted = 0.5 * wide * (1.0 + (0.797_884_560_802_865 * (wide + 0.044_715 * wide.powi(3))).tanh());
+            assert!((f64::from(gelu(x)) - wanted).abs() < 4e-7 * wide.abs().max(1.0), "gelu({x})");
+        }
+        assert_eq!((tanh(1e9), tanh(-1e9), gelu(1e9), gelu(-1e9)), (1.0, -1.0, 1e9, -0.0));
     }
 }

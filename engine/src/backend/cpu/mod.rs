@@ -15,9 +15,12 @@ use pool::{SharedSlice, WorkerPool};
 pub use simd::Isa;
 use simd::{LANES, Simd, instantiate};
 
-use super::{Backend, Batch, DeviceError, KvShape, RopePairs};
+use super::{Attention, Backend, Batch, DeviceError, KvShape, RopePairs};
 use crate::gguf::TensorType;
 use crate::model::{Matrix, Vector};
+
+/// Vectors of an elementwise operation that are worth waking a worker for.
+const ELEMENTWISE_GRAIN: usize = 1024;
 
 /// Settings of the CPU backend.
 #[derive(Clone, Copy, Debug, Default)]
@@ -151,22 +154,32 @@ impl Backend for CpuBackend {
         cache: &CpuCache,
         layer: usize,
         batch: &Batch,
-        head_count: usize,
-        scale: f32,
+        attention: &Attention,
     ) {
-        attend::attend(&self.pool, self.isa, out, query, cache, layer, batch, head_count, scale);
+        attend::attend(&self.pool, self.isa, out, query, cache, layer, batch, attention);
     }
 
     fn silu_mul(&mut self, gate: &mut Vec<f32>, up: &Vec<f32>, len: usize) {
+        self.gated(silu_mul_on, gate, up, len);
+    }
+
+    fn gelu_mul(&mut self, gate: &mut Vec<f32>, up: &Vec<f32>, len: usize) {
+        self.gated(gelu_mul_on, gate, up, len);
+    }
+
+    fn scale(&mut self, x: &mut Vec<f32>, factor: f32, len: usize) {
+        x[..len].iter_mut().for_each(|x| *x *= factor);
+    }
+
+    fn soft_cap(&mut self, x: &mut Vec<f32>, cap: f32, len: usize) {
         let isa = self.isa;
-        let up = &up[..len];
-        let gate = SharedSlice::new(&mut gate[..len]);
-        self.pool.run(len.div_ceil(LANES), 1024, |range: Range<usize>| {
+        let shared = SharedSlice::new(&mut x[..len]);
+        self.pool.run(len.div_ceil(LANES), ELEMENTWISE_GRAIN, |range: Range<usize>| {
             let range = range.start * LANES..(range.end * LANES).min(len);
             #[allow(unsafe_code, reason = "threads share one elementwise operation")]
             // SAFETY: the pool gives each sixteen elements to one thread.
-            let gate = unsafe { gate.part(range.clone()) };
-            silu_mul_on(isa, gate, &up[range]);
+            let x = unsafe { shared.part(range) };
+            soft_cap_on(isa, x, cap);
         });
     }
 
@@ -192,9 +205,41 @@ impl Backend for CpuBackend {
 }
 
 impl CpuBackend {
+    /// An elementwise operation of a gated unit, on all threads.
+    fn gated(&self, kernel: fn(Isa, &mut [f32], &[f32]), gate: &mut [f32], up: &[f32], len: usize) {
+        let isa = self.isa;
+        let up = &up[..len];
+        let gate = SharedSlice::new(&mut gate[..len]);
+        self.pool.run(len.div_ceil(LANES), ELEMENTWISE_GRAIN, |range: Range<usize>| {
+            let range = range.start * LANES..(range.end * LANES).min(len);
+            #[allow(unsafe_code, reason = "threads share one elementwise operation")]
+            // SAFETY: the pool gives each sixteen elements to one thread.
+            let gate = unsafe { gate.part(range.clone()) };
+            kernel(isa, gate, &up[range]);
+        });
+    }
+
     fn matmul_as<F: Format>(&self, format: F, out: &mut [f32], x: &[f32], weight: &Matrix, rows: usize) {
         let weight_rows = Rows { format, bytes: weight.bytes(), row_bytes: weight.row_bytes(), cols: weight.cols };
         matmul::matmul(&self.pool, self.isa, out, weight.rows, x, rows, weight_rows);
+    }
+}
+
+instantiate!(fn gelu_mul_on = gelu_mul(gate: &mut [f32], up: &[f32]));
+
+#[inline(always)]
+fn gelu_mul<S: Simd>(_: S, gate: &mut [f32], up: &[f32]) {
+    for (gate, up) in gate.iter_mut().zip(up) {
+        *gate = math::gelu(*gate) * up;
+    }
+}
+
+instantiate!(fn soft_cap_on = soft_cap(x: &mut [f32], cap: f32));
+
+#[inline(always)]
+fn soft_cap<S: Simd>(_: S, x: &mut [f32], cap: f32) {
+    for x in x {
+        *x = cap * math::tanh(*x / cap);
     }
 }
 
