@@ -160,6 +160,11 @@ impl Tokenizer {
 
     /// The text of some tokens; control tokens are written by name if `with_special`, and left out otherwise.
     pub fn decode(&self, tokens: &[u32], with_special: bool) -> String {
+        String::from_utf8_lossy(&self.decode_bytes(tokens, with_special)).into_owned()
+    }
+
+    /// As `decode`, byte for byte: the tokens need not make whole characters.
+    pub fn decode_bytes(&self, tokens: &[u32], with_special: bool) -> Vec<u8> {
         let mut bytes = Vec::new();
         for token in tokens {
             match self.kinds.get(*token as usize) {
@@ -167,7 +172,7 @@ impl Tokenizer {
                 _ => bytes.extend_from_slice(self.token_bytes(*token)),
             }
         }
-        String::from_utf8_lossy(&bytes).into_owned()
+        bytes
     }
 
     /// True for a token with which the model ends its answer.
