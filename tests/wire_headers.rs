@@ -229,6 +229,15 @@ fn without_a_configured_key_one_is_made_and_printed_once() {
 }
 
 #[test]
+fn a_configured_key_is_not_printed_and_the_printed_line_takes_it_from_the_shell() {
+    let server = server();
+    let printed = server.stdout();
+    assert!(!printed.contains(KEY), "the key is on stdout: {printed}");
+    let line = printed.lines().find(|line| line.starts_with("curl ")).expect("a curl line");
+    assert!(line.contains("-H \"X-API-Key: $KEY\""), "a shell would not put the key in: {line}");
+}
+
+#[test]
 fn without_a_configured_key_only_the_loopback_is_served() {
     for listen in ["0.0.0.0:0", "[::]:0"] {
         let settings = Settings::default().with("api_keys", "").with("listen", listen);

@@ -14,7 +14,7 @@ pub enum LoadError {
         source: std::io::Error,
     },
     /// The file is something else.
-    #[error("not a GGUF file: it begins with {found:?} and not with \"GGUF\"")]
+    #[error("not a GGUF file: it begins with \"{}\" and not with \"GGUF\"", found.escape_ascii())]
     NotGguf {
         /// Its first bytes, at most four.
         found: Vec<u8>,

@@ -101,7 +101,8 @@ impl Server {
             true => self.state.config.api_keys[0].as_str(),
             false => "(one of those configured)",
         };
-        let shown_key = if made_key { key } else { "$ORCH_API_KEY" };
+        // A configured key is not printed: the shell puts it in, which it does between double quotes only.
+        let shown_key = if made_key { key } else { "$KEY" };
         let driver = match &self.driver {
             Driver::IoUring => "io_uring".to_owned(),
             Driver::Legacy { reason } => format!("epoll (no io_uring: {reason})"),
@@ -128,7 +129,7 @@ impl Server {
         writeln!(out, "\nTry it; the tokens arrive as they are made:\n")?;
         writeln!(
             out,
-            "curl -N http://{address}/v1/tasks -H 'X-API-Key: {shown_key}' -H 'Accept: text/event-stream' -d '\
+            "curl -N http://{address}/v1/tasks -H \"X-API-Key: {shown_key}\" -H 'Accept: text/event-stream' -d '\
              {{\"task_id\":\"{task}\",\"session_id\":\"{session}\",\"workload\":\"completion\",\
              \"model_ref\":\"{}\",\"engine\":\"cpu\",\"ctx\":{ctx},\"priority\":\"interactive\",\
              \"max_tokens\":120,\"deadline_ms\":60000,\
