@@ -1,6 +1,9 @@
 //! From logits to a token: penalties, temperature, filters, and a draw that depends on the seed and the position alone.
 //!
-//! Order of operations after Hugging Face `generation/logits_process.py`: penalties, temperature, top-k, top-p, min-p.
+//! Order of operations after Hugging Face `generation/logits_process.py`: bias, penalties, least length, temperature,
+//! top-k, top-p, min-p.
+
+use std::sync::Arc;
 
 use crate::philox::uniform;
 
@@ -23,6 +26,10 @@ pub struct SamplingParams {
     pub frequency_penalty: f32,
     /// Two sequences with one seed and one prompt draw the same.
     pub seed: u64,
+    /// Added to the logits of single tokens before anything else.
+    pub logit_bias: Arc<[(u32, f32)]>,
+    /// No end-of-generation token before the answer has this many tokens.
+    pub min_tokens: u32,
 }
 
 impl Default for SamplingParams {
@@ -37,13 +44,16 @@ impl Default for SamplingParams {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             seed: 0,
+            logit_bias: Arc::default(),
+            min_tokens: 0,
         }
     }
 }
 
 impl SamplingParams {
     /// Says which field no sampler can work with.
-    pub(crate) fn check(&self) -> Result<(), &'static str> {
+    pub(crate) fn check(&self, vocab_len: usize) -> Result<(), &'static str> {
+        let bias_legal = |(token, bias): &(u32, f32)| (*token as usize) < vocab_len && bias.is_finite();
         let legal = [
             ("temperature", self.temperature >= 0.0 && self.temperature.is_finite()),
             ("top_p", self.top_p >= 0.0 && self.top_p.is_finite()),
@@ -51,6 +61,7 @@ impl SamplingParams {
             ("repetition_penalty", self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()),
             ("presence_penalty", self.presence_penalty.is_finite()),
             ("frequency_penalty", self.frequency_penalty.is_finite()),
+            ("logit_bias", self.logit_bias.iter().all(bias_legal)),
         ];
         legal.iter().find(|(_, ok)| !ok).map_or(Ok(()), |(field, _)| Err(field))
     }
@@ -67,6 +78,8 @@ pub(crate) struct Sampler {
     candidates: Vec<Candidate>,
     /// How often each token is in the answer, and whether it is in the prompt; all zero between calls.
     counts: Vec<u32>,
+    /// Tokens that end a generation.
+    ends: Box<[u32]>,
 }
 
 /// In the order that counts: the likelier first, of equals the lower id.
@@ -86,23 +99,32 @@ impl Candidate {
 const IN_PROMPT: u32 = 1 << 31;
 
 impl Sampler {
-    pub fn new(vocab_len: usize) -> Sampler {
+    pub fn new(vocab_len: usize, ends: &[u32]) -> Sampler {
         Sampler {
             scores: Vec::with_capacity(vocab_len),
             candidates: Vec::with_capacity(vocab_len),
             counts: vec![0; vocab_len],
+            ends: ends.into(),
         }
     }
 
     /// Picks the token that follows `tokens`, the first `prompt_len` of which are the prompt.
     pub fn sample(&mut self, logits: &[f32], params: &SamplingParams, tokens: &[u32], prompt_len: usize) -> u32 {
-        if !params.has_penalties() && params.temperature == 0.0 {
+        let too_short = tokens.len() - prompt_len < params.min_tokens as usize;
+        let as_they_are = !params.has_penalties() && params.logit_bias.is_empty() && !too_short;
+        if as_they_are && params.temperature == 0.0 {
             return argmax(logits);
         }
         self.scores.clear();
         self.scores.extend_from_slice(logits);
+        for (token, bias) in params.logit_bias.iter() {
+            self.scores[*token as usize] += bias;
+        }
         if params.has_penalties() {
             self.penalize(params, tokens, prompt_len);
+        }
+        if too_short {
+            self.ends.iter().for_each(|end| self.scores[*end as usize] = f32::NEG_INFINITY);
         }
         if params.temperature == 0.0 {
             return argmax(&self.scores);
@@ -218,6 +240,24 @@ pub(crate) fn logprob(logits: &[f32], token: u32) -> f32 {
     (f64::from(logits[token as usize]) - most - sum.ln()) as f32
 }
 
+/// Appends the `count` likeliest tokens under the bare logits with their log-probabilities, the likeliest first, of
+/// equals the lower id.
+pub(crate) fn top_logprobs(logits: &[f32], count: usize, out: &mut Vec<(u32, f32)>) {
+    let start = out.len();
+    for (token, logit) in logits.iter().enumerate() {
+        let place = out[start..].iter().rposition(|(_, kept)| kept >= logit).map_or(0, |index| index + 1);
+        if place < count {
+            if out.len() - start == count {
+                out.pop();
+            }
+            out.insert(start + place, (token as u32, *logit));
+        }
+    }
+    let most = f64::from(logits.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b)));
+    let sum: f64 = logits.iter().map(|x| (f64::from(*x) - most).exp()).sum();
+    out[start..].iter_mut().for_each(|(_, value)| *value = (f64::from(*value) - most - sum.ln()) as f32);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,7 +270,7 @@ mod tests {
 
     /// How often each token is drawn in `count` positions.
     fn frequencies(logits: &[f32], params: &SamplingParams, count: usize) -> Vec<f64> {
-        let mut sampler = Sampler::new(logits.len());
+        let mut sampler = Sampler::new(logits.len(), &[]);
         let mut found = vec![0.0; logits.len()];
         for seed in 0..count {
             let params = SamplingParams { seed: seed as u64, ..params.clone() };
@@ -291,7 +331,7 @@ mod tests {
         for top_p in [0.001, 0.05, 0.5, 0.97] {
             let p = params(|p| p.top_p = top_p);
             let allowed = wanted(&logits, &p);
-            let mut sampler = Sampler::new(logits.len());
+            let mut sampler = Sampler::new(logits.len(), &[]);
             for seed in 0..300 {
                 let token = sampler.sample(&logits, &SamplingParams { seed, ..p.clone() }, &[], 0);
                 assert!(allowed[token as usize] > 0.0, "top_p {top_p} let token {token} through");
@@ -301,7 +341,7 @@ mod tests {
 
     #[test]
     fn greedy_takes_the_first_of_equals() {
-        let mut sampler = Sampler::new(4);
+        let mut sampler = Sampler::new(4, &[]);
         assert_eq!(sampler.sample(&[1.0, 3.0, 3.0, 2.0], &SamplingParams::default(), &[], 0), 1);
     }
 
@@ -314,7 +354,7 @@ mod tests {
             (|p| p.frequency_penalty = 0.5, [1.0, -2.0, 2.5, 4.0]),
         ];
         for (change, wanted) in cases {
-            let mut sampler = Sampler::new(4);
+            let mut sampler = Sampler::new(4, &[]);
             sampler.scores.extend([1.0, -1.0, 3.0, 4.0]);
             // Prompt 0 0; answer 1 2 1.
             sampler.penalize(&params(change), &[0, 0, 1, 2, 1], 2);
@@ -334,9 +374,52 @@ mod tests {
     }
 
     #[test]
+    fn the_likeliest_are_those_that_a_full_sort_puts_first() {
+        let mut dice = crate::testing::Dice::new(5);
+        for count in [1, 2, 7, 20, 40] {
+            // Few values, so that many are equal.
+            let logits: Vec<f32> = (0..30).map(|_| dice.below(9) as f32).collect();
+            let mut order: Vec<u32> = (0..30).collect();
+            order.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
+            let mut found = vec![(77, 0.5)];
+            top_logprobs(&logits, count, &mut found);
+            assert_eq!(found[0], (77, 0.5), "what was there before stays");
+            let wanted: Vec<_> = order.iter().take(count).map(|t| (*t, logprob(&logits, *t))).collect();
+            assert_eq!(found[1..], wanted);
+        }
+    }
+
+    #[test]
+    fn a_bias_moves_single_tokens_in_greedy_and_in_drawn_answers() {
+        let logits = [1.0, 3.0, 2.0, 0.0];
+        let mut sampler = Sampler::new(4, &[]);
+        let greedy = |bias: &[(u32, f32)]| SamplingParams { logit_bias: bias.into(), ..SamplingParams::default() };
+        assert_eq!(sampler.sample(&logits, &greedy(&[(1, -100.0)]), &[], 0), 2);
+        assert_eq!(sampler.sample(&logits, &greedy(&[(3, 100.0), (2, 50.0)]), &[], 0), 3);
+        let drawn = params(|p| p.logit_bias = [(0, 100.0)].into());
+        assert_eq!(frequencies(&logits, &drawn, 200)[0].round(), 1.0);
+    }
+
+    #[test]
+    fn an_answer_does_not_end_before_its_least_length() {
+        let logits = [0.0, 9.0, 8.0, 1.0];
+        let mut sampler = Sampler::new(4, &[1, 2]);
+        for temperature in [0.0, 1.0] {
+            let p = SamplingParams { min_tokens: 2, temperature, ..SamplingParams::default() };
+            for seed in 0..50 {
+                let p = SamplingParams { seed, ..p.clone() };
+                assert!([0, 3].contains(&sampler.sample(&logits, &p, &[7 % 4, 0], 1)), "one token is too few");
+            }
+            assert!([1, 2].contains(&sampler.sample(&logits, &p, &[3, 0, 0], 1)), "two are enough");
+        }
+    }
+
+    #[test]
     fn illegal_values_are_named() {
-        assert_eq!(params(|p| p.temperature = f32::NAN).check(), Err("temperature"));
-        assert_eq!(params(|p| p.repetition_penalty = 0.0).check(), Err("repetition_penalty"));
-        assert_eq!(params(|_| {}).check(), Ok(()));
+        assert_eq!(params(|p| p.temperature = f32::NAN).check(4), Err("temperature"));
+        assert_eq!(params(|p| p.repetition_penalty = 0.0).check(4), Err("repetition_penalty"));
+        assert_eq!(params(|p| p.logit_bias = [(4, 0.0)].into()).check(4), Err("logit_bias"));
+        assert_eq!(params(|p| p.logit_bias = [(3, f32::NAN)].into()).check(4), Err("logit_bias"));
+        assert_eq!(params(|p| p.logit_bias = [(3, -100.0)].into()).check(4), Ok(()));
     }
 }

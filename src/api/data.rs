@@ -131,6 +131,10 @@ fn check_context(loaded: &Loaded, spec: &TaskSpec) -> Result<(), OrchestratorErr
             spec.max_tokens, spec.ctx
         ));
     }
+    let vocab_len = loaded.model.tokenizer().vocab_len();
+    if let Some((token, _)) = spec.sampling.logit_bias.iter().find(|(token, _)| *token as usize >= vocab_len) {
+        return invalid(format!("field `logit_bias`: {token} is none of the model's {vocab_len} tokens"));
+    }
     // No token stands for more bytes than the longest one, so that many bytes make at least that many tokens.
     let least = spec.prompt.text_len() / loaded.model.tokenizer().token_bytes_max().max(1);
     if least + spec.max_tokens as usize > spec.ctx as usize {

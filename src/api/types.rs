@@ -1,5 +1,8 @@
 //! Shapes on the wire, and how they become checked values. serde lives here and nowhere else in `api`.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -248,6 +251,12 @@ pub struct TaskRequest {
     stop: Vec<String>,
     #[serde(default)]
     logprobs: bool,
+    #[serde(default)]
+    top_logprobs: u32,
+    #[serde(default)]
+    logit_bias: BTreeMap<String, f32>,
+    #[serde(default)]
+    min_tokens: u32,
     response_format: Option<Value>,
     #[serde(default)]
     on_disconnect: OnDisconnectWire,
@@ -279,10 +288,10 @@ impl TaskRequest {
         if !self.response_format.as_ref().is_none_or(plain) {
             return Err(invalid("response_format", "is not supported by this engine: leave it out"));
         }
-        let exact = self.seed <= limits::JSON_INTEGER_MAX;
-        require(exact, "seed", "must be at most 9007199254740991, the largest number that JSON keeps exactly")?;
         let sampling = self.sampling()?;
         check_stop(&self.stop)?;
+        check_top_logprobs(self.logprobs, self.top_logprobs)?;
+        require(self.min_tokens <= self.max_tokens, "min_tokens", "must be at most max_tokens")?;
         let workload = match self.workload {
             WorkloadWire::Completion => Workload::Completion,
             WorkloadWire::Embedding => Workload::Embedding,
@@ -321,6 +330,7 @@ impl TaskRequest {
             sampling,
             stop: self.stop,
             logprobs: self.logprobs,
+            top_logprobs: self.top_logprobs,
             reuse_kv: self.kv_hint == KvHintWire::Reuse,
             expected_tokens: self.expected_tokens,
             cancel_on_disconnect: self.on_disconnect == OnDisconnectWire::Cancel,
@@ -330,34 +340,71 @@ impl TaskRequest {
     }
 
     fn sampling(&self) -> Result<Sampling, OrchestratorError> {
-        let top_p = self.top_p.unwrap_or(1.0);
-        let repetition_penalty = self.repetition_penalty.unwrap_or(1.0);
-        // Written so that NaN fails too.
-        require((0.0..=100.0).contains(&self.temperature), "temperature", "must be from 0 to 100")?;
-        require(top_p > 0.0 && top_p <= 1.0, "top_p", "must be over 0 and at most 1")?;
-        require((0.0..=1.0).contains(&self.min_p), "min_p", "must be from 0 to 1")?;
-        let legal = repetition_penalty > 0.0 && repetition_penalty <= 10.0;
-        require(legal, "repetition_penalty", "must be over 0 and at most 10")?;
-        require((-2.0..=2.0).contains(&self.presence_penalty), "presence_penalty", "must be from -2 to 2")?;
-        require((-2.0..=2.0).contains(&self.frequency_penalty), "frequency_penalty", "must be from -2 to 2")?;
-        Ok(Sampling {
+        let sampling = Sampling {
             temperature: self.temperature,
             top_k: self.top_k,
-            top_p,
+            top_p: self.top_p.unwrap_or(1.0),
             min_p: self.min_p,
-            repetition_penalty,
+            repetition_penalty: self.repetition_penalty.unwrap_or(1.0),
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
             seed: self.seed,
-        })
+            logit_bias: logit_bias(&self.logit_bias)?,
+            min_tokens: self.min_tokens,
+        };
+        check_sampling(&sampling)?;
+        Ok(sampling)
     }
 }
 
-fn invalid(field: &str, what: &str) -> OrchestratorError {
+/// Bounds of the parameters that do not depend on a model.
+///
+/// # Errors
+///
+/// `InvalidParams` naming the field.
+pub fn check_sampling(s: &Sampling) -> Result<(), OrchestratorError> {
+    // Written so that NaN fails too.
+    require((0.0..=100.0).contains(&s.temperature), "temperature", "must be from 0 to 100")?;
+    require(s.top_p > 0.0 && s.top_p <= 1.0, "top_p", "must be over 0 and at most 1")?;
+    require((0.0..=1.0).contains(&s.min_p), "min_p", "must be from 0 to 1")?;
+    let legal = s.repetition_penalty > 0.0 && s.repetition_penalty <= 10.0;
+    require(legal, "repetition_penalty", "must be over 0 and at most 10")?;
+    require((-2.0..=2.0).contains(&s.presence_penalty), "presence_penalty", "must be from -2 to 2")?;
+    require((-2.0..=2.0).contains(&s.frequency_penalty), "frequency_penalty", "must be from -2 to 2")?;
+    let exact = s.seed <= limits::JSON_INTEGER_MAX;
+    require(exact, "seed", "must be at most 9007199254740991, the largest number that JSON keeps exactly")
+}
+
+/// Token numbers as JSON has them, as the keys of an object, with what is added to each one's logit.
+///
+/// # Errors
+///
+/// `InvalidParams` for what is no number, out of bounds, or too many.
+pub fn logit_bias(wire: &BTreeMap<String, f32>) -> Result<Arc<[(u32, f32)]>, OrchestratorError> {
+    let (count, most) = (limits::LOGIT_BIAS_COUNT_MAX, limits::LOGIT_BIAS_MAX);
+    require(wire.len() <= count, "logit_bias", &format!("takes at most {count} tokens"))?;
+    let one = |(token, bias): (&String, &f32)| {
+        let token = token.parse().map_err(|_| invalid("logit_bias", &format!("{token:?} is not a token's number")))?;
+        require((-most..=most).contains(bias), "logit_bias", &format!("must be from -{most} to {most}"))?;
+        Ok((token, *bias))
+    };
+    wire.iter().map(one).collect()
+}
+
+/// # Errors
+///
+/// `InvalidParams` for too many, or for any without `logprobs`.
+pub fn check_top_logprobs(logprobs: bool, top: u32) -> Result<(), OrchestratorError> {
+    let most = limits::TOP_LOGPROBS_MAX;
+    require(top <= most, "top_logprobs", &format!("must be at most {most}"))?;
+    require(logprobs || top == 0, "top_logprobs", "needs logprobs: send \"logprobs\": true with it")
+}
+
+pub fn invalid(field: &str, what: &str) -> OrchestratorError {
     OrchestratorError::InvalidParams(format!("field `{field}`: {what}"))
 }
 
-fn require(holds: bool, field: &str, what: &str) -> Result<(), OrchestratorError> {
+pub fn require(holds: bool, field: &str, what: &str) -> Result<(), OrchestratorError> {
     if holds { Ok(()) } else { Err(invalid(field, what)) }
 }
 
@@ -371,7 +418,7 @@ fn name_field(field: &str, text: &str) -> Result<(), OrchestratorError> {
     require(legal, field, &format!("must have 1 to {} bytes", limits::NAME_LEN_MAX))
 }
 
-fn check_stop(stop: &[String]) -> Result<(), OrchestratorError> {
+pub fn check_stop(stop: &[String]) -> Result<(), OrchestratorError> {
     let count_max = limits::STOP_COUNT_MAX;
     require(stop.len() <= count_max, "stop", &format!("takes at most {count_max} strings"))?;
     let legal = |s: &String| (1..=limits::STOP_LEN_MAX).contains(&s.len());

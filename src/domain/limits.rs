@@ -10,6 +10,13 @@ pub const CORRELATION_ID_LEN_MAX: usize = 128;
 pub const STOP_COUNT_MAX: usize = 16;
 pub const STOP_LEN_MAX: usize = 256;
 
+/// Likeliest tokens that are sent with each token; as many as the field's clients ask for.
+pub const TOP_LOGPROBS_MAX: u32 = 20;
+
+/// Tokens with a bias in one task, and the largest bias either way: it makes a token certain or impossible.
+pub const LOGIT_BIAS_COUNT_MAX: usize = 1024;
+pub const LOGIT_BIAS_MAX: f32 = 100.0;
+
 /// Messages in one chat task.
 pub const MESSAGE_COUNT_MAX: usize = 1024;
 

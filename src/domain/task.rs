@@ -1,5 +1,7 @@
 //! One generation as a client asked for it, after every field was checked.
 
+use std::sync::Arc;
+
 use super::ids::{SessionId, TaskId};
 
 /// Who goes first. Interactive tasks are seated before batch tasks and never preempted.
@@ -81,6 +83,10 @@ pub struct Sampling {
     pub presence_penalty: f32,
     pub frequency_penalty: f32,
     pub seed: u64,
+    /// Added to the logits of single tokens.
+    pub logit_bias: Arc<[(u32, f32)]>,
+    /// The model's end-of-generation tokens do not count before so many tokens.
+    pub min_tokens: u32,
 }
 
 /// A task whose fields are each legal on their own; limits of the model come later.
@@ -102,6 +108,8 @@ pub struct TaskSpec {
     pub stop: Vec<String>,
     /// Log-probability and id of each token are sent.
     pub logprobs: bool,
+    /// So many of the likeliest tokens at each place are sent with theirs, too.
+    pub top_logprobs: u32,
     /// False: neither reads nor warms the prefix cache of others.
     pub reuse_kv: bool,
     /// Tokens the client believes it will take; predictions use it.

@@ -16,7 +16,7 @@ use orchestratord_engine::{
 
 use super::pool::{Control, Entry, Loaded, Pool, PoolState, SessionKvView};
 use super::prediction::StepObservation;
-use super::streaming::{FrameBuffers, StreamMetrics};
+use super::streaming::{FrameBuffers, StreamMetrics, TokenDetail};
 use super::task::{LiveTask, Outcome};
 use crate::admission::Waiting;
 use crate::domain::error::OrchestratorError;
@@ -83,6 +83,8 @@ struct Buffers {
     frames: FrameBuffers,
     text: String,
     released: String,
+    /// Likeliest tokens at the place of the next token.
+    top: Vec<(u32, f32)>,
 }
 
 struct EngineThread {
@@ -458,11 +460,14 @@ fn sequence_request(id: u64, task: &LiveTask) -> SequenceRequest {
             presence_penalty: s.presence_penalty,
             frequency_penalty: s.frequency_penalty,
             seed: s.seed,
+            logit_bias: s.logit_bias.clone(),
+            min_tokens: s.min_tokens,
         },
         preemptible: spec.priority == Priority::Batch,
         session: Some(spec.session_id.0),
         reuse: spec.reuse_kv,
         want_logprobs: spec.logprobs,
+        top_logprobs: spec.top_logprobs,
         ignore_end: spec.ignore_end,
     }
 }
@@ -483,10 +488,14 @@ struct Sink<'a> {
 }
 
 impl TokenSink for Sink<'_> {
+    fn top_logprobs(&mut self, _: u64, top: &[(u32, f32)]) {
+        self.buffers.top.extend_from_slice(top);
+    }
+
     fn token(&mut self, id: u64, token: u32, logprob: Option<f32>) -> Verdict {
         let running = self.running[id as usize].as_mut().expect("the engine gives tokens of seated tasks only");
         let now_us = self.pool.clock.now_us();
-        let Buffers { frames, text, released } = &mut *self.buffers;
+        let Buffers { frames, text, released, top } = &mut *self.buffers;
         text.clear();
         released.clear();
         running.detokenizer.push(self.loaded.model.tokenizer().token_bytes(token), text);
@@ -499,8 +508,9 @@ impl TokenSink for Sink<'_> {
                 running.stops.finish(released);
             }
         }
-        let detail = logprob.map(|value| (token, value));
+        let detail = logprob.map(|value| TokenDetail { id: token, logprob: value, top });
         let frame = frames.token(running.writer.next_id(), running.tokens, released, detail);
+        top.clear();
         if let Err(error) = running.writer.append(frame) {
             return self.pool.refused(running, error, now_us);
         }
@@ -520,7 +530,7 @@ impl TokenSink for Sink<'_> {
     fn finished(&mut self, id: u64, reason: EngineFinish) {
         let running = self.running[id as usize].as_mut().expect("the engine ends seated tasks only");
         let now_us = self.pool.clock.now_us();
-        let Buffers { frames, text, released } = &mut *self.buffers;
+        let Buffers { frames, text, released, .. } = &mut *self.buffers;
         text.clear();
         released.clear();
         // Text that was held back for a stop string or half a character belongs to the client after all.

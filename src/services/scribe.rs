@@ -4,6 +4,7 @@
 //! an ended task over and goes on. In this order: spend the budgets, keep the transcript, send the terminal
 //! event; whoever sees the event finds the other two done.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc;
@@ -186,6 +187,9 @@ fn transcript(task: &LiveTask, events: &[SentEvent]) -> Value {
             "frequency_penalty": sampling.frequency_penalty,
             "stop": spec.stop,
             "logprobs": spec.logprobs,
+            "top_logprobs": spec.top_logprobs,
+            "logit_bias": sampling.logit_bias.iter().map(|(t, b)| (t.to_string(), *b)).collect::<BTreeMap<_, _>>(),
+            "min_tokens": sampling.min_tokens,
             "ignore_end": spec.ignore_end,
         },
     })

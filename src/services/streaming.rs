@@ -53,6 +53,15 @@ pub struct Ended {
     pub finish_reason: FinishReason,
 }
 
+/// What a token event says beside its text when `logprobs` asked for it.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenDetail<'a> {
+    pub id: u32,
+    pub logprob: f32,
+    /// The likeliest tokens at this place, the likeliest first.
+    pub top: &'a [(u32, f32)],
+}
+
 /// Buffers that the engine thread reuses for every event.
 #[derive(Default)]
 pub struct FrameBuffers {
@@ -66,17 +75,23 @@ impl FrameBuffers {
     }
 
     /// `t` is escaped straight into the frame; nothing is allocated once the buffers have grown.
-    pub fn token(&mut self, event_id: u32, index: u32, text: &str, detail: Option<(u32, f32)>) -> &[u8] {
+    pub fn token(&mut self, event_id: u32, index: u32, text: &str, detail: Option<TokenDetail<'_>>) -> &[u8] {
         self.event(event_id, "token", |data| {
             data.extend_from_slice(b"{\"t\":");
             write_json(data, text);
             data.extend_from_slice(b",\"i\":");
             data.extend_from_slice(itoa::Buffer::new().format(index).as_bytes());
-            if let Some((id, logprob)) = detail {
-                data.extend_from_slice(b",\"id\":");
-                data.extend_from_slice(itoa::Buffer::new().format(id).as_bytes());
-                data.extend_from_slice(b",\"logprob\":");
-                write_json(data, &logprob);
+            if let Some(detail) = detail {
+                data.push(b',');
+                write_logprob(data, detail.id, detail.logprob);
+                for (rank, (id, logprob)) in detail.top.iter().enumerate() {
+                    data.extend_from_slice(if rank == 0 { b",\"top_logprobs\":[{" } else { b",{" });
+                    write_logprob(data, *id, *logprob);
+                    data.push(b'}');
+                }
+                if !detail.top.is_empty() {
+                    data.push(b']');
+                }
             }
             data.push(b'}');
         })
@@ -93,6 +108,13 @@ impl FrameBuffers {
         sse::write_event(&mut self.frame, id, name, &self.data);
         &self.frame
     }
+}
+
+fn write_logprob(out: &mut Vec<u8>, id: u32, logprob: f32) {
+    out.extend_from_slice(b"\"id\":");
+    out.extend_from_slice(itoa::Buffer::new().format(id).as_bytes());
+    out.extend_from_slice(b",\"logprob\":");
+    write_json(out, &logprob);
 }
 
 fn write_json<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
@@ -164,12 +186,17 @@ mod tests {
         for (index, text) in (0u32..).zip(texts) {
             frames.extend_from_slice(buffers.token(index + 1, index, text, None));
         }
-        frames.extend_from_slice(buffers.token(9, 4, "x", Some((17, -0.5))));
+        let detail = TokenDetail { id: 17, logprob: -0.5, top: &[] };
+        frames.extend_from_slice(buffers.token(9, 4, "x", Some(detail)));
+        let detail = TokenDetail { top: &[(3, -0.25), (17, -0.5)], ..detail };
+        frames.extend_from_slice(buffers.token(10, 5, "y", Some(detail)));
         let events = events_of(&frames);
         for (index, text) in texts.iter().enumerate() {
             assert_eq!(events[index].data, json!({"t": text, "i": index}));
         }
         assert_eq!(events[4].data, json!({"t": "x", "i": 4, "id": 17, "logprob": -0.5}));
+        let top = json!([{"id": 3, "logprob": -0.25}, {"id": 17, "logprob": -0.5}]);
+        assert_eq!(events[5].data, json!({"t": "y", "i": 5, "id": 17, "logprob": -0.5, "top_logprobs": top}));
     }
 
     #[test]

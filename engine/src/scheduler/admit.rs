@@ -53,7 +53,7 @@ impl<B: Backend> Engine<B> {
         if let Some(token) = request.prompt.iter().find(|t| **t as usize >= vocab_len) {
             return Err(AdmitError::UnknownToken { token: *token, vocab_len });
         }
-        request.sampling.check().map_err(AdmitError::Sampling)?;
+        request.sampling.check(vocab_len).map_err(AdmitError::Sampling)?;
         let tokens = request.prompt.len() + request.max_tokens as usize;
         let (blocks_needed, blocks_max) = (tokens.div_ceil(BLOCK_LEN), self.kv.block_count());
         let context_length = self.model.config.context_length;

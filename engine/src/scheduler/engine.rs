@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::sequence::Sequence;
+use super::sequence::{Sampled, Sequence};
 use crate::backend::{BLOCK_LEN, Backend, Batch, CpuBackend, CpuOptions, DeviceError, Isa};
 use crate::kv::{KvBlocks, KvUsage, SessionKv, Sessions};
 use crate::model::{Llama, Model};
@@ -92,8 +92,10 @@ pub struct Engine<B: Backend = CpuBackend> {
     pub(super) batch: Batch,
     /// Slots of this step's samples.
     pub(super) sample_slots: Vec<usize>,
-    /// Tokens sampled in this step, with their logprobs.
-    pub(super) sampled: Vec<(u32, Option<f32>)>,
+    /// Tokens sampled in this step.
+    pub(super) sampled: Vec<Sampled>,
+    /// Their likeliest alternatives, one sample's after the other's.
+    pub(super) tops: Vec<(u32, f32)>,
 }
 
 impl Engine {
@@ -138,10 +140,11 @@ impl<B: Backend> Engine<B> {
             paused: Vec::with_capacity(o.slots_max),
             tickets: 0,
             preempted: 0,
-            sampler: Sampler::new(model.config.vocab_len),
+            sampler: Sampler::new(model.config.vocab_len, model.tokenizer().ends_of_generation()),
             batch,
             sample_slots: Vec::with_capacity(o.slots_max),
             sampled: Vec::with_capacity(o.slots_max),
+            tops: Vec::new(),
             backend,
             options,
             model,

@@ -23,6 +23,8 @@ pub struct SequenceRequest {
     pub reuse: bool,
     /// Give the logarithm of each token's probability.
     pub want_logprobs: bool,
+    /// Give this many of the likeliest tokens at each place, too.
+    pub top_logprobs: u32,
     /// Go on after an end-of-generation token as after any other.
     pub ignore_end: bool,
 }
@@ -99,6 +101,12 @@ pub trait TokenSink {
     /// The next token of a sequence. End-of-generation tokens are not given, unless they are to be ignored.
     fn token(&mut self, id: u64, token: u32, logprob: Option<f32>) -> Verdict;
 
+    /// The likeliest tokens at the place of the token that follows, the likeliest first, with the logarithms of their
+    /// probabilities under the bare logits. Called before `token`, for sequences that want it.
+    fn top_logprobs(&mut self, id: u64, top: &[(u32, f32)]) {
+        let _ = (id, top);
+    }
+
     /// A sequence has ended and its slot is free. Not called for one that was cancelled.
     fn finished(&mut self, id: u64, reason: FinishReason);
 
@@ -125,6 +133,15 @@ pub struct StepReport {
     pub preempted: u32,
     /// Sequences taken up again in this step.
     pub resumed: u32,
+}
+
+/// A token that was drawn in this step.
+#[derive(Clone, Copy)]
+pub(super) struct Sampled {
+    pub token: u32,
+    pub logprob: Option<f32>,
+    /// Where its alternatives end in the step's list of them; they begin where those of the token before end.
+    pub top_end: usize,
 }
 
 /// A sequence in a slot, or put aside.

@@ -1,9 +1,9 @@
 //! One step: admit, plan, forward, sample, commit, flush.
 
 use super::engine::{Engine, EngineError};
-use super::sequence::{FinishReason, StepReport, TokenSink, Verdict};
+use super::sequence::{FinishReason, Sampled, StepReport, TokenSink, Verdict};
 use crate::backend::{BLOCK_LEN, Backend};
-use crate::sampler::logprob;
+use crate::sampler::{logprob, top_logprobs};
 
 impl<B: Backend> Engine<B> {
     /// Runs one step over all sequences and gives the tokens to `sink`.
@@ -67,12 +67,17 @@ impl<B: Backend> Engine<B> {
         let vocab_len = self.model.config.vocab_len;
         let logits = self.network.forward(&mut self.backend, &mut self.cache, &self.batch)?;
         self.sampled.clear();
+        self.tops.clear();
         for (slot, logits) in self.sample_slots.iter().zip(logits.chunks_exact(vocab_len)) {
             let sequence = self.slots[*slot].as_ref().expect("a planned slot is taken");
             let request = &sequence.request;
             sink.logits(request.id, logits);
             let token = self.sampler.sample(logits, &request.sampling, &sequence.tokens, sequence.prompt_len());
-            self.sampled.push((token, request.want_logprobs.then(|| logprob(logits, token))));
+            if request.top_logprobs > 0 {
+                top_logprobs(logits, request.top_logprobs as usize, &mut self.tops);
+            }
+            let logprob = request.want_logprobs.then(|| logprob(logits, token));
+            self.sampled.push(Sampled { token, logprob, top_end: self.tops.len() });
         }
         Ok(())
     }
@@ -90,15 +95,20 @@ impl<B: Backend> Engine<B> {
                 sequence.published = index + 1;
             }
         }
-        for (slot, (token, logprob)) in self.sample_slots.iter().zip(&self.sampled) {
+        let mut top_start = 0;
+        for (slot, &Sampled { token, logprob, top_end }) in self.sample_slots.iter().zip(&self.sampled) {
+            let top = &self.tops[std::mem::replace(&mut top_start, top_end)..top_end];
             let sequence = self.slots[*slot].as_mut().expect("a planned slot is taken");
             let request = &sequence.request;
-            sequence.tokens.push(*token);
-            if self.model.tokenizer().is_end_of_generation(*token) && !request.ignore_end {
+            sequence.tokens.push(token);
+            if self.model.tokenizer().is_end_of_generation(token) && !request.ignore_end {
                 sequence.ended = Some(FinishReason::Stop);
                 continue;
             }
-            sequence.ended = match sink.token(request.id, *token, *logprob) {
+            if !top.is_empty() {
+                sink.top_logprobs(request.id, top);
+            }
+            sequence.ended = match sink.token(request.id, token, logprob) {
                 Verdict::Stop => Some(FinishReason::Stop),
                 Verdict::Continue if sequence.tokens.len() == sequence.tokens_max() => Some(FinishReason::Length),
                 Verdict::Continue => None,

@@ -180,6 +180,11 @@ impl Tokenizer {
         self.ends.binary_search(&token).is_ok()
     }
 
+    /// Every such token, ascending.
+    pub fn ends_of_generation(&self) -> &[u32] {
+        &self.ends
+    }
+
     /// True for a token that steers the model and has no text.
     pub fn is_control(&self, token: u32) -> bool {
         self.kinds.get(token as usize) == Some(&Kind::Control)
