@@ -126,6 +126,47 @@ impl Value for Option<PathBuf> {
     }
 }
 
+/// Addresses: an empty string is none.
+impl Value for Option<SocketAddr> {
+    const EXPECTED: &'static str = "an address and port such as 127.0.0.1:8081, or nothing";
+    fn read(text: &str) -> Option<Self> {
+        if text.is_empty() { Some(None) } else { text.parse().ok().map(Some) }
+    }
+    fn show(&self) -> String {
+        self.map_or_else(String::new, |a| a.to_string())
+    }
+}
+
+/// Origins of pages that may read the gateway's answers in a browser.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origins(Vec<String>);
+
+impl Origins {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn allow(&self, origin: &str) -> bool {
+        self.0.iter().any(|known| known == "*" || known == origin)
+    }
+}
+
+impl Value for Origins {
+    const EXPECTED: &'static str = "a comma-separated list of origins such as https://chat.example.org, or *";
+    fn read(text: &str) -> Option<Self> {
+        let origins: Vec<String> =
+            text.split(',').map(str::trim).filter(|o| !o.is_empty()).map(str::to_owned).collect();
+        let legal = |o: &String| {
+            let host = o.strip_prefix("http://").or_else(|| o.strip_prefix("https://"));
+            o == "*" || host.is_some_and(|h| !h.is_empty() && h.bytes().all(|b| b.is_ascii_graphic() && b != b'/'))
+        };
+        origins.iter().all(legal).then_some(Origins(origins))
+    }
+    fn show(&self) -> String {
+        self.0.join(",")
+    }
+}
+
 /// Keys: comma-separated. Shown as their number, for they are secrets.
 impl Value for Vec<String> {
     const EXPECTED: &'static str = "a comma-separated list of keys, each of 8 to 256 visible ASCII characters";
@@ -220,6 +261,10 @@ macro_rules! settings {
 
 settings! {
     listen: SocketAddr = ([127, 0, 0, 1], 8080).into(), "address of the main listener; port 0 takes a free one";
+    gateway_listen: Option<SocketAddr> = None, "address of the gateway, which speaks the dialects of other servers' clients; empty: none";
+    gateway_cors_origins: Origins = Origins::default(), "origins of pages that may ask the gateway from a browser, comma-separated; * is any";
+    gateway_max_tokens: u32 = 1024, "tokens of an answer for a chat request at the gateway that names no number; its context limits it too";
+    gateway_deadline_ms: u64 = 600_000, "deadline of a request at the gateway without an x-deadline-ms header; the clients' own time-out";
     api_keys: Vec<String> = Vec::new(), "keys that clients send as X-API-Key; none: a random key is made, on loopback only";
     model: Option<PathBuf> = None, "GGUF file to serve; empty: the built-in model wren";
     models_dir: Option<PathBuf> = None, "folder in which reload finds NAME.gguf; empty: the folder of `model`";
@@ -338,7 +383,7 @@ fn read_file(path: &Path) -> Result<Vec<(String, String)>, ConfigError> {
     let fail = |what: String| ConfigError(format!("{}: {what}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|e| fail(format!("cannot be read: {e}")))?;
     let table: toml::Table = text.parse().map_err(|e| fail(format!("is not TOML: {e}")))?;
-    table
+    flattened(table)
         .into_iter()
         .map(|(name, value)| {
             let text = match value {
@@ -355,6 +400,20 @@ fn read_file(path: &Path) -> Result<Vec<(String, String)>, ConfigError> {
             Ok((name, text))
         })
         .collect()
+}
+
+/// `[gateway]` with `listen` is another way to write `gateway_listen`.
+fn flattened(table: toml::Table) -> Vec<(String, toml::Value)> {
+    let mut flat = Vec::new();
+    for (name, value) in table {
+        match value {
+            toml::Value::Table(section) if name == "gateway" => {
+                flat.extend(section.into_iter().map(|(key, value)| (format!("gateway_{key}"), value)));
+            }
+            value => flat.push((name, value)),
+        }
+    }
+    flat
 }
 
 /// Bounds of single values and contradictions between values.
@@ -381,6 +440,7 @@ fn check(c: &Config) -> Result<(), ConfigError> {
         ("headers_max", c.headers_max, 4, 256),
         ("body_len_max", c.body_len_max, 256, 1 << 30),
         ("artifacts_bytes_max", c.artifacts_bytes_max, 1 << 16, 1 << 40),
+        ("gateway_max_tokens", c.gateway_max_tokens as usize, 1, 1 << 30),
     ] {
         at_least(name, value as u64, least)?;
         at_most(name, value as u64, most)?;
@@ -394,6 +454,7 @@ fn check(c: &Config) -> Result<(), ConfigError> {
         ("write_timeout_ms", c.write_timeout_ms),
         ("heartbeat_ms", c.heartbeat_ms),
         ("cancel_quiesce_ms", c.cancel_quiesce_ms),
+        ("gateway_deadline_ms", c.gateway_deadline_ms),
     ] {
         at_least(name, value, 1)?;
         at_most(name, value, 7 * 86_400_000)?;
@@ -427,11 +488,16 @@ fn check(c: &Config) -> Result<(), ConfigError> {
     if c.pool_id.is_empty() || c.pool_id.len() > 64 || !c.pool_id.bytes().all(name_legal) {
         return Err(ConfigError("pool_id: 1 to 64 letters, digits, '-', '_' or '.'".into()));
     }
-    if c.api_keys.is_empty() && !c.listen.ip().is_loopback() {
-        return Err(ConfigError(format!(
-            "listen: {} is not a loopback address and no api_keys are configured: set ORCH_API_KEYS, or listen on 127.0.0.1",
-            c.listen
-        )));
+    for (name, address) in [("listen", Some(c.listen)), ("gateway_listen", c.gateway_listen)] {
+        if let Some(address) = address
+            && c.api_keys.is_empty()
+            && !address.ip().is_loopback()
+        {
+            return Err(ConfigError(format!(
+                "{name}: {address} is not a loopback address and no api_keys are configured: set ORCH_API_KEYS, or \
+                 listen on 127.0.0.1"
+            )));
+        }
     }
     Ok(())
 }
@@ -476,6 +542,8 @@ mod tests {
             ("ORCH_ADMISSION_POLICY", "fifo", "reject or drop-lru"),
             ("ORCH_LISTEN", "localhost", "127.0.0.1:8080"),
             ("ORCH_LISTEN", "0.0.0.0:80", "no api_keys"),
+            ("ORCH_GATEWAY_LISTEN", "0.0.0.0:80", "gateway_listen: 0.0.0.0:80"),
+            ("ORCH_GATEWAY_CORS_ORIGINS", "chat.example.org", "https://"),
             ("ORCH_SLOTS_MAX", "0", "least is 1"),
             ("ORCH_SLOTS_MAX", "4096", "step_rows_max"),
             ("ORCH_OVERLOAD_STATUS", "200", "429, 503 or 529"),
@@ -496,6 +564,16 @@ mod tests {
         let loaded = load(None, pairs(&[("ORCH_API_KEYS", "a-secret-key, another-one")]), []).unwrap();
         assert_eq!(loaded.config.api_keys.len(), 2);
         assert!(loaded.config.shown().iter().all(|(_, text)| !text.contains("secret")));
+    }
+
+    #[test]
+    fn the_gateway_may_have_a_section_of_its_own() {
+        let path = file("[gateway]\nlisten = \"127.0.0.1:9\"\ncors_origins = [\"https://a.b\", \"http://c\"]\n");
+        let config = load(Some(&path), [], []).unwrap().config;
+        assert_eq!(config.gateway_listen, Some("127.0.0.1:9".parse().unwrap()));
+        assert!(config.gateway_cors_origins.allow("http://c") && !config.gateway_cors_origins.allow("http://d"));
+        let error = load(Some(&file("[gateway]\nlisen = \"127.0.0.1:9\"\n")), [], []).unwrap_err();
+        assert!(error.0.contains("did you mean gateway_listen"), "{error}");
     }
 
     #[test]

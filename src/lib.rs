@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod default_model;
 pub mod domain;
+pub mod gateway;
 pub mod infra;
 pub mod metrics;
 pub mod services;

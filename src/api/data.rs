@@ -10,7 +10,7 @@ use crate::admission::QueueFull;
 use crate::config::AdmissionPolicy;
 use crate::domain::error::OrchestratorError;
 use crate::domain::ids::Uuid;
-use crate::domain::task::{Prompt, TaskSpec, Workload};
+use crate::domain::task::{Message, Prompt, TaskSpec, Workload};
 use crate::infra::http::{RequestHead, Response};
 use crate::infra::reactor::{Reply, Wake, oneshot};
 use crate::infra::stream::{ReadersFull, StreamWriter, TaskStream};
@@ -38,12 +38,7 @@ pub async fn create_task(
     wake: &Wake,
 ) -> Result<Reply, OrchestratorError> {
     let accepted = accept(state, body, correlation_id, wake).await;
-    if let Err(error) = &accepted
-        && !already_counted(error)
-    {
-        state.metrics.rejected(error.code());
-    }
-    let task = accepted?;
+    let task = accepted.inspect_err(|error| count_refusal(state, error))?;
     if wants_stream(head) {
         return open_stream(&task, None, wake);
     }
@@ -58,12 +53,14 @@ pub async fn create_task(
     Ok(Reply::Full(response.header("Location", format!("/v1/tasks/{}/stream", task.spec.task_id))))
 }
 
-/// The queue counts its own refusals, where they are decided.
-fn already_counted(error: &OrchestratorError) -> bool {
-    matches!(
+/// Counts a refusal, unless the queue has: it counts its own where they are decided.
+pub fn count_refusal(state: &AppState, error: &OrchestratorError) {
+    if !matches!(
         error,
         OrchestratorError::QueueFullDropLru { .. } | OrchestratorError::AdmissionReject { policy_label: "reject", .. }
-    )
+    ) {
+        state.metrics.rejected(error.code());
+    }
 }
 
 fn wants_stream(head: &RequestHead<'_>) -> bool {
@@ -84,6 +81,22 @@ async fn accept(
     if let Some(known) = state.tasks.get(spec.task_id) {
         return same_task(known, &spec);
     }
+    admit(state, spec, |_, _| (), correlation_id, wake).await
+}
+
+/// What every door does with a task whose fields are legal on their own. `fit` is told how many tokens the prompt has,
+/// and may fit the task to that.
+///
+/// # Errors
+///
+/// Each of the error taxonomy's admission errors.
+pub async fn admit(
+    state: &Arc<AppState>,
+    mut spec: TaskSpec,
+    fit: impl FnOnce(&mut TaskSpec, usize),
+    correlation_id: &str,
+    wake: &Wake,
+) -> Result<Arc<LiveTask>, OrchestratorError> {
     let pool = pool_for(state, &spec)?;
     let loaded = pool.accepting(&spec.model_ref)?;
     check_context(&loaded, &spec)?;
@@ -91,7 +104,8 @@ async fn accept(
         let full = pool.queue.refuse(pool.queue.depth());
         return Err(queue_full(state, pool, &spec, full));
     }
-    let prompt = tokenize(state, &loaded, &spec, wake).await?;
+    let prompt = tokenize(state, &loaded, &spec.prompt, wake).await?;
+    fit(&mut spec, prompt.len());
     check_length(pool, &loaded, &spec, prompt.len())?;
     enqueue(state, pool, loaded, spec, prompt, correlation_id)
 }
@@ -136,7 +150,7 @@ fn check_context(loaded: &Loaded, spec: &TaskSpec) -> Result<(), OrchestratorErr
         return invalid(format!("field `logit_bias`: {token} is none of the model's {vocab_len} tokens"));
     }
     // No token stands for more bytes than the longest one, so that many bytes make at least that many tokens.
-    let least = spec.prompt.text_len() / loaded.model.tokenizer().token_bytes_max().max(1);
+    let least = spec.prompt.token_count_min(loaded.model.tokenizer().token_bytes_max());
     if least + spec.max_tokens as usize > spec.ctx as usize {
         return invalid(format!(
             "field `prompt`: {} bytes are at least {least} tokens, and with max_tokens {} more than ctx {}: shorten it",
@@ -149,17 +163,21 @@ fn check_context(loaded: &Loaded, spec: &TaskSpec) -> Result<(), OrchestratorErr
 }
 
 /// The prompt's tokens; long ones are made on a helper thread.
-async fn tokenize(
+///
+/// # Errors
+///
+/// `InvalidParams` for a prompt that is empty or that the model's template refuses.
+pub async fn tokenize(
     state: &Arc<AppState>,
     loaded: &Arc<Loaded>,
-    spec: &TaskSpec,
+    prompt: &Prompt,
     wake: &Wake,
 ) -> Result<Arc<[u32]>, OrchestratorError> {
     let now_ms = state.clock.unix_ms();
-    if spec.prompt.text_len() <= state.config.tokenize_inline_len_max {
-        return prompt_tokens(loaded, &spec.prompt, now_ms);
+    if prompt.text_len() <= state.config.tokenize_inline_len_max {
+        return prompt_tokens(loaded, prompt, now_ms);
     }
-    let (loaded, prompt) = (loaded.clone(), spec.prompt.clone());
+    let (loaded, prompt) = (loaded.clone(), prompt.clone());
     super::on_helper(state, wake, move || prompt_tokens(&loaded, &prompt, now_ms)).await?
 }
 
@@ -169,20 +187,48 @@ fn prompt_tokens(loaded: &Loaded, prompt: &Prompt, now_ms: u64) -> Result<Arc<[u
         // Text is text: a client that writes a control token's name into its prompt gets its letters.
         Prompt::Text(text) => tokenizer.encode(text, true, false),
         Prompt::Messages(messages) => {
-            let invalid = |what: String| OrchestratorError::InvalidParams(format!("field `messages`: {what}"));
-            let template = loaded.model.chat_template().ok_or_else(|| {
-                invalid(format!("model {} has no chat template: send prompt instead", loaded.model_ref))
-            })?;
-            let turns: Vec<ChatMessage> =
-                messages.iter().map(|m| ChatMessage { role: m.role.clone(), content: m.content.clone() }).collect();
-            let text = template.render(&turns, true, now_ms).map_err(|e| invalid(e.to_string()))?;
-            tokenizer.encode(&text, !template.adds_bos(), true)
+            let text = render(loaded, messages, true, now_ms)?;
+            let adds_bos = loaded.model.chat_template().is_some_and(|t| t.adds_bos());
+            tokenizer.encode(&text, !adds_bos, true)
+        }
+        Prompt::Tokens(tokens) => {
+            let vocab_len = tokenizer.vocab_len();
+            if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab_len) {
+                let what = format!("field `prompt`: token {token} is none of the model's {vocab_len}");
+                return Err(OrchestratorError::InvalidParams(what));
+            }
+            return if tokens.is_empty() { Err(empty_prompt()) } else { Ok(tokens.clone()) };
         }
     };
     if tokens.is_empty() {
-        return Err(OrchestratorError::InvalidParams("field `prompt`: is empty for this model: send some text".into()));
+        return Err(empty_prompt());
     }
     Ok(tokens.into())
+}
+
+fn empty_prompt() -> OrchestratorError {
+    OrchestratorError::InvalidParams("field `prompt`: is empty for this model: send some text".into())
+}
+
+/// The turns as the model's own chat template writes them.
+///
+/// # Errors
+///
+/// `InvalidParams` when the model has no template, or it refuses them.
+pub fn render(
+    loaded: &Loaded,
+    messages: &[Message],
+    add_generation_prompt: bool,
+    now_ms: u64,
+) -> Result<String, OrchestratorError> {
+    let invalid = |what: String| OrchestratorError::InvalidParams(format!("field `messages`: {what}"));
+    let template = loaded
+        .model
+        .chat_template()
+        .ok_or_else(|| invalid(format!("model {} has no chat template: send prompt instead", loaded.model_ref)))?;
+    let turns: Vec<ChatMessage> =
+        messages.iter().map(|m| ChatMessage { role: m.role.clone(), content: m.content.clone() }).collect();
+    template.render(&turns, add_generation_prompt, now_ms).map_err(|e| invalid(e.to_string()))
 }
 
 fn check_length(pool: &Pool, loaded: &Loaded, spec: &TaskSpec, prompt_len: usize) -> Result<(), OrchestratorError> {

@@ -46,6 +46,29 @@ pub fn require_api_key(head: &RequestHead<'_>, keys: &ApiKeys) -> Result<(), Orc
     Ok(())
 }
 
+/// Refuses a request without a valid key in `Authorization: Bearer` or `X-API-Key`. Where both are sent, both count:
+/// some clients send a placeholder in one of them, but none sends two that are meant.
+///
+/// # Errors
+///
+/// `Unauthorized` without either, `Forbidden` when neither is one of ours.
+pub fn require_key(head: &RequestHead<'_>, keys: &ApiKeys) -> Result<(), OrchestratorError> {
+    let bearer = |value: &'_ [u8]| {
+        let (scheme, token) = value.split_at_checked(7)?;
+        scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii().to_vec())
+    };
+    let sent: Vec<Vec<u8>> = head
+        .headers_named("authorization")
+        .filter_map(bearer)
+        .chain(head.headers_named("x-api-key").map(<[u8]>::to_vec))
+        .collect();
+    match sent.is_empty() {
+        true => Err(OrchestratorError::Unauthorized),
+        false if sent.iter().any(|key| keys.contains(key)) => Ok(()),
+        false => Err(OrchestratorError::Forbidden),
+    }
+}
+
 /// The request's correlation id where it is fit to be echoed, else a fresh UUID.
 pub fn correlation_id_from(head: Option<&RequestHead<'_>>) -> String {
     let sent = head.and_then(|h| h.header("x-correlation-id"));

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::service::App;
+use super::service::{App, Door};
 use crate::config::{Config, DriverChoice};
+use crate::gateway::Gateway;
 use crate::infra::log;
 use crate::infra::reactor::{self, Driver, Inbox, ReactorConfig, ReactorStats, Stop, WakeHub};
 use crate::metrics::Verification;
@@ -44,6 +45,8 @@ pub fn serve(mut config: Config) -> Result<(), String> {
 pub struct Server {
     pub state: Arc<AppState>,
     pub address: SocketAddr,
+    /// Where the gateway listens, if it does.
+    pub gateway: Option<SocketAddr>,
     pub driver: Driver,
     stop: Arc<Stop>,
     reactors: Vec<JoinHandle<()>>,
@@ -59,9 +62,11 @@ impl Server {
     /// One line that says what is in the way.
     pub fn start(config: Config) -> Result<Server, String> {
         let driver = choose_driver(config.driver)?;
-        let listeners =
-            bind(config.listen, config.reactors).map_err(|e| format!("cannot listen on {}: {e}", config.listen))?;
+        let bound = |address| bind(address, config.reactors).map_err(|e| format!("cannot listen on {address}: {e}"));
+        let listeners = bound(config.listen)?;
         let address = listeners[0].local_addr().map_err(|e| e.to_string())?;
+        let gateways = config.gateway_listen.map(bound).transpose()?.unwrap_or_default();
+        let gateway = gateways.first().map(|l| l.local_addr().map_err(|e| e.to_string())).transpose()?;
         let inboxes: Vec<Arc<Inbox>> = (0..config.reactors)
             .map(|_| Inbox::new(config.connections_max))
             .collect::<io::Result<_>>()
@@ -75,11 +80,17 @@ impl Server {
         let state = Arc::new(state);
         let stop = Arc::new(Stop::new(inboxes.clone()));
         let mut reactors = Vec::new();
+        let mut gateways = gateways.into_iter();
         for (index, listener) in listeners.into_iter().enumerate() {
             let reactor_config = reactor_config(&state.config, index, driver.clone(), stats[index].clone());
-            let (inbox, stop, app) = (inboxes[index].clone(), stop.clone(), App { state: state.clone() });
+            let (inbox, stop, state) = (inboxes[index].clone(), stop.clone(), state.clone());
+            let doors: Vec<TcpListener> = [listener].into_iter().chain(gateways.next()).collect();
+            let make_service = move |door| match door {
+                0 => Door::Main(App { state: state.clone() }),
+                _ => Door::Gateway(Gateway { state: state.clone() }),
+            };
             let body = move || {
-                if let Err(error) = reactor::run(reactor_config, listener, inbox, stop, || app) {
+                if let Err(error) = reactor::run(reactor_config, doors, inbox, stop, make_service) {
                     tracing::error!(%error, "a reactor failed");
                     eprintln!("orchestratord: a reactor failed: {error}");
                     std::process::exit(1);
@@ -90,7 +101,7 @@ impl Server {
         }
         let stopping = Arc::new(AtomicBool::new(false));
         start_housekeeping(state.clone(), stopping.clone()).map_err(|e| e.to_string())?;
-        Ok(Server { state, address, driver, stop, reactors, engine: Some(engine), stopping })
+        Ok(Server { state, address, gateway, driver, stop, reactors, engine: Some(engine), stopping })
     }
 
     /// Tells a person at the terminal what is served, and how to try it.
@@ -112,6 +123,9 @@ impl Server {
         let mut out = io::stdout().lock();
         writeln!(out, "orchestratord {} is ready", env!("CARGO_PKG_VERSION"))?;
         writeln!(out, "  address  http://{address}")?;
+        if let Some(gateway) = self.gateway {
+            writeln!(out, "  gateway  http://{gateway}/v1")?;
+        }
         writeln!(out, "  key      {key}")?;
         writeln!(
             out,

@@ -7,9 +7,39 @@ use super::router::{Match, Route, find};
 use crate::api::types::correlation_id_from;
 use crate::api::{artifacts, control, data, observability};
 use crate::domain::error::OrchestratorError;
+use crate::gateway::Gateway;
 use crate::infra::http::{HttpError, RequestHead, Response};
 use crate::infra::reactor::{BodyLimit, Reply, Service, Wake};
 use crate::state::AppState;
+
+/// What a listener serves.
+pub enum Door {
+    Main(App),
+    Gateway(Gateway),
+}
+
+impl Service for Door {
+    fn on_head(&self, head: &RequestHead<'_>) -> Result<BodyLimit, Response> {
+        match self {
+            Door::Main(app) => app.on_head(head),
+            Door::Gateway(gateway) => gateway.on_head(head),
+        }
+    }
+
+    async fn call(&self, head: &RequestHead<'_>, body: &mut [u8], wake: &Wake) -> Reply {
+        match self {
+            Door::Main(app) => app.call(head, body, wake).await,
+            Door::Gateway(gateway) => gateway.call(head, body, wake).await,
+        }
+    }
+
+    fn refuse(&self, error: &HttpError, head: Option<&RequestHead<'_>>) -> Response {
+        match self {
+            Door::Main(app) => app.refuse(error, head),
+            Door::Gateway(gateway) => gateway.refuse(error, head),
+        }
+    }
+}
 
 /// The main listener's service: twelve routes and no other.
 #[derive(Clone)]
@@ -38,6 +68,7 @@ impl Service for App {
             Ok(Reply::Stream { head, reader }) => {
                 Reply::Stream { head: correlation_id_layer(head, &correlation_id), reader }
             }
+            Ok(view @ Reply::View { .. }) => view,
             Err(error) => Reply::Full(error_layer(&self.state, &error, &correlation_id)),
         }
     }

@@ -17,6 +17,9 @@ pub const TOP_LOGPROBS_MAX: u32 = 20;
 pub const LOGIT_BIAS_COUNT_MAX: usize = 1024;
 pub const LOGIT_BIAS_MAX: f32 = 100.0;
 
+/// Answers that one request at the gateway may ask for; each is a task of its own.
+pub const CHOICES_MAX: usize = 16;
+
 /// Messages in one chat task.
 pub const MESSAGE_COUNT_MAX: usize = 1024;
 

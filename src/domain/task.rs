@@ -50,6 +50,8 @@ pub enum Prompt {
     Text(String),
     /// Rendered with the model's own chat template.
     Messages(Vec<Message>),
+    /// Tokenized already.
+    Tokens(Arc<[u32]>),
 }
 
 impl Prompt {
@@ -58,6 +60,15 @@ impl Prompt {
         match self {
             Prompt::Text(text) => text.len(),
             Prompt::Messages(messages) => messages.iter().map(|m| m.content.len()).sum(),
+            Prompt::Tokens(_) => 0,
+        }
+    }
+
+    /// Tokens that this is at least, when none stands for more than `token_bytes_max` bytes.
+    pub fn token_count_min(&self, token_bytes_max: usize) -> usize {
+        match self {
+            Prompt::Tokens(tokens) => tokens.len(),
+            text => text.text_len() / token_bytes_max.max(1),
         }
     }
 }

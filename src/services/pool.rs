@@ -46,6 +46,8 @@ pub struct Loaded {
     /// Where it was loaded from; none: built in.
     pub path: Option<PathBuf>,
     pub speed: Mutex<EngineModel>,
+    /// When it was loaded, milliseconds since 1970.
+    pub loaded_unix_ms: u64,
 }
 
 impl Loaded {
@@ -452,6 +454,7 @@ pub fn load(
         arithmetic: engine.arithmetic().to_owned(),
         path: path.map(Path::to_owned),
         speed: Mutex::new(speed),
+        loaded_unix_ms: Clock::system().unix_ms(),
         model,
     };
     Ok((Arc::new(loaded), Box::new(engine)))

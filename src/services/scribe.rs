@@ -158,6 +158,7 @@ fn transcript(task: &LiveTask, events: &[SentEvent]) -> Value {
     let prompt_source = match &spec.prompt {
         Prompt::Text(_) => "prompt",
         Prompt::Messages(_) => "messages",
+        Prompt::Tokens(_) => "tokens",
     };
     json!({
         "kind": "trace",

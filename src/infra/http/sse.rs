@@ -33,18 +33,58 @@ fn write_hex(out: &mut Vec<u8>, value: usize) {
     }
 }
 
+/// Appends some bytes as one chunk; nothing for none, since an empty chunk would end the body.
+pub fn write_chunk(out: &mut Vec<u8>, payload: &[u8]) {
+    if !payload.is_empty() {
+        write_hex(out, payload.len());
+        out.extend_from_slice(b"\r\n");
+        out.extend_from_slice(payload);
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+/// One event as `write_event` wrote it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventRef<'a> {
+    pub name: &'a [u8],
+    pub data: &'a [u8],
+}
+
+/// The events in whole chunks; the last chunk of a body is not one.
+///
+/// # Panics
+///
+/// On bytes that `write_event` did not make.
+pub fn events(mut chunks: &[u8]) -> impl Iterator<Item = EventRef<'_>> {
+    std::iter::from_fn(move || {
+        let (payload, rest) = split_chunk(chunks)?;
+        chunks = rest;
+        let mut lines = payload.split(|&b| b == b'\n').skip(1);
+        let mut field = |name: &str| lines.next().and_then(|l| l.strip_prefix(name.as_bytes())).expect("we wrote it");
+        Some(EventRef { name: field("event: "), data: field("data: ") })
+    })
+}
+
+/// The payload of the first chunk, and what comes after it; none at the end of a body or of the bytes.
+fn split_chunk(chunks: &[u8]) -> Option<(&[u8], &[u8])> {
+    if chunks.is_empty() || chunks == LAST_CHUNK {
+        return None;
+    }
+    let digits = chunks.iter().position(|&b| b == b'\r').expect("a chunk begins with its length");
+    let text = std::str::from_utf8(&chunks[..digits]).expect("a length is ASCII");
+    let len = usize::from_str_radix(text, 16).expect("a length is hexadecimal");
+    Some((&chunks[digits + 2..digits + 2 + len], &chunks[digits + 2 + len + 2..]))
+}
+
 /// Appends the payloads of whole chunks: what a reader without chunks (HTTP/1.0) is sent.
 ///
 /// # Panics
 ///
 /// On bytes that are not whole chunks: only what `write_event` made comes here.
 pub fn unframe(mut chunks: &[u8], out: &mut Vec<u8>) {
-    while !chunks.is_empty() {
-        let digits = chunks.iter().position(|&b| b == b'\r').expect("a chunk begins with its length");
-        let text = std::str::from_utf8(&chunks[..digits]).expect("a length is ASCII");
-        let len = usize::from_str_radix(text, 16).expect("a length is hexadecimal");
-        out.extend_from_slice(&chunks[digits + 2..digits + 2 + len]);
-        chunks = &chunks[digits + 2 + len + 2..];
+    while let Some((payload, rest)) = split_chunk(chunks) {
+        out.extend_from_slice(payload);
+        chunks = rest;
     }
 }
 
@@ -68,5 +108,24 @@ mod tests {
             "y".repeat(300)
         );
         assert_eq!(String::from_utf8(plain).unwrap(), expected);
+    }
+
+    #[test]
+    fn events_are_read_back_and_the_last_chunk_is_none() {
+        let mut out = Vec::new();
+        write_event(&mut out, 7, "token", br#"{"t":"a: b"}"#);
+        write_event(&mut out, 8, "end", b"{}");
+        out.extend_from_slice(LAST_CHUNK);
+        let found: Vec<_> = events(&out).map(|e| (e.name, e.data)).collect();
+        assert_eq!(found, [(&b"token"[..], &br#"{"t":"a: b"}"#[..]), (b"end", b"{}")]);
+        assert_eq!(events(LAST_CHUNK).count() + events(b"").count(), 0);
+    }
+
+    #[test]
+    fn a_chunk_holds_what_it_was_given_and_nothing_makes_none() {
+        let mut out = Vec::new();
+        write_chunk(&mut out, b"");
+        write_chunk(&mut out, &[b'x'; 17]);
+        assert_eq!(out, [&b"11\r\n"[..], &[b'x'; 17], b"\r\n"].concat());
     }
 }

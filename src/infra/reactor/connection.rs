@@ -146,6 +146,10 @@ impl<S: Service> Connection<S> {
                 let _open = Counted::new(&shared.config.stats.streams_open);
                 self.stream(head, reader, outline).await
             }
+            Reply::View { head, readers, view } => {
+                let _open = Counted::new(&shared.config.stats.streams_open);
+                self.view(head, readers, view, outline).await
+            }
         }
     }
 
@@ -195,7 +199,12 @@ impl<S: Service> Connection<S> {
         self.shared.with_date(|date| head.write_head(out, date, persistence, framing));
     }
 
-    async fn answer(&mut self, response: Response, persistence: Persistence, head_only: bool) -> Result<(), Closed> {
+    pub(super) async fn answer(
+        &mut self,
+        response: Response,
+        persistence: Persistence,
+        head_only: bool,
+    ) -> Result<(), Closed> {
         self.write_head(&response, persistence, Framing::Length);
         if head_only || !response.has_body() {
             return self.flush_answer(persistence).await;

@@ -1,4 +1,4 @@
-//! One reactor: its runtime, its listener, and the connections it has accepted.
+//! One reactor: its runtime, its listeners, and the connections it has accepted.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -9,6 +9,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use monoio::io::{AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt};
@@ -55,11 +56,16 @@ pub struct ReactorConfig {
     pub heartbeat: Duration,
 }
 
-/// What the connections of one reactor share.
+/// What the connections of one listener share.
 pub(super) struct Shared<S> {
     pub(super) config: ReactorConfig,
     pub(super) service: S,
     pub(super) stop: Arc<Stop>,
+    common: Rc<Common>,
+}
+
+/// What the connections of all listeners of one reactor share.
+struct Common {
     /// Connections have had their time: they are dropped at once.
     over: Cell<bool>,
     date: RefCell<String>,
@@ -69,11 +75,11 @@ pub(super) struct Shared<S> {
 impl<S> Shared<S> {
     /// Calls `with` with the time for `Date` headers; formatted once a second.
     pub(super) fn with_date<R>(&self, with: impl FnOnce(&str) -> R) -> R {
-        with(&self.date.borrow())
+        with(&self.common.date.borrow())
     }
 
     pub(super) fn is_over(&self) -> bool {
-        self.over.get()
+        self.common.over.get()
     }
 }
 
@@ -81,35 +87,52 @@ fn date_now() -> String {
     httpdate::fmt_http_date(SystemTime::now())
 }
 
-/// Runs a reactor on the calling thread until it is stopped.
+/// Runs a reactor on the calling thread until it is stopped. `make_service` gives each listener its own service,
+/// by its place in `listeners`.
 ///
 /// # Errors
 ///
 /// When its runtime cannot be set up.
 pub fn run<S: Service>(
     config: ReactorConfig,
-    listener: StdListener,
+    listeners: Vec<StdListener>,
     inbox: Arc<Inbox>,
     stop: Arc<Stop>,
-    make_service: impl FnOnce() -> S,
+    make_service: impl Fn(usize) -> S,
 ) -> io::Result<()> {
     assert_eq!(inbox.slot_count(), config.connections_max + 1, "an inbox belongs to its reactor");
     let driver = config.driver.clone();
     block_on(&driver, async move {
         let (table, own) = WakeTable::new(config.index, inbox.slot_count());
-        let shared = Rc::new(Shared {
-            config,
-            service: make_service(),
-            stop,
-            over: Cell::new(false),
-            date: RefCell::new(date_now()),
-            turned_away: Cell::new(0),
-        });
+        let common =
+            Rc::new(Common { over: Cell::new(false), date: RefCell::new(date_now()), turned_away: Cell::new(0) });
         monoio::spawn(deliver_posts(inbox.duplicate()?, inbox, table.clone()));
-        monoio::spawn(keep_time(table.clone(), shared.clone()));
-        socket::prepare(&listener, shared.config.write_timeout)?;
-        accept_all(listener, &shared, &table, &own).await?;
-        wind_down(&shared, &table, &own).await;
+        monoio::spawn(keep_time(table.clone(), config.stats.clone(), common.clone()));
+        let mut accepting = Vec::new();
+        for (door, listener) in listeners.into_iter().enumerate() {
+            socket::prepare(&listener, config.write_timeout)?;
+            let (config, common) = (config.clone(), common.clone());
+            let shared = Rc::new(Shared { config, service: make_service(door), stop: stop.clone(), common });
+            accepting.push(Box::pin(accept_all(listener, shared, &table, &own)));
+        }
+        // All of them wait on the reactor's own slot: they are one task, with one waker.
+        let mut failed = None;
+        poll_fn(|context| {
+            accepting.retain_mut(|listener| match listener.as_mut().poll(context) {
+                Poll::Pending => true,
+                Poll::Ready(result) => {
+                    failed = failed.take().or(result.err());
+                    false
+                }
+            });
+            if accepting.is_empty() || failed.is_some() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        drop(accepting);
+        wind_down(&common, &stop, &table, &own).await;
         Ok(())
     })
 }
@@ -128,7 +151,7 @@ async fn deliver_posts(descriptor: std::os::fd::OwnedFd, inbox: Arc<Inbox>, tabl
 }
 
 /// The reactor's clock: deadlines, the `Date`, and how late the clock itself is, worst of the last second.
-async fn keep_time<S: Service>(table: Rc<WakeTable>, shared: Rc<Shared<S>>) {
+async fn keep_time(table: Rc<WakeTable>, stats: Arc<ReactorStats>, common: Rc<Common>) {
     let mut lags = [0u64; TICKS_PER_SECOND];
     let mut due = Instant::now() + TICK;
     for turn in (0..TICKS_PER_SECOND).cycle() {
@@ -136,9 +159,9 @@ async fn keep_time<S: Service>(table: Rc<WakeTable>, shared: Rc<Shared<S>>) {
         let now = Instant::now();
         // Timers are coarse: a millisecond is theirs, not the loop's.
         lags[turn] = (now.saturating_duration_since(due).as_micros() as u64).saturating_sub(1000);
-        shared.config.stats.loop_lag_us.store(lags.iter().copied().max().unwrap_or(0), Relaxed);
+        stats.loop_lag_us.store(lags.iter().copied().max().unwrap_or(0), Relaxed);
         if turn == 0 {
-            *shared.date.borrow_mut() = date_now();
+            *common.date.borrow_mut() = date_now();
         }
         table.tick();
         due = (due + TICK).max(now);
@@ -147,7 +170,7 @@ async fn keep_time<S: Service>(table: Rc<WakeTable>, shared: Rc<Shared<S>>) {
 
 async fn accept_all<S: Service>(
     listener: StdListener,
-    shared: &Rc<Shared<S>>,
+    shared: Rc<Shared<S>>,
     table: &Rc<WakeTable>,
     own: &Wake,
 ) -> io::Result<()> {
@@ -165,7 +188,7 @@ async fn accept_all<S: Service>(
             accepting.as_mut().poll(context)
         });
         match accepted.await {
-            Ok((stream, _)) => take_in(stream, shared, table),
+            Ok((stream, _)) => take_in(stream, &shared, table),
             Err(_) if !shared.stop.is_serving() => break,
             // The peer may have gone again.
             Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => {}
@@ -193,11 +216,12 @@ fn take_in<S: Service>(stream: TcpStream, shared: &Rc<Shared<S>>, table: &Rc<Wak
         })),
         None => {
             shared.config.stats.connections_turned_away.fetch_add(1, Relaxed);
-            if shared.turned_away.get() < TURNED_AWAY_MAX {
-                shared.turned_away.set(shared.turned_away.get() + 1);
+            let count = shared.common.turned_away.get();
+            if count < TURNED_AWAY_MAX {
+                shared.common.turned_away.set(count + 1);
                 monoio::spawn(async move {
                     let _ = caught(turn_away(stream, &shared)).await;
-                    shared.turned_away.set(shared.turned_away.get() - 1);
+                    shared.common.turned_away.set(shared.common.turned_away.get() - 1);
                 });
             }
         }
@@ -224,10 +248,10 @@ async fn turn_away<S: Service>(mut stream: TcpStream, shared: &Shared<S>) {
 }
 
 /// Waits until the last connection is closed, or drops those that are left at the deadline.
-async fn wind_down<S: Service>(shared: &Rc<Shared<S>>, table: &WakeTable, own: &Wake) {
+async fn wind_down(common: &Common, stop: &Stop, table: &WakeTable, own: &Wake) {
     while table.taken_count() > 0 {
-        if shared.stop.deadline().is_some_and(|deadline| Instant::now() >= deadline) {
-            shared.over.set(true);
+        if stop.deadline().is_some_and(|deadline| Instant::now() >= deadline) {
+            common.over.set(true);
             table.wake_all();
             break;
         }

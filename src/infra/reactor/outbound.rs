@@ -15,7 +15,6 @@ use monoio::net::TcpStream;
 
 use super::socket::reset;
 use super::wake::Wake;
-use crate::infra::stream::Span;
 
 /// Memory that a connection may keep between answers.
 const KEPT_LEN: usize = 16 * 1024;
@@ -53,14 +52,15 @@ impl Outbound {
         Ok(())
     }
 
-    /// Writes `bytes`, which hold a copy of `span`, unless `give_up`.
-    pub(super) async fn flush_copy(
+    /// Writes `bytes`, unless `give_up`. `kept` is dropped when the kernel has let go of them: spans that were copied
+    /// into them count as being written until then.
+    pub(super) async fn flush_copy<K: Unpin + 'static>(
         &mut self,
-        span: Option<Span>,
+        kept: K,
         wake: &Wake,
         give_up: impl Fn() -> bool,
     ) -> Result<(), Closed> {
-        let copy = Copy { bytes: std::mem::take(&mut self.bytes), _span: span };
+        let copy = Copy { bytes: std::mem::take(&mut self.bytes), _kept: kept };
         let copy = self.write(copy, wake, give_up).await?;
         self.keep(copy.bytes);
         Ok(())
@@ -123,15 +123,15 @@ impl Outbound {
     }
 }
 
-/// Bytes that hold a copy of a span. The span counts as being written as long as its copy does.
-struct Copy {
+/// Bytes, and what must live as long as the kernel has them.
+struct Copy<K> {
     bytes: Vec<u8>,
-    _span: Option<Span>,
+    _kept: K,
 }
 
 // SAFETY: the bytes are on the heap, where they stay when this is moved, and nothing changes them while this
 // is lent out.
-unsafe impl IoBuf for Copy {
+unsafe impl<K: Unpin + 'static> IoBuf for Copy<K> {
     fn read_ptr(&self) -> *const u8 {
         self.bytes.as_ptr()
     }

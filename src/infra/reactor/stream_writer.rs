@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::task::Poll;
+use std::time::Duration;
 
 use super::Service;
 use super::connection::{Connection, Outline};
@@ -17,7 +18,7 @@ const FIRST_SPAN_MAX: usize = 16 * 1024;
 const PIPELINED_MAX: usize = 64 * 1024;
 
 /// What ends a wait for more of the log.
-enum Event {
+pub(super) enum Event {
     Posted,
     PeerGone,
     PeerSent,
@@ -26,7 +27,7 @@ enum Event {
 
 /// Whether the clock that counts from the last write is running.
 #[derive(PartialEq)]
-enum Silence {
+pub(super) enum Silence {
     Begins,
     Lasts,
 }
@@ -52,7 +53,7 @@ impl<S: Service> Connection<S> {
                 reader.claim()
             }
             claim => {
-                self.outbound.flush_copy(None, &self.wake, || reader.aborted()).await?;
+                self.outbound.flush_copy((), &self.wake, || reader.aborted()).await?;
                 claim
             }
         };
@@ -67,14 +68,14 @@ impl<S: Service> Connection<S> {
                         false => drop(self.outbound.write(span, &self.wake, || reader.aborted()).await?),
                     }
                 }
-                Claim::Wait => match self.wait_for_more(&mut silence).await {
+                Claim::Wait => match self.wait_for_more(&mut silence, self.shared.config.heartbeat).await {
                     Event::Posted | Event::PeerSent => {}
                     Event::PeerGone => return Err(Closed::Quietly),
                     Event::Silence => {
                         silence = Silence::Begins;
                         let comment = if without_chunks { sse::KEEP_ALIVE } else { sse::KEEP_ALIVE_CHUNK };
                         self.outbound.bytes.extend_from_slice(comment);
-                        self.outbound.flush_copy(None, &self.wake, || reader.aborted()).await?;
+                        self.outbound.flush_copy((), &self.wake, || reader.aborted()).await?;
                     }
                 },
             }
@@ -91,12 +92,12 @@ impl<S: Service> Connection<S> {
     }
 
     /// Waits for a post, for the peer, or for the next sign of life to be due.
-    async fn wait_for_more(&mut self, silence: &mut Silence) -> Event {
+    pub(super) async fn wait_for_more(&mut self, silence: &mut Silence, patience: Duration) -> Event {
         self.outbound.release();
-        let Connection { inbound, wake, shared, .. } = self;
+        let Connection { inbound, wake, .. } = self;
         // A post that brings no bytes, or a peer that sends, does not put the sign of life off.
         if std::mem::replace(silence, Silence::Lasts) == Silence::Begins {
-            wake.allow(shared.config.heartbeat);
+            wake.allow(patience);
         }
         poll_fn(|context| {
             if wake.poll_wait(context).is_ready() {
@@ -120,6 +121,6 @@ impl<S: Service> Connection<S> {
             true => sse::unframe(span.as_slice(), &mut self.outbound.bytes),
             false => self.outbound.bytes.extend_from_slice(span.as_slice()),
         }
-        self.outbound.flush_copy(Some(span), &self.wake, || reader.aborted()).await
+        self.outbound.flush_copy(span, &self.wake, || reader.aborted()).await
     }
 }

@@ -126,7 +126,8 @@ impl Server {
             let listener = bind(address, count > 1).unwrap();
             address = listener.local_addr().unwrap();
             let (echo, stop) = (echo.clone(), stop.clone());
-            threads.push(std::thread::spawn(move || run(config, listener, inbox, stop, || echo).unwrap()));
+            threads
+                .push(std::thread::spawn(move || run(config, vec![listener], inbox, stop, |_| echo.clone()).unwrap()));
         }
         Server { address, hub, echo, stop, stats, threads }
     }

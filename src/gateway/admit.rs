@@ -1,0 +1,239 @@
+//! From what a dialect asks for to tasks: fields that the dialect does not have are filled in here.
+
+use std::sync::Arc;
+
+use orchestratord_engine::BLOCK_LEN;
+use sha2::{Digest, Sha256};
+
+use super::Call;
+use super::refusal::Refusal;
+use crate::api::data;
+use crate::domain::error::OrchestratorError;
+use crate::domain::ids::{SessionId, Uuid};
+use crate::domain::limits;
+use crate::domain::task::{Priority, Prompt, Sampling, TaskSpec, Workload};
+use crate::infra::http::{RequestHead, Response};
+use crate::metrics::CancelReason;
+use crate::services::pool::Loaded;
+use crate::services::task::{LiveTask, Outcome};
+use crate::state::AppState;
+
+/// Headers in which clients name a conversation, ours first; the others are sent by agents already.
+const SESSION_HEADERS: &[&str] =
+    &["x-session-id", "x-claude-code-session-id", "x-session-affinity", "session-id", "session_id"];
+
+/// What is wanted, in no dialect.
+pub(super) struct Ask {
+    pub model: String,
+    /// The field that the prompt came in, for refusals.
+    pub prompt_param: &'static str,
+    pub prompts: Vec<Prompt>,
+    /// Answers to each prompt.
+    pub copies: u32,
+    /// None: as the configuration has it.
+    pub max_tokens: Option<u32>,
+    /// Its seed is that of the first answer; the others count on from there.
+    pub sampling: Sampling,
+    pub stop: Vec<String>,
+    pub logprobs: bool,
+    pub top_logprobs: u32,
+    pub ignore_end: bool,
+    pub priority: Priority,
+    /// The conversation as the body names it; a header goes first.
+    pub session_key: Option<String>,
+}
+
+/// Tasks that were accepted together, prompt by prompt.
+pub(super) struct Admitted {
+    pub tasks: Vec<Arc<LiveTask>>,
+    /// A session that was made for these tasks alone.
+    pub own_session: Option<SessionId>,
+}
+
+/// The model by its name.
+///
+/// # Errors
+///
+/// When it is not the one that is served, or none is yet.
+pub(super) fn model(state: &AppState, name: &str) -> Result<Arc<Loaded>, Refusal> {
+    let loaded = state.pools.iter().find_map(|p| p.loaded()).ok_or_else(|| {
+        let message = "the model is still loading: try again".into();
+        Refusal::from(OrchestratorError::PoolUnready { message, retry_after_ms: 1000 })
+    })?;
+    if loaded.model_ref == name {
+        return Ok(loaded);
+    }
+    Err(Refusal::no_such_model(format!("there is no model {name:?} here: this server has {:?}", loaded.model_ref)))
+}
+
+/// Puts every answer that is wanted into the queue, or none of them.
+///
+/// # Errors
+///
+/// As POST /v1/tasks has them, in the dialect's fields.
+pub(super) async fn admit(call: &Call<'_>, ask: Ask) -> Result<Admitted, Refusal> {
+    let state = call.state;
+    let loaded = model(state, &ask.model)?;
+    let choices = ask.prompts.len() * ask.copies as usize;
+    if !(1..=limits::CHOICES_MAX).contains(&choices) {
+        let most = limits::CHOICES_MAX;
+        return Err(Refusal::field("n", format!("{choices} answers are asked for: 1 to {most} at a time")));
+    }
+    if ask.max_tokens.is_some_and(|most| ask.sampling.min_tokens > most) {
+        return Err(Refusal::field("min_tokens", "must be at most max_tokens"));
+    }
+    let deadline_ms = deadline_ms(call.head, state.config.gateway_deadline_ms)?;
+    let named = session_key(call.head).or(ask.session_key.clone());
+    let session_id = named.as_deref().map_or_else(fresh_id, session_of);
+    let pool = state.pools.iter().next().expect("a server has a pool");
+    let context = loaded.info.context_length.min((pool.rules.kv_blocks_max * BLOCK_LEN) as u32);
+    let mut admitted = Admitted { tasks: Vec::with_capacity(choices), own_session: None };
+    for prompt in &ask.prompts {
+        let mut prompt = prompt.clone();
+        for _ in 0..ask.copies {
+            let number = admitted.tasks.len() as u64;
+            let mut sampling = ask.sampling.clone();
+            sampling.seed = sampling.seed.wrapping_add(number) & limits::JSON_INTEGER_MAX;
+            let spec = TaskSpec {
+                task_id: fresh_id(),
+                session_id,
+                workload: Workload::Completion,
+                model_ref: ask.model.clone(),
+                engine: pool.engine.to_owned(),
+                ctx: context,
+                priority: ask.priority,
+                max_tokens: ask.max_tokens.unwrap_or(1),
+                deadline_ms,
+                prompt: prompt.clone(),
+                sampling,
+                stop: ask.stop.clone(),
+                logprobs: ask.logprobs,
+                top_logprobs: ask.top_logprobs,
+                reuse_kv: true,
+                expected_tokens: None,
+                cancel_on_disconnect: true,
+                ignore_end: ask.ignore_end,
+                deterministic: true,
+            };
+            let unnamed = ask.max_tokens.is_none().then_some(state.config.gateway_max_tokens);
+            let fit = |spec: &mut TaskSpec, prompt_len: usize| {
+                if let Some(wished) = unnamed {
+                    let room = (context as usize).saturating_sub(prompt_len);
+                    spec.max_tokens = wished.min(room as u32).max(1);
+                    spec.sampling.min_tokens = spec.sampling.min_tokens.min(spec.max_tokens);
+                }
+            };
+            match data::admit(state, spec, fit, call.request_id, call.wake).await {
+                Ok(task) => {
+                    // The same prompt need not be tokenized again.
+                    prompt = Prompt::Tokens(task.prompt.clone());
+                    admitted.tasks.push(task);
+                }
+                Err(error) => {
+                    data::count_refusal(state, &error);
+                    admitted.tasks.iter().for_each(|task| abandon(state, task));
+                    return Err(in_the_dialect(error, ask.prompt_param));
+                }
+            }
+        }
+    }
+    admitted.own_session = named.is_none().then_some(session_id);
+    Ok(admitted)
+}
+
+/// Ends a task that nobody will read.
+pub(super) fn abandon(state: &AppState, task: &Arc<LiveTask>) {
+    if let Some(pool) = state.pools.by_engine(&task.spec.engine)
+        && task.end(Outcome::Canceled(CancelReason::Disconnect), &pool.scribe, state.clock.now_us())
+    {
+        pool.doorbell.ring();
+    }
+}
+
+/// `prompt` and `ctx` are our names for what the dialect calls otherwise.
+fn in_the_dialect(error: OrchestratorError, prompt_param: &'static str) -> Refusal {
+    let too_long = matches!(&error, OrchestratorError::InvalidParams(message) if message.contains(" ctx "));
+    let refusal = Refusal::from(error);
+    match refusal.param() {
+        Some("prompt" | "ctx" | "max_tokens") if too_long => refusal.about(prompt_param, "context_length_exceeded"),
+        Some("prompt" | "messages") => refusal.about(prompt_param, "invalid_value"),
+        _ => refusal,
+    }
+}
+
+fn fresh_id() -> Uuid {
+    Uuid(uuid::Uuid::new_v4().as_u128())
+}
+
+fn session_key(head: &RequestHead<'_>) -> Option<String> {
+    let sent = SESSION_HEADERS.iter().find_map(|name| head.header(name)).filter(|key| !key.is_empty())?;
+    Some(String::from_utf8_lossy(sent).into_owned())
+}
+
+/// A session's id from any name: a UUID is taken as it is.
+fn session_of(key: &str) -> SessionId {
+    Uuid::parse(key).unwrap_or_else(|| {
+        let digest: [u8; 32] = Sha256::digest(key).into();
+        Uuid(u128::from_be_bytes(*digest.first_chunk().expect("a digest is longer")))
+    })
+}
+
+fn deadline_ms(head: &RequestHead<'_>, default_ms: u64) -> Result<u64, Refusal> {
+    let Some(sent) = head.header("x-deadline-ms") else { return Ok(default_ms) };
+    let parsed = std::str::from_utf8(sent).ok().and_then(|t| t.trim().parse::<i64>().ok());
+    match parsed {
+        None => Err(Refusal::header("x-deadline-ms", "must be a whole number of milliseconds from now")),
+        Some(ms) if ms <= 0 => {
+            let message = "header `x-deadline-ms`: has passed: it is the time from now to the last token".into();
+            Err(OrchestratorError::DeadlineUnmet { message }.into())
+        }
+        Some(ms) => Ok(ms as u64),
+    }
+}
+
+/// Tells the client where its tasks stand.
+pub(super) fn with_queue_facts(response: Response, tasks: &[Arc<LiveTask>]) -> Response {
+    let last = tasks.last().expect("an answer has a task");
+    let ids: Vec<String> = tasks.iter().map(|t| t.spec.task_id.to_string()).collect();
+    response
+        .header("x-task-id", ids.join(","))
+        .header("x-queue-position", last.promise.queue_position.to_string())
+        .header("x-predicted-start-ms", last.promise.predicted_start_ms.to_string())
+        .header("x-ratelimit-remaining-tokens", last.budgets.tokens.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::infra::http::head_for_tests;
+
+    #[test]
+    fn a_session_is_named_by_a_uuid_or_by_anything() {
+        let uuid = "0190163d-8694-739b-aea5-966c26f8ad91";
+        assert_eq!(session_of(uuid).to_string(), uuid);
+        assert_eq!(session_of("my chat"), session_of("my chat"));
+        assert_ne!(session_of("my chat"), session_of("my chats"));
+    }
+
+    #[test]
+    fn our_own_session_header_goes_first() {
+        let text = "GET / HTTP/1.1\r\nHost: a\r\nsession_id: codex\r\nX-Session-Id: ours\r\n\r\n";
+        head_for_tests(text, |head| assert_eq!(session_key(head).as_deref(), Some("ours")));
+        head_for_tests("GET / HTTP/1.1\r\nHost: a\r\nsession_id: codex\r\n\r\n", |head| {
+            assert_eq!(session_key(head).as_deref(), Some("codex"));
+        });
+    }
+
+    #[test]
+    fn a_deadline_is_a_number_in_the_future() {
+        let ask = |value: &str| {
+            head_for_tests(&format!("GET / HTTP/1.1\r\nHost: a\r\nx-deadline-ms: {value}\r\n\r\n"), |head| {
+                deadline_ms(head, 7).map_err(|r| r.error().code())
+            })
+        };
+        assert_eq!(ask("250"), Ok(250));
+        assert_eq!(ask("soon"), Err("INVALID_PARAMS"));
+        assert_eq!(ask("-1"), Err("DEADLINE_UNMET"));
+        assert_eq!(head_for_tests("GET / HTTP/1.1\r\nHost: a\r\n\r\n", |head| deadline_ms(head, 7).unwrap()), 7);
+    }
+}

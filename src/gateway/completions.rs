@@ -1,0 +1,105 @@
+//! POST /v1/completions: text that goes on.
+
+use serde::Deserialize;
+
+use super::Call;
+use super::admit::{Ask, admit, model};
+use super::fields::Fields;
+use super::openai::{Common, Face, OpenAi};
+use super::refusal::Refusal;
+use super::view::reply;
+use crate::api::types::check_top_logprobs;
+use crate::domain::task::Prompt;
+use crate::infra::reactor::Reply;
+use crate::services::pool::Loaded;
+
+/// What the dialect's document says for a request that names no number.
+const MAX_TOKENS_DEFAULT: u32 = 16;
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Prompts {
+    Text(String),
+    Tokens(Vec<u32>),
+    Texts(Vec<String>),
+    ManyTokens(Vec<Vec<u32>>),
+}
+
+impl Prompts {
+    fn into_prompts(self) -> Vec<Prompt> {
+        match self {
+            Prompts::Text(text) => vec![Prompt::Text(text)],
+            Prompts::Tokens(tokens) => vec![Prompt::Tokens(tokens.into())],
+            Prompts::Texts(texts) => texts.into_iter().map(Prompt::Text).collect(),
+            Prompts::ManyTokens(many) => many.into_iter().map(|tokens| Prompt::Tokens(tokens.into())).collect(),
+        }
+    }
+}
+
+fn text_of(prompt: &Prompt, loaded: &Loaded) -> String {
+    match prompt {
+        Prompt::Text(text) => text.clone(),
+        Prompt::Tokens(tokens) => loaded.model.tokenizer().decode(tokens, false),
+        Prompt::Messages(_) => unreachable!("plain completions have no turns"),
+    }
+}
+
+/// Goes on with each of some texts.
+///
+/// # Errors
+///
+/// Naming the field, and as admission refuses.
+pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Refusal> {
+    let mut f = Fields::read(body)?;
+    let prompts: Prompts = f
+        .need("prompt")
+        .map_err(|_| Refusal::field("prompt", "must be a text, some texts, or one or more lists of token numbers"))?;
+    let prompts = prompts.into_prompts();
+    if prompts.is_empty() {
+        return Err(Refusal::field("prompt", "is an empty list: send a text"));
+    }
+    let common = Common::take(&mut f)?;
+    let top: Option<u32> = f.take("logprobs")?;
+    check_top_logprobs(top.is_some(), top.unwrap_or(0)).map_err(|_| {
+        Refusal::field("logprobs", format!("must be at most {}", crate::domain::limits::TOP_LOGPROBS_MAX))
+    })?;
+    let max_tokens = f.take("max_tokens")?.unwrap_or(MAX_TOKENS_DEFAULT);
+    if max_tokens == 0 {
+        return Err(Refusal::field("max_tokens", "must be at least 1"));
+    }
+    let echo = f.take("echo")?.unwrap_or(false);
+    if echo && top.is_some() {
+        return Err(Refusal::field("logprobs", "cannot stand beside echo: the prompt's own tokens are not scored"));
+    }
+    f.only("suffix", &["".into()], "is not supported: this model does not fill in the middle")?;
+    f.only("best_of", &[common.copies.into()], "must be n: answers are not ranked here")?;
+    f.only("response_format", &[serde_json::json!({"type": "text"})], "only {\"type\": \"text\"} is supported")?;
+    f.finish()?;
+    let echo = match echo {
+        true => {
+            let loaded = model(call.state, &common.model)?;
+            prompts.iter().map(|p| text_of(p, &loaded)).collect()
+        }
+        false => Vec::new(),
+    };
+    let admitted = admit(
+        call,
+        Ask {
+            model: common.model.clone(),
+            prompt_param: "prompt",
+            prompts,
+            copies: common.copies,
+            max_tokens: Some(max_tokens),
+            sampling: common.sampling.clone(),
+            stop: common.stop.clone(),
+            logprobs: top.is_some(),
+            top_logprobs: top.unwrap_or(0),
+            ignore_end: common.ignore_end,
+            priority: common.priority,
+            session_key: common.session_key.clone(),
+        },
+    )
+    .await?;
+    let dialect = OpenAi::new(Face::Text, call, &common, top.is_some(), &admitted.tasks, echo);
+    reply(call, admitted, common.stream, dialect)
+}

@@ -1,0 +1,415 @@
+//! What chat and plain completions have in common: their parameters, their chunks, their answers.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::Call;
+use super::fields::Fields;
+use super::refusal::{Refusal, Shape};
+use super::view::{Dialect, End, Logprob, Token};
+use crate::api::types::{self, check_sampling, check_stop, logit_bias};
+use crate::domain::limits;
+use crate::domain::task::{Priority, Sampling};
+use crate::infra::http::Response;
+use crate::services::pool::Loaded;
+use crate::services::task::LiveTask;
+use crate::state::AppState;
+
+/// Parameters that both have, ours and those that other servers' clients send.
+pub(super) struct Common {
+    pub model: String,
+    pub copies: u32,
+    pub sampling: Sampling,
+    pub stop: Vec<String>,
+    pub ignore_end: bool,
+    pub priority: Priority,
+    pub session_key: Option<String>,
+    pub stream: bool,
+    pub include_usage: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StreamOptions {
+    include_usage: Option<bool>,
+    /// Padding against eavesdroppers who measure chunks: never added here.
+    #[serde(rename = "include_obfuscation")]
+    _include_obfuscation: Option<bool>,
+}
+
+impl Common {
+    /// # Errors
+    ///
+    /// Naming the field.
+    pub fn take(f: &mut Fields) -> Result<Common, Refusal> {
+        let stream = f.take("stream")?.unwrap_or(false);
+        let options: Option<StreamOptions> = f.take("stream_options")?;
+        if options.is_some() && !stream {
+            return Err(Refusal::field("stream_options", "belongs to streams: send \"stream\": true with it"));
+        }
+        let stop = match f.take("stop")? {
+            None => Vec::new(),
+            Some(OneOrMany::One(stop)) => vec![stop],
+            Some(OneOrMany::Many(stops)) => stops,
+        };
+        check_stop(&stop)?;
+        let priority = match f.take::<String>("service_tier")?.as_deref() {
+            None | Some("auto" | "default" | "priority") => Priority::Interactive,
+            Some("flex") => Priority::Batch,
+            Some(_) => return Err(Refusal::field("service_tier", "must be auto, default, priority or flex")),
+        };
+        // Neither changes what is answered: who asks, and labels for an account that this server does not keep.
+        f.pass_over(&["user", "safety_identifier", "metadata", "store", "prompt_cache_retention"]);
+        Ok(Common {
+            model: f.need("model")?,
+            copies: f.take("n")?.unwrap_or(1),
+            sampling: sampling(f)?,
+            stop,
+            ignore_end: f.take("ignore_eos")?.unwrap_or(false),
+            priority,
+            session_key: f.take("prompt_cache_key")?,
+            stream,
+            include_usage: options.is_some_and(|o| o.include_usage == Some(true)),
+        })
+    }
+}
+
+fn sampling(f: &mut Fields) -> Result<Sampling, Refusal> {
+    let seed: Option<u64> = f.take("seed")?;
+    let bias = f.take("logit_bias")?.unwrap_or_default();
+    let top_k: i64 = f.take("top_k")?.unwrap_or(0);
+    let sampling = Sampling {
+        temperature: f.take("temperature")?.unwrap_or(1.0),
+        // Others say -1 for all of them.
+        top_k: u32::try_from(top_k.max(0)).map_err(|_| Refusal::field("top_k", "is more than any vocabulary has"))?,
+        top_p: f.take("top_p")?.unwrap_or(1.0),
+        min_p: f.take("min_p")?.unwrap_or(0.0),
+        repetition_penalty: f.take("repetition_penalty")?.unwrap_or(1.0),
+        presence_penalty: f.take("presence_penalty")?.unwrap_or(0.0),
+        frequency_penalty: f.take("frequency_penalty")?.unwrap_or(0.0),
+        // A client that names no seed expects another answer each time; the one it got is told at the end.
+        seed: seed.unwrap_or_else(fresh_seed),
+        logit_bias: logit_bias(&bias)?,
+        min_tokens: f.take("min_tokens")?.unwrap_or(0),
+    };
+    check_sampling(&sampling)?;
+    Ok(sampling)
+}
+
+/// Any number that JSON keeps.
+pub(super) fn fresh_seed() -> u64 {
+    uuid::Uuid::new_v4().as_u64_pair().0 & limits::JSON_INTEGER_MAX
+}
+
+/// Everything that the bytes of an answer depend on besides its request: build, arithmetic, weights.
+pub(super) fn fingerprint(loaded: &Loaded) -> String {
+    let facts = format!("{}\n{}\n{}\n{}", loaded.engine, loaded.engine_version, loaded.arithmetic, loaded.info.digest);
+    let digest = Sha256::digest(facts);
+    let hex: String = digest[..6].iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("fp_{hex}")
+}
+
+/// The two faces of this dialect.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Face {
+    Chat,
+    Text,
+}
+
+impl Face {
+    const fn id_prefix(self) -> &'static str {
+        if matches!(self, Face::Chat) { "chatcmpl-" } else { "cmpl-" }
+    }
+
+    const fn object(self, is_chunk: bool) -> &'static str {
+        match (self, is_chunk) {
+            (Face::Chat, true) => "chat.completion.chunk",
+            (Face::Chat, false) => "chat.completion",
+            (Face::Text, _) => "text_completion",
+        }
+    }
+}
+
+/// One answer as it grows.
+#[derive(Default)]
+struct Choice {
+    begun: bool,
+    text: String,
+    logprobs: Vec<Value>,
+    finish_reason: Option<String>,
+    facts: Value,
+}
+
+/// Chat completions and plain completions.
+pub(super) struct OpenAi {
+    face: Face,
+    state: Arc<AppState>,
+    loaded: Arc<Loaded>,
+    stream: bool,
+    include_usage: bool,
+    logprobs: bool,
+    /// Answers to one prompt, next to each other.
+    copies: usize,
+    id: String,
+    created: u64,
+    /// A chunk up to the number of its choice.
+    chunk_start: Vec<u8>,
+    choices: Vec<Choice>,
+    /// Put in front of each answer.
+    echo: Vec<String>,
+    prompt_tokens: usize,
+    cached_tokens: u32,
+    completion_tokens: u32,
+}
+
+impl OpenAi {
+    pub fn new(
+        face: Face,
+        call: &Call<'_>,
+        common: &Common,
+        logprobs: bool,
+        tasks: &[Arc<LiveTask>],
+        echo: Vec<String>,
+    ) -> OpenAi {
+        let first = &tasks[0];
+        let id = format!("{}{:032x}", face.id_prefix(), first.spec.task_id.0);
+        let created = call.state.clock.unix_ms() / 1000;
+        let mut head = json!({
+            "id": id,
+            "object": face.object(true),
+            "created": created,
+            "model": first.loaded.model_ref,
+            "system_fingerprint": fingerprint(&first.loaded),
+        })
+        .to_string();
+        head.pop();
+        OpenAi {
+            face,
+            state: call.state.clone(),
+            loaded: first.loaded.clone(),
+            stream: common.stream,
+            include_usage: common.include_usage,
+            logprobs,
+            copies: common.copies as usize,
+            id,
+            created,
+            chunk_start: format!("data: {head},\"choices\":[").into_bytes(),
+            choices: tasks.iter().map(|_| Choice::default()).collect(),
+            echo,
+            prompt_tokens: 0,
+            cached_tokens: 0,
+            completion_tokens: 0,
+        }
+    }
+
+    /// A chunk with one choice; `delta` is the JSON of its text or delta field.
+    fn chunk(&self, source: usize, delta: &[&str], logprobs: &str, finish_reason: &str, rest: &str, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.chunk_start);
+        out.extend_from_slice(b"{\"index\":");
+        out.extend_from_slice(itoa::Buffer::new().format(source).as_bytes());
+        out.extend_from_slice(if self.face == Face::Chat { b",\"delta\":" } else { b",\"text\":" });
+        delta.iter().for_each(|part| out.extend_from_slice(part.as_bytes()));
+        out.extend_from_slice(b",\"logprobs\":");
+        out.extend_from_slice(logprobs.as_bytes());
+        out.extend_from_slice(b",\"finish_reason\":");
+        out.extend_from_slice(finish_reason.as_bytes());
+        out.extend_from_slice(rest.as_bytes());
+        self.close_chunk("}]", out);
+    }
+
+    fn close_chunk(&self, end: &str, out: &mut Vec<u8>) {
+        out.extend_from_slice(end.as_bytes());
+        out.extend_from_slice(if self.include_usage { b",\"usage\":null}\n\n" } else { b"}\n\n" });
+    }
+
+    /// What comes before an answer's first token: the role, or the prompt that is to be repeated.
+    fn begin(&mut self, source: usize, out: &mut Vec<u8>) {
+        if std::mem::replace(&mut self.choices[source].begun, true) {
+            return;
+        }
+        let echo = self.echo.get(source / self.copies).cloned();
+        if let Some(text) = &echo {
+            self.choices[source].text.push_str(text);
+        }
+        if !self.stream {
+            return;
+        }
+        match (self.face, echo) {
+            (Face::Chat, _) => {
+                self.chunk(source, &["{\"role\":\"assistant\",\"content\":\"\"}"], "null", "null", "", out);
+            }
+            (Face::Text, Some(text)) => {
+                let literal = Value::from(text).to_string();
+                self.chunk(source, &[&literal], "null", "null", "", out);
+            }
+            (Face::Text, None) => {}
+        }
+    }
+
+    fn token_text(&self, id: u32) -> (String, &[u8]) {
+        let bytes = self.loaded.model.tokenizer().token_bytes(id);
+        (String::from_utf8_lossy(bytes).into_owned(), bytes)
+    }
+
+    fn chat_logprob(&self, found: &Logprob) -> Value {
+        let one = |l: &Logprob| {
+            let (text, bytes) = self.token_text(l.id);
+            json!({"token": text, "logprob": l.logprob, "bytes": bytes})
+        };
+        let mut all = one(found);
+        all["top_logprobs"] = found.top_logprobs.iter().map(one).collect();
+        all
+    }
+
+    fn text_logprob(&self, source: usize, found: &Logprob) -> Value {
+        let top: serde_json::Map<String, Value> =
+            found.top_logprobs.iter().map(|l| (self.token_text(l.id).0, l.logprob.into())).collect();
+        json!({
+            "token": self.token_text(found.id).0,
+            "logprob": found.logprob,
+            "top": top,
+            "offset": self.choices[source].text.chars().count(),
+        })
+    }
+
+    /// The field `logprobs` for some tokens.
+    fn logprobs_field(&self, tokens: Vec<Value>) -> Value {
+        if self.face == Face::Chat {
+            return json!({"content": tokens, "refusal": null});
+        }
+        let column = |name: &str| tokens.iter().map(|t| t[name].clone()).collect::<Vec<_>>();
+        json!({
+            "tokens": column("token"),
+            "token_logprobs": column("logprob"),
+            "top_logprobs": column("top"),
+            "text_offset": column("offset"),
+        })
+    }
+
+    fn usage(&self) -> Value {
+        let (prompt, completion) = (self.prompt_tokens, self.completion_tokens as usize);
+        json!({
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        })
+    }
+
+    fn choice_body(&mut self, source: usize) -> Value {
+        let choice = std::mem::take(&mut self.choices[source]);
+        let logprobs = if self.logprobs { self.logprobs_field(choice.logprobs) } else { Value::Null };
+        let mut body = json!({
+            "index": source,
+            "logprobs": logprobs,
+            "finish_reason": choice.finish_reason,
+            "orchestratord": choice.facts,
+        });
+        match self.face {
+            Face::Chat => body["message"] = json!({"role": "assistant", "content": choice.text, "refusal": null}),
+            Face::Text => body["text"] = choice.text.into(),
+        }
+        body
+    }
+}
+
+/// What no other server tells: how to find and repeat this answer, and where its time went.
+pub(super) fn facts(end: &End<'_>) -> Value {
+    let times = &end.task.times;
+    let ms = |from: u64, to: u64| if from == 0 || to == 0 { 0 } else { to.saturating_sub(from) / 1000 };
+    let seated = times.seated_us.load(Relaxed);
+    json!({
+        "task_id": end.task.spec.task_id.to_string(),
+        "transcript": end.artifact_id,
+        "seed": end.task.spec.sampling.seed,
+        "queue_ms": ms(end.task.accepted_us, seated),
+        "first_token_ms": ms(end.task.accepted_us, times.first_token_us.load(Relaxed)),
+        "decode_ms": end.decode_ms,
+    })
+}
+
+impl Dialect for OpenAi {
+    fn token(&mut self, source: usize, token: Token<'_>, out: &mut Vec<u8>) {
+        self.begin(source, out);
+        let logprob = if self.logprobs { token.logprob() } else { None };
+        let logprob = logprob.map(|found| match self.face {
+            Face::Chat => self.chat_logprob(&found),
+            Face::Text => self.text_logprob(source, &found),
+        });
+        if self.stream && (!token.is_empty() || logprob.is_some()) {
+            let field = logprob.clone().map(|l| self.logprobs_field(vec![l]).to_string());
+            let field = field.as_deref().unwrap_or("null");
+            match self.face {
+                Face::Chat => self.chunk(source, &["{\"content\":", token.literal, "}"], field, "null", "", out),
+                Face::Text => self.chunk(source, &[token.literal], field, "null", "", out),
+            }
+        }
+        let choice = &mut self.choices[source];
+        if !self.stream || (self.logprobs && self.face == Face::Text) {
+            token.push_text(&mut choice.text);
+        }
+        if !self.stream {
+            choice.logprobs.extend(logprob);
+        }
+    }
+
+    fn end(&mut self, source: usize, end: &End<'_>, out: &mut Vec<u8>) {
+        self.begin(source, out);
+        if source.is_multiple_of(self.copies) {
+            self.prompt_tokens += end.task.prompt.len();
+            self.cached_tokens += end.task.times.cached_tokens.load(Relaxed);
+        }
+        self.completion_tokens += end.tokens_out;
+        let facts = facts(end);
+        if self.stream {
+            let delta = if self.face == Face::Chat { "{}" } else { "\"\"" };
+            let reason = Value::from(end.finish_reason).to_string();
+            self.chunk(source, &[delta], "null", &reason, &format!(",\"orchestratord\":{facts}"), out);
+        }
+        let choice = &mut self.choices[source];
+        choice.finish_reason = Some(end.finish_reason.to_owned());
+        choice.facts = facts;
+    }
+
+    fn failed(&mut self, refusal: &Refusal, out: &mut Vec<u8>) {
+        if self.stream {
+            let body = refusal.body(Shape::OpenAi, "", &self.state);
+            out.extend_from_slice(format!("data: {body}\n\ndata: [DONE]\n\n").as_bytes());
+        }
+    }
+
+    fn finish(&mut self, out: &mut Vec<u8>) {
+        if self.include_usage {
+            out.extend_from_slice(&self.chunk_start);
+            out.extend_from_slice(format!("],\"usage\":{}}}\n\n", self.usage()).as_bytes());
+        }
+        out.extend_from_slice(b"data: [DONE]\n\n");
+    }
+
+    fn body(&mut self) -> Response {
+        let choices: Vec<Value> = (0..self.choices.len()).map(|source| self.choice_body(source)).collect();
+        types::json(
+            200,
+            &json!({
+                "id": self.id,
+                "object": self.face.object(false),
+                "created": self.created,
+                "model": self.loaded.model_ref,
+                "system_fingerprint": fingerprint(&self.loaded),
+                "choices": choices,
+                "usage": self.usage(),
+            }),
+        )
+    }
+}

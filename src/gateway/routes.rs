@@ -1,0 +1,97 @@
+//! The gateway's routes, as one table.
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Route {
+    ChatCompletions,
+    Completions,
+    Models,
+    Model,
+    Tokenize,
+    Detokenize,
+    ApplyTemplate,
+    Live,
+    Ready,
+    Metrics,
+}
+
+impl Route {
+    /// Needs no key: what load balancers and Prometheus ask.
+    pub fn is_open(self) -> bool {
+        matches!(self, Route::Live | Route::Ready | Route::Metrics)
+    }
+}
+
+/// A path ending in `/*` takes one more segment, or several: names of models have slashes.
+const ROUTES: &[(&str, &str, Route)] = &[
+    ("POST", "/v1/chat/completions", Route::ChatCompletions),
+    ("POST", "/v1/completions", Route::Completions),
+    ("GET", "/v1/models", Route::Models),
+    ("GET", "/v1/models/*", Route::Model),
+    ("POST", "/tokenize", Route::Tokenize),
+    ("POST", "/detokenize", Route::Detokenize),
+    ("POST", "/apply-template", Route::ApplyTemplate),
+    ("GET", "/health", Route::Live),
+    ("GET", "/health/live", Route::Live),
+    ("GET", "/healthz", Route::Live),
+    ("GET", "/livez", Route::Live),
+    ("GET", "/health/ready", Route::Ready),
+    ("GET", "/readyz", Route::Ready),
+    ("GET", "/metrics", Route::Metrics),
+];
+
+/// Where a request goes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Match<'a> {
+    /// The route, and what stood in the place of `*`.
+    Found(Route, &'a str),
+    /// The path is known, the method is not; `Allow` names the one that is.
+    MethodNotAllowed(&'static str),
+    NotFound,
+}
+
+/// Finds the route of a request. HEAD goes where GET goes.
+pub(super) fn find<'a>(method: &str, path: &'a str) -> Match<'a> {
+    let method = if method == "HEAD" { "GET" } else { method };
+    let rest = |pattern: &str| match pattern.strip_suffix('*') {
+        Some(start) => path.strip_prefix(start).filter(|rest| !rest.is_empty()),
+        None => (pattern == path).then_some(""),
+    };
+    for (known, pattern, route) in ROUTES {
+        if let Some(rest) = rest(pattern) {
+            return match *known == method {
+                true => Match::Found(*route, rest),
+                false => Match::MethodNotAllowed(if *known == "GET" { "GET, HEAD" } else { "POST" }),
+            };
+        }
+    }
+    Match::NotFound
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_are_found_by_method_and_path() {
+        for (method, path, wanted) in [
+            ("POST", "/v1/chat/completions", Match::Found(Route::ChatCompletions, "")),
+            ("GET", "/v1/models", Match::Found(Route::Models, "")),
+            ("GET", "/v1/models/org/name", Match::Found(Route::Model, "org/name")),
+            ("HEAD", "/health", Match::Found(Route::Live, "")),
+            ("GET", "/v1/chat/completions", Match::MethodNotAllowed("POST")),
+            ("OPTIONS", "/v1/models", Match::MethodNotAllowed("GET, HEAD")),
+            ("GET", "/v1/models/", Match::NotFound),
+            ("POST", "/v1/tasks", Match::NotFound),
+            ("POST", "/v1/chat/completions/", Match::NotFound),
+        ] {
+            assert_eq!(find(method, path), wanted, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn only_probes_and_metrics_are_open() {
+        let open: Vec<&str> = ROUTES.iter().filter(|(_, _, route)| route.is_open()).map(|(_, path, _)| *path).collect();
+        assert!(open.iter().all(|p| !p.starts_with("/v1/") && !p.contains("token")), "{open:?}");
+    }
+}
