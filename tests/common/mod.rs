@@ -4,6 +4,7 @@
 #![allow(dead_code, unused_imports)]
 
 pub mod canonical;
+pub mod gateway;
 pub mod sse;
 
 use std::time::Duration;

@@ -103,6 +103,11 @@ impl Client {
         Self { address, key: key.map(str::to_owned) }
     }
 
+    /// The same client without its key.
+    pub fn without_key(&self) -> Self {
+        Self::new(self.address, None)
+    }
+
     /// # Errors
     ///
     /// When nobody listens.

@@ -163,6 +163,21 @@ impl Server {
         Client::new(self.address, key)
     }
 
+    /// A client of the gateway, with the server's first key.
+    ///
+    /// # Errors
+    ///
+    /// When the server does not say that it has one.
+    pub fn gateway(&self) -> Result<Client> {
+        let said = || {
+            let text = self.stdout.text();
+            let line = text.lines().find(|line| line.trim_start().starts_with("gateway"))?;
+            first_address(&format!("{line}\n"))
+        };
+        let address = wait_for("the gateway's address on stdout", || Ok(said()))?;
+        Ok(Client::new(address, self.key.as_deref()))
+    }
+
     pub fn address(&self) -> SocketAddr {
         self.address
     }

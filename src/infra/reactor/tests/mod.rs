@@ -5,9 +5,11 @@ mod limits;
 mod requests;
 mod stopping;
 mod streams;
+mod views;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -23,6 +25,8 @@ type Streams = Arc<Mutex<Vec<(String, Arc<TaskStream>, StreamWriter)>>>;
 struct Echo {
     hub: WakeHub,
     streams: Streams,
+    /// Views that are alive.
+    views: Arc<AtomicUsize>,
 }
 
 impl Service for Echo {
@@ -37,6 +41,11 @@ impl Service for Echo {
         if let Some(name) = head.path().strip_prefix("/stream/") {
             let reader = self.open(name).attach(wake.address(), None).expect("few readers");
             return Reply::Stream { head: Response::new(200).header("X-Stream", "yes"), reader };
+        }
+        for (prefix, whole) in [("/view/", false), ("/whole/", true)] {
+            if let Some(logs) = head.path().strip_prefix(prefix) {
+                return views::names(self, logs, whole, wake);
+            }
         }
         match head.path() {
             "/later" => {
@@ -118,7 +127,7 @@ impl Server {
         let inboxes: Vec<_> = configs.iter().map(|c| Inbox::new(c.connections_max).unwrap()).collect();
         let hub = WakeHub::new(inboxes.clone());
         let stop = Arc::new(Stop::new(inboxes.clone()));
-        let echo = Echo { hub: hub.clone(), streams: Streams::default() };
+        let echo = Echo { hub: hub.clone(), streams: Streams::default(), views: Arc::default() };
         let stats = configs.iter().map(|c| c.stats.clone()).collect();
         let mut address = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut threads = Vec::new();
