@@ -1,0 +1,199 @@
+"""openai-python against the gateway: chats, streams, refusals, retries, time-outs. Every test is a function."""
+
+import asyncio
+import contextlib
+import sys
+
+import openai
+import pydantic
+
+from server import KEY, Server
+
+MESSAGES = [{"role": "user", "content": "Hello! Who are you?"}]
+LONG = {"model": "wren", "messages": MESSAGES, "max_tokens": 1900, "extra_body": {"ignore_eos": True}}
+
+
+TESTS = []
+
+
+def test(function):
+    TESTS.append(function)
+    return function
+
+
+def client_of(server, **options):
+    return openai.OpenAI(base_url=f"{server.gateway}/v1", api_key=KEY, **{"max_retries": 0, **options})
+
+
+@contextlib.contextmanager
+def refused(kind, code, param=None):
+    try:
+        yield
+    except kind as error:
+        assert (error.code, error.param) == (code, param), (error.code, error.param, error.message)
+    else:
+        raise AssertionError(f"no {kind.__name__}")
+
+
+@test
+def a_chat_is_answered_whole_and_in_a_stream(server):
+    client = client_of(server)
+    whole = client.chat.completions.create(model="wren", messages=MESSAGES, temperature=0, max_tokens=40)
+    text = whole.choices[0].message.content
+    assert text and whole.choices[0].finish_reason == "stop" and whole.usage.total_tokens > whole.usage.prompt_tokens
+    options = {"include_usage": True}
+    stream = client.chat.completions.create(
+        model="wren", messages=MESSAGES, temperature=0, max_tokens=40, stream=True, stream_options=options
+    )
+    *chunks, last = list(stream)
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == text
+    assert last.choices == [] and last.usage.completion_tokens == whole.usage.completion_tokens
+    assert {c.system_fingerprint for c in chunks} == {whole.system_fingerprint}
+
+
+@test
+def the_stream_helper_gathers_the_same_answer(server):
+    client = client_of(server)
+    asked = {"model": "wren", "messages": MESSAGES, "temperature": 0, "max_tokens": 40}
+    with client.chat.completions.stream(**asked) as stream:
+        deltas = [event.delta for event in stream if event.type == "content.delta"]
+        final = stream.get_final_completion()
+    assert "".join(deltas) == final.choices[0].message.content
+    assert final.choices[0].message.content == client.chat.completions.create(**asked).choices[0].message.content
+
+
+@test
+def logprobs_and_several_answers_have_their_types(server):
+    answer = client_of(server).chat.completions.create(
+        model="wren", messages=MESSAGES, n=2, seed=3, max_tokens=5, logprobs=True, top_logprobs=2
+    )
+    for choice in answer.choices:
+        assert [len(token.top_logprobs) for token in choice.logprobs.content] == [2] * len(choice.logprobs.content)
+    assert [c.index for c in answer.choices] == [0, 1]
+
+
+@test
+def queue_facts_are_in_the_headers(server):
+    raw = client_of(server).chat.completions.with_raw_response.create(model="wren", messages=MESSAGES, max_tokens=5)
+    assert raw.headers["x-queue-position"] == "0" and int(raw.headers["x-predicted-start-ms"]) >= 0
+    assert raw.parse()._request_id == raw.headers["x-request-id"]
+
+
+@test
+def plain_completions_and_models_work(server):
+    client = client_of(server)
+    text = client.completions.create(model="wren", prompt="Once upon a time", max_tokens=8, temperature=0, echo=True)
+    assert text.choices[0].text.startswith("Once upon a time") and text.usage.completion_tokens == 8
+    assert [m.id for m in client.models.list()] == ["wren"]
+    assert client.models.retrieve("wren").owned_by == "orchestratord"
+
+
+@test
+def what_is_not_supported_is_refused_by_name(server):
+    client = client_of(server)
+
+    class Answer(pydantic.BaseModel):
+        name: str
+
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    with refused(openai.BadRequestError, "invalid_value", "tools"):
+        client.chat.completions.create(model="wren", messages=MESSAGES, tools=[tool])
+    with refused(openai.BadRequestError, "invalid_value", "response_format"):
+        client.chat.completions.parse(model="wren", messages=MESSAGES, response_format=Answer)
+    with refused(openai.BadRequestError, "context_length_exceeded", "messages"):
+        client.chat.completions.create(model="wren", messages=[{"role": "user", "content": "word " * 3000}])
+    with refused(openai.NotFoundError, "model_not_found", "model"):
+        client.chat.completions.create(model="gpt-4o", messages=MESSAGES)
+    with refused(openai.AuthenticationError, "invalid_api_key"):
+        client.with_options(api_key="sk-wrong").models.list()
+
+
+@test
+def many_at_once_each_get_their_own_answer(server):
+    async def all_of_them():
+        client = openai.AsyncOpenAI(base_url=f"{server.gateway}/v1", api_key=KEY, max_retries=0)
+
+        async def one(seed):
+            stream = await client.chat.completions.create(
+                model="wren", messages=MESSAGES, seed=seed, temperature=1.5, max_tokens=20, stream=True
+            )
+            return "".join([c.choices[0].delta.content or "" async for c in stream])
+
+        first = await asyncio.gather(*(one(seed) for seed in range(12)))
+        again = await asyncio.gather(*(one(seed) for seed in reversed(range(12))))
+        assert first == again[::-1], "the same seeds in another crowd"
+        assert len(set(first)) > 6
+
+    asyncio.run(all_of_them())
+
+
+@test
+def a_client_that_gives_up_frees_the_slot(server):
+    client = client_of(server)
+    running = lambda: server.metric("sequences_running")
+    stream = client.chat.completions.create(**LONG, stream=True)
+    next(iter(stream))
+    stream.close()
+    server.wait_until("the slot to be free", lambda: running() == 0)
+    try:
+        client.with_options(timeout=0.3).chat.completions.create(**LONG)
+    except openai.APITimeoutError:
+        server.wait_until("the slot to be free", lambda: running() == 0)
+    else:
+        raise AssertionError("1900 tokens in 0.3 s")
+
+
+@test
+def the_sdks_own_retries_get_through_a_full_queue(_):
+    with Server(slots_max=1, queue_capacity=1) as server:
+        client = client_of(server)
+        streams = [client.chat.completions.create(**LONG, stream=True) for _ in range(2)]
+        server.wait_until("a full queue", lambda: server.metric("queue_depth") == 1)
+        try:
+            client.chat.completions.create(model="wren", messages=MESSAGES, max_tokens=5)
+        except openai.RateLimitError as error:
+            assert error.code == "queue_full" and int(error.response.headers["retry-after-ms"]) >= 1
+            assert error.response.headers["x-should-retry"] == "true"
+        else:
+            raise AssertionError("the queue was full")
+        before = server.metric("tasks_rejected_total")
+
+        async def patient():
+            patient = openai.AsyncOpenAI(base_url=f"{server.gateway}/v1", api_key=KEY, max_retries=50)
+            asked = asyncio.create_task(
+                patient.chat.completions.create(model="wren", messages=MESSAGES, max_tokens=5)
+            )
+            while server.metric("tasks_rejected_total") == before:
+                await asyncio.sleep(0.05)
+            streams[0].close()
+            return await asked
+
+        assert asyncio.run(patient()).usage.completion_tokens > 0
+        streams[1].close()
+
+
+@test
+def a_hopeless_deadline_is_not_tried_again(server):
+    before = server.metric("tasks_rejected_total", reason="DEADLINE_UNMET")
+    with refused(openai.RateLimitError, "deadline_unmet"):
+        client_of(server, max_retries=5).chat.completions.create(**LONG, extra_headers={"x-deadline-ms": "1"})
+    assert server.metric("tasks_rejected_total", reason="DEADLINE_UNMET") == before + 1
+
+
+@test
+def a_stream_that_waits_in_the_queue_is_read_as_any_other(_):
+    with Server(slots_max=1, heartbeat_ms=50) as server:
+        client = client_of(server)
+        occupied = client.chat.completions.create(**LONG, stream=True)
+        next(iter(occupied))
+        waiting = client.chat.completions.create(model="wren", messages=MESSAGES, max_tokens=5, stream=True)
+        assert waiting.response.headers["x-queue-position"] == "0"
+        occupied.close()
+        assert list(waiting)[-1].choices[0].finish_reason in ("stop", "length")
+
+
+with Server() as shared:
+    for one in TESTS:
+        print("openai-python:", one.__name__.replace("_", " "), flush=True)
+        one(shared)
+print(f"openai-python {openai.__version__}: {len(TESTS)} passed on Python {sys.version.split()[0]}")

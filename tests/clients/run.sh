@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Other people's clients against the gateway. Needs cargo, and python3 with venv or node with npm (both, to be complete);
+# installs the clients, pinned, into the target folder. ORCHESTRATORD_BIN names a binary that exists already.
+#   tests/clients/run.sh [python] [node]
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+wanted=${*:-python node}
+target=$(cargo metadata --no-deps --format-version 1 | grep -o '"target_directory":"[^"]*"' | cut -d'"' -f4)
+installed="$target/clients"
+mkdir -p "$installed"
+if [ -z "${ORCHESTRATORD_BIN:-}" ]; then
+  cargo build -p orchestratord --bin orchestratord
+  export ORCHESTRATORD_BIN="$target/debug/orchestratord"
+fi
+
+run_python() {
+  [ -x "$installed/venv/bin/pip" ] || python3 -m venv "$installed/venv"
+  "$installed/venv/bin/pip" install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
+  timeout 300 "$installed/venv/bin/python" tests/clients/openai_python.py
+}
+
+run_node() {
+  local version=7.57.0
+  [ -d "$installed/node_modules/openai" ] || npm install --silent --no-save --no-audit --no-fund --prefix "$installed" "openai@$version"
+  # A module is looked up from where the script lies.
+  cp tests/clients/*.mjs "$installed/"
+  timeout 300 node "$installed/openai_node.mjs"
+}
+
+for client in $wanted; do "run_$client"; done
