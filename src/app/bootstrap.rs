@@ -13,7 +13,7 @@ use crate::gateway::Gateway;
 use crate::infra::log;
 use crate::infra::reactor::{self, Driver, Inbox, ReactorConfig, ReactorStats, Stop, WakeHub};
 use crate::metrics::Verification;
-use crate::services::pool::{self, Control, Pool, PoolState};
+use crate::services::pool::{self, Control, Installable, Pool, PoolState};
 use crate::services::scribe::{self, Desk};
 use crate::services::{engine_loop, task::TaskRegistry};
 use crate::state::AppState;
@@ -61,6 +61,18 @@ impl Server {
     ///
     /// One line that says what is in the way.
     pub fn start(config: Config) -> Result<Server, String> {
+        Server::start_with(config, |config, pool| pool::load(config.model.as_deref(), &pool.rules, pool.engine_version))
+    }
+
+    /// The same with an engine that the caller brings: benches measure the server without a model.
+    ///
+    /// # Errors
+    ///
+    /// As `start`'s.
+    pub fn start_with(
+        config: Config,
+        load: impl FnOnce(&Config, &Pool) -> Result<Installable, (Verification, String)>,
+    ) -> Result<Server, String> {
         let driver = choose_driver(config.driver)?;
         let bound = |address| bind(address, config.reactors).map_err(|e| format!("cannot listen on {address}: {e}"));
         let listeners = bound(config.listen)?;
@@ -76,7 +88,7 @@ impl Server {
         let mut state =
             AppState::with(config, hub.clone(), stats.clone()).map_err(|e| format!("cannot set up: {e}"))?;
         log::install(&state.config.log_level, state.metrics.clone()).map_err(|e| e.to_string())?;
-        let engine = start_pool(&mut state)?;
+        let engine = start_pool(&mut state, load)?;
         let state = Arc::new(state);
         let stop = Arc::new(Stop::new(inboxes.clone()));
         let mut reactors = Vec::new();
@@ -227,7 +239,10 @@ fn reactor_config(config: &Config, index: usize, driver: Driver, stats: Arc<Reac
 }
 
 /// Loads the model, then starts the engine thread and its watchdog.
-fn start_pool(state: &mut AppState) -> Result<JoinHandle<()>, String> {
+fn start_pool(
+    state: &mut AppState,
+    load: impl FnOnce(&Config, &Pool) -> Result<Installable, (Verification, String)>,
+) -> Result<JoinHandle<()>, String> {
     let config = &state.config;
     let desk = Desk {
         artifacts: state.artifacts.clone(),
@@ -238,11 +253,10 @@ fn start_pool(state: &mut AppState) -> Result<JoinHandle<()>, String> {
     };
     let (scribe, _) = scribe::spawn(desk).map_err(|e| format!("no thread could be started: {e}"))?;
     let (pool, waiting) = Pool::new(config, state.metrics.clone(), state.clock.clone(), scribe, state.hub.clone());
-    let (loaded, engine) =
-        pool::load(config.model.as_deref(), &pool.rules, pool.engine_version).map_err(|(v, why)| {
-            state.metrics.verified(v);
-            why
-        })?;
+    let (loaded, engine) = load(config, &pool).map_err(|(v, why)| {
+        state.metrics.verified(v);
+        why
+    })?;
     state.metrics.verified(Verification::Loaded);
     let (sender, receiver) = std::sync::mpsc::channel();
     let done = Box::new(move || {

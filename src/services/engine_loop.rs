@@ -10,10 +10,11 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use orchestratord_engine::{
-    AdmitError, Detokenizer, Engine, EngineOptions, FinishReason as EngineFinish, SamplingParams, SequenceRequest,
+    AdmitError, Detokenizer, EngineOptions, FinishReason as EngineFinish, SamplingParams, SequenceRequest,
     StopMatcher, TokenSink, Verdict,
 };
 
+use super::decoder::Decoder;
 use super::pool::{Control, Entry, Loaded, Pool, PoolState, SessionKvView};
 use super::prediction::StepObservation;
 use super::streaming::{FrameBuffers, StreamMetrics, TokenDetail};
@@ -47,12 +48,12 @@ struct Running {
 /// An engine and the tasks in its slots; ids of sequences are indices here.
 struct Served {
     loaded: Arc<Loaded>,
-    engine: Engine,
+    engine: Box<dyn Decoder>,
     running: Vec<Option<Running>>,
 }
 
 impl Served {
-    fn new(loaded: Arc<Loaded>, engine: Engine) -> Served {
+    fn new(loaded: Arc<Loaded>, engine: Box<dyn Decoder>) -> Served {
         Served { loaded, engine, running: Vec::new() }
     }
 
@@ -123,7 +124,7 @@ impl EngineThread {
         while let Some(control) = self.pool.next_control() {
             match control {
                 Control::Install { loaded, engine, done } => {
-                    self.served.push(Served::new(loaded.clone(), *engine));
+                    self.served.push(Served::new(loaded.clone(), engine));
                     self.pool.serve(loaded);
                     done();
                 }
@@ -299,7 +300,7 @@ impl EngineThread {
         // The engine is thrown away when it panics, so nobody sees what it left half done.
         let result = catch_unwind(AssertUnwindSafe(|| {
             fail::fail_point!("engine-step", |_| Err("the fault point engine-step was reached".to_owned()));
-            engine.step(&mut sink).map_err(|e| e.to_string())
+            engine.step(&mut sink)
         }));
         let ended = std::mem::take(&mut sink.ended);
         pool.step_began_us.store(0, SeqCst);
@@ -357,12 +358,12 @@ impl EngineThread {
             self.failures += 1;
             std::thread::sleep(pause);
             let model = served.loaded.model.clone();
-            match catch_unwind(AssertUnwindSafe(|| Engine::new(model, options.clone()))) {
+            match catch_unwind(AssertUnwindSafe(|| served.engine.rebuilt(model, options.clone()))) {
                 Ok(Ok(engine)) => {
                     served.engine = engine;
                     break;
                 }
-                Ok(Err(error)) => pool.set_last_error(Some(error.to_string())),
+                Ok(Err(error)) => pool.set_last_error(Some(error)),
                 Err(panic) => pool.set_last_error(Some(panic_text(&*panic))),
             }
             if pool.state() == PoolState::Stopped {

@@ -3,6 +3,7 @@
 
 pub mod artifacts;
 pub mod capabilities;
+pub mod decoder;
 pub mod engine_loop;
 pub mod pool;
 pub mod prediction;

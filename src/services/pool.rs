@@ -12,6 +12,7 @@ use crossbeam_queue::ArrayQueue;
 use hdrhistogram::Histogram;
 use orchestratord_engine::{Engine, EngineOptions, LoadError, Model, ModelInfo, SequenceRequest, TokenSink, Verdict};
 
+use super::decoder::Decoder;
 use super::prediction::{EngineModel, Forecast, Load, Snapshot, StepObservation, forecast};
 use super::scribe::Scribe;
 use super::task::LiveTask;
@@ -92,7 +93,7 @@ pub enum Control {
     /// Serve this model from now on.
     Install {
         loaded: Arc<Loaded>,
-        engine: Box<Engine>,
+        engine: Box<dyn Decoder>,
         done: Box<dyn FnOnce() + Send>,
     },
     /// The truth about a session's KV, milliseconds old at most.
@@ -417,6 +418,9 @@ impl Pool {
     }
 }
 
+/// A model and an engine for it, ready to be installed.
+pub type Installable = (Arc<Loaded>, Box<dyn Decoder>);
+
 /// Loads a model, makes its engine, and measures how fast it is.
 ///
 /// # Errors
@@ -426,7 +430,7 @@ pub fn load(
     path: Option<&Path>,
     rules: &PoolRules,
     engine_version: &'static str,
-) -> Result<(Arc<Loaded>, Box<Engine>), (Verification, String)> {
+) -> Result<Installable, (Verification, String)> {
     let model = match path {
         None => Model::from_static(crate::default_model::bytes()),
         Some(path) => Model::open(path),

@@ -1,0 +1,112 @@
+//! What the engine thread needs of an engine: sequences go in, tokens come out, one step at a time.
+//!
+//! The engine of `orchestratord-engine` is one; a bench puts a paced one in its place, so that what is measured
+//! is everything but the model. The calls are one per step or per task, never one per token.
+
+use std::sync::Arc;
+
+use orchestratord_engine::{
+    AdmitError, AdmitInfo, Engine, EngineOptions, FinishReason, KvUsage, Model, SequenceRequest, SessionKv, StepReport,
+    TokenSink, Verdict,
+};
+
+/// An engine as the engine thread uses it. All calls come from that thread.
+pub trait Decoder: Send {
+    /// Seats a sequence.
+    ///
+    /// # Errors
+    ///
+    /// When there is no room now, or never.
+    fn admit(&mut self, request: SequenceRequest) -> Result<AdmitInfo, AdmitError>;
+
+    /// Ends a sequence without a word to the sink.
+    fn cancel(&mut self, id: u64);
+
+    /// One step: at most one token of each sequence.
+    ///
+    /// # Errors
+    ///
+    /// When the engine failed; it must be rebuilt before it is used again.
+    fn step(&mut self, sink: &mut dyn TokenSink) -> Result<StepReport, String>;
+
+    /// A new engine of the same kind, with nothing in its slots.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be had now.
+    fn rebuilt(&self, model: Arc<Model>, options: EngineOptions) -> Result<Box<dyn Decoder>, String>;
+
+    fn is_idle(&self) -> bool;
+    fn slots_free(&self) -> usize;
+    fn running_count(&self) -> usize;
+    fn paused_count(&self) -> usize;
+    fn kv_usage(&self) -> KvUsage;
+    fn session_kv(&self, session: u128) -> SessionKv;
+    fn drop_session(&mut self, session: u128);
+}
+
+/// The engine takes a sink of a known type; this is one.
+struct Sink<'a>(&'a mut dyn TokenSink);
+
+impl TokenSink for Sink<'_> {
+    fn token(&mut self, id: u64, token: u32, logprob: Option<f32>) -> Verdict {
+        self.0.token(id, token, logprob)
+    }
+
+    fn finished(&mut self, id: u64, reason: FinishReason) {
+        self.0.finished(id, reason);
+    }
+
+    fn logits(&mut self, id: u64, logits: &[f32]) {
+        self.0.logits(id, logits);
+    }
+}
+
+impl Decoder for Engine {
+    fn admit(&mut self, request: SequenceRequest) -> Result<AdmitInfo, AdmitError> {
+        Engine::admit(self, request)
+    }
+
+    fn cancel(&mut self, id: u64) {
+        Engine::cancel(self, id);
+    }
+
+    fn step(&mut self, sink: &mut dyn TokenSink) -> Result<StepReport, String> {
+        Engine::step(self, &mut Sink(sink)).map_err(|e| e.to_string())
+    }
+
+    fn rebuilt(&self, model: Arc<Model>, options: EngineOptions) -> Result<Box<dyn Decoder>, String> {
+        match Engine::new(model, options) {
+            Ok(engine) => Ok(Box::new(engine)),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        Engine::is_idle(self)
+    }
+
+    fn slots_free(&self) -> usize {
+        Engine::slots_free(self)
+    }
+
+    fn running_count(&self) -> usize {
+        Engine::running_count(self)
+    }
+
+    fn paused_count(&self) -> usize {
+        Engine::paused_count(self)
+    }
+
+    fn kv_usage(&self) -> KvUsage {
+        Engine::kv_usage(self)
+    }
+
+    fn session_kv(&self, session: u128) -> SessionKv {
+        Engine::session_kv(self, session)
+    }
+
+    fn drop_session(&mut self, session: u128) {
+        Engine::drop_session(self, session);
+    }
+}
