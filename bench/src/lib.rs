@@ -1,4 +1,11 @@
-//! Inputs that several benches share: requests as clients send them, and an engine with the built-in model.
+//! The load generator, our server on a paced engine, and inputs that several benches share.
+
+pub mod load;
+pub mod null_server;
+pub mod pace;
+pub mod paced;
+pub mod startup;
+pub mod table;
 
 use std::sync::Arc;
 

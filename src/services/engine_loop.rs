@@ -10,8 +10,8 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use orchestratord_engine::{
-    AdmitError, Detokenizer, EngineOptions, FinishReason as EngineFinish, SamplingParams, SequenceRequest,
-    StopMatcher, TokenSink, Verdict,
+    AdmitError, Detokenizer, EngineOptions, FinishReason as EngineFinish, SamplingParams, SequenceRequest, StopMatcher,
+    TokenSink, Verdict,
 };
 
 use super::decoder::Decoder;

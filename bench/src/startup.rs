@@ -1,0 +1,68 @@
+//! How long a user waits from starting the binary to the first accepted task.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+
+#[derive(Args)]
+pub struct Options {
+    /// The server's binary.
+    #[arg(long)]
+    pub binary: PathBuf,
+    #[arg(long, default_value = "127.0.0.1:8093")]
+    pub listen: SocketAddr,
+    /// Times that it is started.
+    #[arg(long, default_value_t = 10)]
+    pub count: usize,
+}
+
+/// Starts the binary `count` times and prints the times, milliseconds.
+///
+/// # Errors
+///
+/// When the binary cannot be started or accepts nothing within ten seconds.
+pub fn run(options: &Options) -> Result<(), String> {
+    let mut times: Vec<f64> = (0..options.count).map(|_| once(options)).collect::<Result<_, _>>()?;
+    times.sort_by(f64::total_cmp);
+    let (median, worst) = (times[times.len() / 2], times[times.len() - 1]);
+    println!("start to first 202: median {median:.1} ms, worst {worst:.1} ms of {}", times.len());
+    Ok(())
+}
+
+fn once(options: &Options) -> Result<f64, String> {
+    let mut server = Command::new(&options.binary)
+        .env("ORCH_LISTEN", options.listen.to_string())
+        .env("ORCH_API_KEYS", "bench-key-of-no-value")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|e| format!("{}: {e}", options.binary.display()))?;
+    let began = Instant::now();
+    let mut accepted = Err("nothing was accepted within ten seconds".to_owned());
+    while began.elapsed() < Duration::from_secs(10) {
+        if first_202(options.listen) {
+            accepted = Ok(began.elapsed().as_secs_f64() * 1000.0);
+            break;
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    let _ = server.kill();
+    let _ = server.wait();
+    accepted
+}
+
+fn first_202(address: SocketAddr) -> bool {
+    let Ok(mut socket) = TcpStream::connect(address) else { return false };
+    let body = r#"{"task_id":"7c1ae8d0-3c3c-4b1e-9f0e-2a6f4e2b8a01","session_id":"7c1ae8d0-3c3c-4b1e-9f0e-2a6f4e2b8a02","workload":"completion","model_ref":"wren","engine":"cpu","ctx":512,"priority":"interactive","max_tokens":1,"deadline_ms":60000,"prompt":"Once"}"#;
+    let request = format!(
+        "POST /v1/tasks HTTP/1.1\r\nHost: a\r\nX-API-Key: bench-key-of-no-value\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let _ = socket.set_read_timeout(Some(Duration::from_secs(5)));
+    let mut status = [0; 12];
+    socket.write_all(request.as_bytes()).is_ok() && socket.read_exact(&mut status).is_ok() && &status == b"HTTP/1.1 202"
+}
