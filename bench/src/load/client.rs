@@ -63,7 +63,7 @@ impl Client {
         Client {
             socket: None,
             is_connecting: false,
-            session: uuid(random.next(), random.next()),
+            session: uuid(random.draw(), random.draw()),
             out: Vec::with_capacity(1024),
             sent: 0,
             reader: ResponseReader::default(),

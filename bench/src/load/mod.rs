@@ -75,7 +75,7 @@ pub struct Plan {
 pub struct Random(pub u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -85,7 +85,7 @@ impl Random {
 
     /// Exponentially distributed with this mean.
     fn exponential(&mut self, mean: f64) -> f64 {
-        let uniform = ((self.next() >> 11) as f64 + 1.0) / (1u64 << 53) as f64;
+        let uniform = ((self.draw() >> 11) as f64 + 1.0) / (1u64 << 53) as f64;
         -uniform.ln() * mean
     }
 }
@@ -320,7 +320,7 @@ impl<'a> Load<'a> {
     }
 
     fn start(&mut self, index: usize, intended_ns: u64) {
-        self.clients[index].start(intended_ns, self.random.next(), self.random.next(), self.plan);
+        self.clients[index].start(intended_ns, self.random.draw(), self.random.draw(), self.plan);
         self.flush(index);
     }
 
