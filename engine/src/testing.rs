@@ -109,7 +109,7 @@ impl TinyModel {
             put_string(&mut out, &t.name);
             put_u32(&mut out, t.dimensions.len() as u32);
             t.dimensions.iter().for_each(|d| put_u64(&mut out, *d as u64));
-            put_u32(&mut out, code(t.tensor_type));
+            put_u32(&mut out, t.tensor_type.code());
             put_u64(&mut out, offset);
             offset = (offset + t.bytes.len() as u64).next_multiple_of(32);
         }
@@ -247,22 +247,52 @@ struct Tensor {
     bytes: Vec<u8>,
 }
 
-fn code(tensor_type: TensorType) -> u32 {
-    match tensor_type {
-        TensorType::F32 => 0,
-        TensorType::F16 => 1,
-        TensorType::Q8_0 => 8,
-        TensorType::Bf16 => 30,
-    }
-}
-
-fn encode(tensor_type: TensorType, values: &[f32]) -> Vec<u8> {
+/// Elements as a tensor type stores them, or blocks of random bits of about their size.
+pub fn encode(tensor_type: TensorType, values: &[f32]) -> Vec<u8> {
     match tensor_type {
         TensorType::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
         TensorType::F16 => values.iter().flat_map(|x| to_f16(*x).to_le_bytes()).collect(),
         TensorType::Bf16 => values.iter().flat_map(|x| ((x.to_bits() >> 16) as u16).to_le_bytes()).collect(),
         TensorType::Q8_0 => values.chunks(32).flat_map(encode_q8_0).collect(),
+        other => random_blocks(other, values),
     }
+}
+
+/// Blocks of random bits, with scales so that elements are about as large as those of `values`: for types whose encoders
+/// are searches.
+fn random_blocks(tensor_type: TensorType, values: &[f32]) -> Vec<u8> {
+    let most = values.iter().fold(0f32, |a, x| a.max(x.abs()));
+    let mut dice = Dice::new(u64::from(values[0].to_bits()));
+    // Where half-precision scales lie in a block, and the largest factor that they meet.
+    let (scales, factor): (&[usize], f32) = match tensor_type {
+        TensorType::Q4_0 => (&[0], 8.0),
+        TensorType::Q5_0 => (&[0], 16.0),
+        TensorType::Q4_1 => (&[0, 2], 15.0),
+        TensorType::Q5_1 => (&[0, 2], 31.0),
+        TensorType::Q2K => (&[80, 82], 45.0),
+        TensorType::Q3K => (&[108], 128.0),
+        TensorType::Q4K => (&[0, 2], 945.0),
+        TensorType::Q5K => (&[0, 2], 1953.0),
+        TensorType::Q6K => (&[208], 4096.0),
+        TensorType::Iq4Nl => (&[0], 127.0),
+        TensorType::Iq4Xs => (&[0], 4064.0),
+        TensorType::F32 | TensorType::F16 | TensorType::Bf16 | TensorType::Q8_0 => unreachable!("has an encoder"),
+    };
+    let mut out = Vec::new();
+    for _ in 0..values.len() / tensor_type.block_len() {
+        let start = out.len();
+        out.extend((0..tensor_type.block_bytes()).map(|_| dice.next_u64() as u8));
+        for at in scales {
+            let scale = most / factor * (1.0 + 0.4 * dice.unit());
+            // A least value is about minus half of what the elements reach above it.
+            let number = match tensor_type {
+                TensorType::Q4_1 | TensorType::Q5_1 if *at == 2 => -scale * factor / 2.0,
+                _ => scale,
+            };
+            out[start + at..][..2].copy_from_slice(&to_f16(number).to_le_bytes());
+        }
+    }
+    out
 }
 
 fn encode_q8_0(block: &[f32]) -> Vec<u8> {
@@ -273,12 +303,16 @@ fn encode_q8_0(block: &[f32]) -> Vec<u8> {
     out
 }
 
-/// Cuts off what half precision cannot hold; only for numbers between 2^-14 and 65504, and zero.
+/// Half precision of a number below 65504, cut off.
 fn to_f16(x: f32) -> u16 {
     let bits = x.to_bits();
     let sign = (bits >> 16) as u16 & 0x8000;
     let exponent = (bits >> 23 & 255) as i32 - 112;
-    if exponent <= 0 { sign } else { sign | (exponent as u16) << 10 | (bits >> 13 & 1023) as u16 }
+    if exponent > 0 {
+        return sign | (exponent as u16) << 10 | (bits >> 13 & 1023) as u16;
+    }
+    // Subnormal: a multiple of 2^-24.
+    sign | (x.abs() * 16_777_216.0) as u16
 }
 
 #[derive(Default)]

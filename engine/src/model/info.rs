@@ -45,8 +45,7 @@ impl ModelInfo {
         let count_of = |wanted: TensorType| -> usize {
             gguf.tensors().filter(|(_, t)| t.tensor_type == wanted).map(|(_, t)| t.len()).sum()
         };
-        let types = [TensorType::F32, TensorType::F16, TensorType::Bf16, TensorType::Q8_0];
-        let most = types.into_iter().max_by_key(|t| count_of(*t)).expect("there are four");
+        let most = TensorType::all().max_by_key(|t| count_of(*t)).expect("there are some");
         Ok(ModelInfo {
             name: gguf.string("general.name")?.unwrap_or_default().to_owned(),
             architecture: config.architecture.to_owned(),

@@ -31,7 +31,10 @@ pub fn shapes() -> Vec<TinyModel> {
     let ragged = TinyModel { embedding_length: 48, feed_forward_length: 72, head_len: 10, ..base.clone() };
     all.push(TinyModel { tensor_type: TensorType::F32, layer_count: 3, ..ragged.clone() });
     all.push(TinyModel { tensor_type: TensorType::Bf16, untied: true, ..ragged });
-    all.push(TinyModel { embedding_length: 544, feed_forward_length: 1056, vocab_len: 331, ..base });
+    all.push(TinyModel { embedding_length: 544, feed_forward_length: 1056, vocab_len: 331, ..base.clone() });
+    // Every tensor type, in rows of one, two and three of its largest blocks.
+    let wide = TinyModel { embedding_length: 256, feed_forward_length: 768, head_len: 128, layer_count: 1, ..base };
+    all.extend(TensorType::all().map(|tensor_type| TinyModel { tensor_type, ..wide.clone() }));
     all
 }
 

@@ -6,4 +6,7 @@ mod dequantise;
 mod forward;
 mod gguf;
 
+#[allow(unused_imports, reason = "as above")]
+pub use dequantise::dequantise;
+#[allow(unused_imports, reason = "as above")]
 pub use forward::Network;

@@ -10,17 +10,20 @@ mod simd;
 use std::ops::Range;
 
 pub use attend::CpuCache;
-use format::{Format, Rows, decode_row};
+use format::{Floats, Integers, Rows, UNIT_LEN, decode_floats, decode_integers, with_format};
+use matmul::Activations;
 use pool::{SharedSlice, WorkerPool};
 pub use simd::Isa;
 use simd::{LANES, Simd, instantiate};
 
 use super::{Attention, Backend, Batch, DeviceError, KvShape, RopePairs};
-use crate::gguf::TensorType;
 use crate::model::{Matrix, Vector};
 
 /// Vectors of an elementwise operation that are worth waking a worker for.
 const ELEMENTWISE_GRAIN: usize = 1024;
+
+/// Goes up when a kernel gives other bits than before.
+const ARITHMETIC_VERSION: u32 = 2;
 
 /// Settings of the CPU backend.
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,9 +38,13 @@ pub struct CpuOptions {
 pub struct CpuBackend {
     pool: WorkerPool,
     isa: Isa,
+    /// Instruction set and version.
+    arithmetic: String,
     /// Cosine and sine of each row and frequency of the step.
     angles: Vec<[f32; 2]>,
     frequency_count: usize,
+    /// Rows of the matmul under way, as whole numbers.
+    activations: Activations,
 }
 
 impl CpuBackend {
@@ -50,7 +57,15 @@ impl CpuBackend {
         let threads = options.threads.max(1);
         let pool = WorkerPool::new(threads).map_err(|e| DeviceError(format!("cannot start {threads} threads: {e}")))?;
         let isa = options.isa.unwrap_or_else(|| Isa::detect()[0]);
-        Ok(CpuBackend { pool, isa, angles: Vec::new(), frequency_count: 0 })
+        let arithmetic = format!("{}-v{ARITHMETIC_VERSION}", isa.name());
+        Ok(CpuBackend {
+            pool,
+            isa,
+            arithmetic,
+            angles: Vec::new(),
+            frequency_count: 0,
+            activations: Activations::default(),
+        })
     }
 }
 
@@ -94,12 +109,11 @@ impl Backend for CpuBackend {
         for (token, out) in batch.tokens.iter().zip(out.chunks_exact_mut(table.cols)) {
             let row = *token as usize * table.row_bytes()..(*token as usize + 1) * table.row_bytes();
             let bytes = &table.bytes()[row];
-            match table.tensor_type {
-                TensorType::F32 => decode_on(self.isa, format::F32, bytes, out),
-                TensorType::F16 => decode_on(self.isa, format::F16, bytes, out),
-                TensorType::Bf16 => decode_on(self.isa, format::Bf16, bytes, out),
-                TensorType::Q8_0 => decode_on(self.isa, format::Q8_0, bytes, out),
-            }
+            with_format!(
+                table.tensor_type,
+                format => floats decode_floats_on(self.isa, format, bytes, out),
+                integers decode_integers_on(self.isa, format, bytes, out)
+            );
         }
     }
 
@@ -109,12 +123,11 @@ impl Backend for CpuBackend {
     }
 
     fn matmul(&mut self, out: &mut Vec<f32>, x: &Vec<f32>, weight: &Matrix, rows: usize) {
-        match weight.tensor_type {
-            TensorType::F32 => self.matmul_as(format::F32, out, x, weight, rows),
-            TensorType::F16 => self.matmul_as(format::F16, out, x, weight, rows),
-            TensorType::Bf16 => self.matmul_as(format::Bf16, out, x, weight, rows),
-            TensorType::Q8_0 => self.matmul_as(format::Q8_0, out, x, weight, rows),
-        }
+        with_format!(
+            weight.tensor_type,
+            format => floats self.matmul_floats(format, out, x, weight, rows),
+            integers self.matmul_integers(format, out, x, weight, rows)
+        );
     }
 
     fn add_bias(&mut self, x: &mut Vec<f32>, bias: &Vector, rows: usize) {
@@ -200,7 +213,7 @@ impl Backend for CpuBackend {
     }
 
     fn arithmetic(&self) -> &str {
-        self.isa.name()
+        &self.arithmetic
     }
 }
 
@@ -219,9 +232,15 @@ impl CpuBackend {
         });
     }
 
-    fn matmul_as<F: Format>(&self, format: F, out: &mut [f32], x: &[f32], weight: &Matrix, rows: usize) {
+    fn matmul_floats<F: Floats>(&self, format: F, out: &mut [f32], x: &[f32], weight: &Matrix, rows: usize) {
         let weight_rows = Rows { format, bytes: weight.bytes(), row_bytes: weight.row_bytes(), cols: weight.cols };
-        matmul::matmul(&self.pool, self.isa, out, weight.rows, x, rows, weight_rows);
+        matmul::matmul_floats(&self.pool, self.isa, out, weight.rows, x, rows, weight_rows);
+    }
+
+    fn matmul_integers<F: Integers>(&mut self, format: F, out: &mut [f32], x: &[f32], weight: &Matrix, rows: usize) {
+        self.activations.fill(self.isa, x, rows, weight.cols);
+        let weight_rows = Rows { format, bytes: weight.bytes(), row_bytes: weight.row_bytes(), cols: weight.cols };
+        matmul::matmul_integers(&self.pool, self.isa, out, weight.rows, &self.activations, rows, weight_rows);
     }
 }
 
@@ -243,18 +262,19 @@ fn soft_cap<S: Simd>(_: S, x: &mut [f32], cap: f32) {
     }
 }
 
-instantiate!(fn decode_on = decode<F: Format>(format: F, row: &[u8], out: &mut [f32]));
+instantiate!(fn decode_floats_on = decode_floats_row<F: Floats>(format: F, row: &[u8], out: &mut [f32]));
+instantiate!(fn decode_integers_on = decode_integers<F: Integers>(format: F, row: &[u8], out: &mut [f32]));
 
 /// Decodes a row of any length into exactly as many elements.
 #[inline(always)]
-fn decode<S: Simd, F: Format>(simd: S, format: F, row: &[u8], out: &mut [f32]) {
-    let whole = out.len() / format::UNIT_LEN * format::UNIT_LEN;
+fn decode_floats_row<S: Simd, F: Floats>(simd: S, format: F, row: &[u8], out: &mut [f32]) {
+    let whole = out.len() / UNIT_LEN * UNIT_LEN;
     let (out, tail) = out.split_at_mut(whole);
-    let bytes = whole / format::UNIT_LEN * F::UNIT_BYTES;
-    decode_row(simd, format, &row[..bytes], out);
+    let bytes = whole / UNIT_LEN / F::BLOCK_UNITS * F::BLOCK_BYTES;
+    decode_floats(simd, format, &row[..bytes], out);
     if !tail.is_empty() {
-        let mut unit = [0.0; format::UNIT_LEN];
-        decode_row(simd, format, &row[bytes..], &mut unit);
+        let mut unit = [0.0; UNIT_LEN];
+        decode_floats(simd, format, &row[bytes..], &mut unit);
         tail.copy_from_slice(&unit[..tail.len()]);
     }
 }

@@ -5,16 +5,27 @@
 //! [`Isa::detect`], so holding one proves that the processor can do it.
 //!
 //! Every operation rounds the same way on AVX-512 and AVX2: fused multiply-add, lanes in the same order. The portable
-//! copy rounds twice where they round once, so its logits differ in the last bits.
+//! copy rounds twice where they round once, so its logits differ in the last bits. Integers are the same everywhere.
+//!
+//! To add an instruction set, add a file with an `impl Simd` and a line to `Isa` and `instantiate!`.
 #![allow(unsafe_code, reason = "intrinsics need it; the tokens make them safe to call")]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
 
 /// Lanes of a vector. The order of every reduction is built on this number.
 pub const LANES: usize = 16;
 
+/// Words of a vector of integers.
+pub const WORDS: usize = 2 * LANES;
+
 /// Instruction sets with kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
-    /// AVX-512 F, BW and VL.
+    /// AVX-512 F, BW, VL and VNNI.
     Avx512(Avx512),
     /// AVX2 with FMA and F16C.
     Avx2(Avx2),
@@ -32,7 +43,8 @@ impl Isa {
                 is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
             let avx512 = is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vl");
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vnni");
             if avx2 && avx512 {
                 found.push(Isa::Avx512(Avx512(())));
             }
@@ -70,6 +82,10 @@ pub struct Portable;
 pub trait Simd: Copy {
     /// Sixteen `f32`.
     type F: Copy;
+    /// Sixteen `i32`.
+    type I: Copy;
+    /// Thirty-two `i16`.
+    type W: Copy;
 
     /// True when 32 vectors fit the registers, so that large tiles pay.
     const MANY_REGISTERS: bool;
@@ -87,9 +103,60 @@ pub trait Simd: Copy {
     fn load_i8(self, x: &[u8; 16]) -> Self::F;
     /// One half-precision number.
     fn f16(self, x: [u8; 2]) -> f32;
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`, rounded once where the processor can.
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+
+    /// Thirty-two words, two in each `i32`, the first in the low half.
+    fn load_words(self, x: &[i32; LANES]) -> Self::W;
+    fn store_words(self, x: Self::W, to: &mut [i32; LANES]);
+    /// Unsigned bytes as words.
+    fn bytes(self, x: &[u8; 32]) -> Self::W;
+    /// Signed bytes as words.
+    fn signed_bytes(self, x: &[u8; 32]) -> Self::W;
+    /// The low halves of sixteen bytes, then their high halves.
+    fn nibbles(self, x: &[u8; 16]) -> Self::W;
+    /// As `nibbles`, each replaced by its entry in a table.
+    fn lookup(self, x: &[u8; 16], table: &[i8; 16]) -> Self::W;
+    /// One value in the first sixteen words, another in the others.
+    fn halves(self, low: i16, high: i16) -> Self::W;
+    /// `value` where the mask has a one, zero elsewhere; bit i for word i.
+    fn where_ones(self, mask: u32, value: i16) -> Self::W;
+    fn and(self, a: Self::W, b: Self::W) -> Self::W;
+    fn or(self, a: Self::W, b: Self::W) -> Self::W;
+    fn sub(self, a: Self::W, b: Self::W) -> Self::W;
+    /// The low sixteen bits of the products.
+    fn mul_words(self, a: Self::W, b: Self::W) -> Self::W;
+    /// Logical shifts of each word.
+    fn shift_right(self, a: Self::W, count: u32) -> Self::W;
+    fn shift_left(self, a: Self::W, count: u32) -> Self::W;
+    /// Words as numbers, the first sixteen and the others.
+    fn words_to_floats(self, x: Self::W) -> [Self::F; 2];
+
+    fn zeros(self) -> Self::I;
+    fn load_ints(self, x: &[i32; LANES]) -> Self::I;
+    fn sub_ints(self, a: Self::I, b: Self::I) -> Self::I;
+    /// `a * 2^count`.
+    fn shift_ints_left(self, a: Self::I, count: u32) -> Self::I;
+    /// Adds to lane i the products of words 2i and 2i + 1. No sum may leave the range of `i32`.
+    fn dot(self, sum: Self::I, a: Self::W, b: Self::W) -> Self::I;
+    /// One pair of words for all lanes of `dot`.
+    fn splat_pair(self, pair: i32) -> Self::W;
+    /// Lane i is the sum of the lanes of vector i.
+    fn sum_each(self, x: &[Self::I; LANES]) -> Self::I;
+    /// Lanes as the nearest `f32`.
+    fn ints_to_floats(self, x: Self::I) -> Self::F;
+    /// Rows become columns.
+    fn transpose(self, x: &mut [[i32; LANES]; LANES]);
+
+    /// A whole number of each byte.
+    #[inline(always)]
+    fn load_u8(self, x: &[u8; 16]) -> Self::F {
+        let mut wide = [0; 32];
+        wide[..16].copy_from_slice(x);
+        self.words_to_floats(self.bytes(&wide))[0]
+    }
 
     /// Sum of the lanes, always by the same tree: halves onto halves.
     #[inline(always)]
@@ -125,198 +192,6 @@ pub fn f16_to_f32(bits: u16) -> f32 {
     f32::from_bits(sign | special)
 }
 
-impl Simd for Portable {
-    type F = [f32; LANES];
-    const MANY_REGISTERS: bool = false;
-
-    #[inline(always)]
-    fn splat(self, x: f32) -> Self::F {
-        [x; LANES]
-    }
-    #[inline(always)]
-    fn load(self, x: &[f32; LANES]) -> Self::F {
-        *x
-    }
-    #[inline(always)]
-    fn store(self, x: Self::F, to: &mut [f32; LANES]) {
-        *to = x;
-    }
-    #[inline(always)]
-    fn load_f32(self, x: &[u8; 64]) -> Self::F {
-        let mut out = [0.0; LANES];
-        for (out, bytes) in out.iter_mut().zip(x.as_chunks::<4>().0) {
-            *out = f32::from_le_bytes(*bytes);
-        }
-        out
-    }
-    #[inline(always)]
-    fn load_f16(self, x: &[u8; 32]) -> Self::F {
-        let mut out = [0.0; LANES];
-        for (out, bytes) in out.iter_mut().zip(x.as_chunks::<2>().0) {
-            *out = f16_to_f32(u16::from_le_bytes(*bytes));
-        }
-        out
-    }
-    #[inline(always)]
-    fn load_bf16(self, x: &[u8; 32]) -> Self::F {
-        let mut out = [0.0; LANES];
-        for (out, bytes) in out.iter_mut().zip(x.as_chunks::<2>().0) {
-            *out = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
-        }
-        out
-    }
-    #[inline(always)]
-    fn load_i8(self, x: &[u8; 16]) -> Self::F {
-        let mut out = [0.0; LANES];
-        for (out, byte) in out.iter_mut().zip(x) {
-            *out = f32::from(*byte as i8);
-        }
-        out
-    }
-    #[inline(always)]
-    fn f16(self, x: [u8; 2]) -> f32 {
-        f16_to_f32(u16::from_le_bytes(x))
-    }
-    #[inline(always)]
-    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
-        let mut out = a;
-        for (out, b) in out.iter_mut().zip(b) {
-            *out *= b;
-        }
-        out
-    }
-    #[inline(always)]
-    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
-        let mut out = c;
-        for i in 0..LANES {
-            // Without an FMA unit a fused operation would be a library call.
-            out[i] += a[i] * b[i];
-        }
-        out
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::arch::x86_64::*;
-
-    use super::{Avx2, Avx512, LANES, Simd};
-
-    // SAFETY, for both implementations: a token is only made by `Isa::detect` after it has seen every feature that the
-    // intrinsics below need, and every pointer comes from an array of exactly the size that is read or written;
-    // the loads and stores are the unaligned ones.
-
-    impl Simd for Avx512 {
-        type F = __m512;
-        const MANY_REGISTERS: bool = true;
-
-        #[inline(always)]
-        fn splat(self, x: f32) -> __m512 {
-            unsafe { _mm512_set1_ps(x) }
-        }
-        #[inline(always)]
-        fn load(self, x: &[f32; LANES]) -> __m512 {
-            unsafe { _mm512_loadu_ps(x.as_ptr()) }
-        }
-        #[inline(always)]
-        fn store(self, x: __m512, to: &mut [f32; LANES]) {
-            unsafe { _mm512_storeu_ps(to.as_mut_ptr(), x) }
-        }
-        #[inline(always)]
-        fn load_f32(self, x: &[u8; 64]) -> __m512 {
-            unsafe { _mm512_loadu_ps(x.as_ptr().cast()) }
-        }
-        #[inline(always)]
-        fn load_f16(self, x: &[u8; 32]) -> __m512 {
-            unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) }
-        }
-        #[inline(always)]
-        fn load_bf16(self, x: &[u8; 32]) -> __m512 {
-            unsafe {
-                let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast()));
-                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
-            }
-        }
-        #[inline(always)]
-        fn load_i8(self, x: &[u8; 16]) -> __m512 {
-            unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))) }
-        }
-        #[inline(always)]
-        fn f16(self, x: [u8; 2]) -> f32 {
-            unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(x))))) }
-        }
-        #[inline(always)]
-        fn mul(self, a: __m512, b: __m512) -> __m512 {
-            unsafe { _mm512_mul_ps(a, b) }
-        }
-        #[inline(always)]
-        fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
-            unsafe { _mm512_fmadd_ps(a, b, c) }
-        }
-    }
-
-    impl Simd for Avx2 {
-        type F = [__m256; 2];
-        const MANY_REGISTERS: bool = false;
-
-        #[inline(always)]
-        fn splat(self, x: f32) -> Self::F {
-            unsafe { [_mm256_set1_ps(x); 2] }
-        }
-        #[inline(always)]
-        fn load(self, x: &[f32; LANES]) -> Self::F {
-            unsafe { [_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(8))] }
-        }
-        #[inline(always)]
-        fn store(self, x: Self::F, to: &mut [f32; LANES]) {
-            unsafe {
-                _mm256_storeu_ps(to.as_mut_ptr(), x[0]);
-                _mm256_storeu_ps(to.as_mut_ptr().add(8), x[1]);
-            }
-        }
-        #[inline(always)]
-        fn load_f32(self, x: &[u8; 64]) -> Self::F {
-            unsafe { [_mm256_loadu_ps(x.as_ptr().cast()), _mm256_loadu_ps(x.as_ptr().add(32).cast())] }
-        }
-        #[inline(always)]
-        fn load_f16(self, x: &[u8; 32]) -> Self::F {
-            unsafe {
-                let low = _mm_loadu_si128(x.as_ptr().cast());
-                let high = _mm_loadu_si128(x.as_ptr().add(16).cast());
-                [_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)]
-            }
-        }
-        #[inline(always)]
-        fn load_bf16(self, x: &[u8; 32]) -> Self::F {
-            unsafe {
-                let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast()));
-                let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().add(16).cast()));
-                [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high))]
-            }
-        }
-        #[inline(always)]
-        fn load_i8(self, x: &[u8; 16]) -> Self::F {
-            unsafe {
-                let low = _mm256_cvtepi8_epi32(_mm_loadl_epi64(x.as_ptr().cast()));
-                let high = _mm256_cvtepi8_epi32(_mm_loadl_epi64(x.as_ptr().add(8).cast()));
-                [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)]
-            }
-        }
-        #[inline(always)]
-        fn f16(self, x: [u8; 2]) -> f32 {
-            unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(x))))) }
-        }
-        #[inline(always)]
-        fn mul(self, a: Self::F, b: Self::F) -> Self::F {
-            unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
-        }
-        #[inline(always)]
-        fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
-            unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
-        }
-    }
-}
-
 /// Makes a door to a kernel `fn kernel<S: Simd>(simd: S, ...)`: compiled once per instruction set, picked at run time.
 ///
 /// The kernel must be `#[inline(always)]` and without closures, which would be compiled without the features.
@@ -329,7 +204,7 @@ macro_rules! instantiate {
             #[cfg(target_arch = "x86_64")]
             {
                 use $crate::backend::cpu::simd::{Avx2, Avx512};
-                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
+                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
                 #[allow(clippy::too_many_arguments, reason = "as above")]
                 fn avx512 $(<$t: $bound>)? (simd: Avx512, $($name: $ty),*) {
                     $kernel(simd, $($name),*)
@@ -409,6 +284,77 @@ mod tests {
                 for (p, f) in plain.as_flattened().iter().zip(fast.as_flattened()) {
                     assert!(p.to_bits() == f.to_bits() || p.is_nan() && f.is_nan(), "{}: {f} and not {p}", isa.name());
                 }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn integers<S: Simd>(simd: S, bytes: &[u8; 64], words: &mut [[i32; LANES]; 12], ints: &mut [[i32; LANES]; 18]) {
+        let (a, b): (&[u8; 32], &[u8; 32]) = (bytes.first_chunk().expect("32"), bytes.last_chunk().expect("32"));
+        let small: &[u8; 16] = bytes.first_chunk().expect("16 of 64");
+        let (x, y) = (simd.signed_bytes(a), simd.bytes(b));
+        let table = std::array::from_fn(|i| b[i] as i8);
+        let mask = u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+        let all = [
+            x,
+            y,
+            simd.nibbles(small),
+            simd.lookup(small, &table),
+            simd.halves(x0(bytes), -7),
+            simd.where_ones(mask, 16),
+            simd.and(x, y),
+            simd.or(x, y),
+            simd.sub(x, y),
+            simd.mul_words(x, y),
+            simd.shift_right(y, 3),
+            simd.shift_left(x, 5),
+        ];
+        for (word, to) in all.into_iter().zip(words.iter_mut()) {
+            simd.store_words(word, to);
+        }
+        let mut vectors = [simd.zeros(); LANES];
+        for i in 0..LANES {
+            let pair = i32::from_le_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3] & 15]);
+            vectors[i] = simd.dot(simd.zeros(), simd.load_words(&words[i % 12]), simd.splat_pair(pair));
+        }
+        let sums = simd.sum_each(&vectors);
+        let shifted = simd.sub_ints(simd.shift_ints_left(sums, 2), simd.load_ints(&std::array::from_fn(|i| i as i32)));
+        let mut square = [[0; LANES]; LANES];
+        for (row, out) in square.iter_mut().enumerate() {
+            *out = std::array::from_fn(|i| i32::from(bytes[row + i]) << row);
+        }
+        simd.transpose(&mut square);
+        ints[..LANES].copy_from_slice(&square);
+        for (at, x) in [(16, sums), (17, shifted)] {
+            let mut floats = [0.0; LANES];
+            simd.store(simd.ints_to_floats(x), &mut floats);
+            ints[at] = floats.map(|x| x as i32);
+        }
+    }
+
+    #[inline(always)]
+    fn x0(bytes: &[u8; 64]) -> i16 {
+        i16::from_le_bytes([bytes[0], bytes[1]])
+    }
+
+    instantiate!(fn integers_on = integers(
+        bytes: &[u8; 64], words: &mut [[i32; LANES]; 12], ints: &mut [[i32; LANES]; 18],
+    ));
+
+    #[test]
+    fn integers_mean_the_same_everywhere() {
+        let mut dice = crate::testing::Dice::new(3);
+        for _ in 0..500 {
+            let bytes = std::array::from_fn(|_| dice.next_u64() as u8);
+            let (mut words, mut ints) = ([[0; LANES]; 12], [[0; LANES]; 18]);
+            integers(Portable, &bytes, &mut words, &mut ints);
+            assert_eq!(words[2][0], i32::from(bytes[0] & 15) | i32::from(bytes[1] & 15) << 16);
+            assert_eq!(words[2][15] >> 16, i32::from(bytes[15] >> 4));
+            for isa in Isa::detect() {
+                let (mut fast_words, mut fast_ints) = ([[0; LANES]; 12], [[0; LANES]; 18]);
+                integers_on(isa, &bytes, &mut fast_words, &mut fast_ints);
+                assert_eq!(fast_words, words, "{}", isa.name());
+                assert_eq!(fast_ints, ints, "{}", isa.name());
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Matrix times rows of activations.
+//! Matrix of floating-point numbers times rows of activations.
 //!
 //! One output element is a dot product over sixteen lanes: lane i sums the products of columns i, i + 16, i + 32, ... in
 //! that order, and the lanes are summed by a fixed tree. Every path below computes exactly this; they differ in how
@@ -9,9 +9,10 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::format::{Format, Rows, UNIT_LEN, decode_row};
-use super::pool::{SharedSlice, WorkerPool};
-use super::simd::{Isa, LANES, Simd, instantiate};
+use super::{GRAIN_OPERATIONS, put};
+use crate::backend::cpu::format::{Floats, Rows, UNIT_LEN, decode_floats};
+use crate::backend::cpu::pool::{SharedSlice, WorkerPool};
+use crate::backend::cpu::simd::{Isa, LANES, Simd, instantiate};
 
 /// With more rows than this, a weight is decoded once to memory and not once per tile.
 const FUSED_ROWS_MAX: usize = 4;
@@ -19,11 +20,8 @@ const FUSED_ROWS_MAX: usize = 4;
 /// Weight rows that are decoded together.
 const PANEL_ROWS: usize = 8;
 
-/// Multiply-adds that are worth waking a worker for: about ten microseconds.
-const GRAIN_OPERATIONS: usize = 1 << 17;
-
 /// `out[r, o] = weight[o] · x[r]`, with `weight.bytes` all rows of the matrix.
-pub fn matmul<F: Format>(
+pub fn matmul_floats<F: Floats>(
     pool: &WorkerPool,
     isa: Isa,
     out: &mut [f32],
@@ -52,18 +50,18 @@ thread_local! {
     static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-instantiate!(fn fused_on = fused<F: Format>(
+instantiate!(fn fused_on = fused<F: Floats>(
     out: &SharedSlice<'_>, out_len: usize, x: &[f32], rows: usize, weight: Rows<'_, F>, range: Range<usize>,
 ));
 
-instantiate!(fn paneled_on = paneled<F: Format>(
+instantiate!(fn paneled_on = paneled<F: Floats>(
     out: &SharedSlice<'_>, out_len: usize, x: &[f32], rows: usize, weight: Rows<'_, F>, range: Range<usize>,
     panel: &mut Vec<f32>,
 ));
 
 /// Few rows: weights are decoded in registers.
 #[inline(always)]
-fn fused<S: Simd, F: Format>(
+fn fused<S: Simd, F: Floats>(
     simd: S,
     out: &SharedSlice<'_>,
     out_len: usize,
@@ -97,7 +95,7 @@ fn fused<S: Simd, F: Format>(
 
 /// `W` weight rows from `o` times `X` activation rows from `r`.
 #[inline(always)]
-fn fused_tile<S: Simd, F: Format, const W: usize, const X: usize>(
+fn fused_tile<S: Simd, F: Floats, const W: usize, const X: usize>(
     simd: S,
     out: &SharedSlice<'_>,
     out_len: usize,
@@ -115,11 +113,12 @@ fn fused_tile<S: Simd, F: Format, const W: usize, const X: usize>(
     for (i, row) in x_rows.iter_mut().enumerate() {
         *row = &x[(r + i) * cols..][..cols];
     }
-    let units = cols / UNIT_LEN;
+    let units = cols / UNIT_LEN / F::BLOCK_UNITS * F::BLOCK_UNITS;
     let mut sums = [[simd.splat(0.0); X]; W];
     for u in 0..units {
         for i in 0..W {
-            let w = weight.format.unit(simd, &w_rows[i][u * F::UNIT_BYTES..][..F::UNIT_BYTES]);
+            let block = &w_rows[i][u / F::BLOCK_UNITS * F::BLOCK_BYTES..][..F::BLOCK_BYTES];
+            let w = weight.format.unit(simd, block, u % F::BLOCK_UNITS);
             for j in 0..X {
                 sums[i][j] = add_unit(simd, w, &x_rows[j][u * UNIT_LEN..], sums[i][j]);
             }
@@ -127,10 +126,10 @@ fn fused_tile<S: Simd, F: Format, const W: usize, const X: usize>(
     }
     if cols > units * UNIT_LEN {
         for i in 0..W {
-            let tail = &w_rows[i][units * F::UNIT_BYTES..];
+            let tail = &w_rows[i][units * F::BLOCK_BYTES..];
             let mut bytes = [0u8; 128];
             bytes[..tail.len()].copy_from_slice(tail);
-            let w = weight.format.unit(simd, &bytes[..F::UNIT_BYTES]);
+            let w = weight.format.unit(simd, &bytes[..F::BLOCK_BYTES], 0);
             for j in 0..X {
                 let mut filled = [0.0; UNIT_LEN];
                 filled[..cols - units * UNIT_LEN].copy_from_slice(&x_rows[j][units * UNIT_LEN..]);
@@ -155,7 +154,7 @@ fn add_unit<S: Simd>(simd: S, w: [S::F; 2], x: &[f32], sum: S::F) -> S::F {
 /// Many rows: a panel of weights is decoded to memory and used for all of them.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
-fn paneled<S: Simd, F: Format>(
+fn paneled<S: Simd, F: Floats>(
     simd: S,
     out: &SharedSlice<'_>,
     out_len: usize,
@@ -173,7 +172,7 @@ fn paneled<S: Simd, F: Format>(
     while o < range.end {
         let count = (range.end - o).min(PANEL_ROWS);
         for i in 0..count {
-            decode_row(simd, weight.format, weight.row(o + i), &mut panel[i * stride..][..stride]);
+            decode_floats(simd, weight.format, weight.row(o + i), &mut panel[i * stride..][..stride]);
         }
         let mut i = 0;
         if S::MANY_REGISTERS {
@@ -273,11 +272,4 @@ fn tile<S: Simd, const W: usize, const X: usize>(
 #[inline(always)]
 fn sixteen(row: &[f32], chunk: usize) -> &[f32; LANES] {
     row[chunk * LANES..][..LANES].first_chunk().expect("a slice of sixteen")
-}
-
-#[inline(always)]
-#[allow(unsafe_code, reason = "threads share the output of one matmul")]
-fn put(out: &SharedSlice<'_>, index: usize, value: f32) {
-    // SAFETY: the index belongs to the output column of one weight row, and the pool gives each weight row to one thread.
-    unsafe { out.write(index, value) }
 }

@@ -1,0 +1,17 @@
+//! Single precision.
+
+use super::{Floats, part};
+use crate::backend::cpu::simd::Simd;
+
+/// See `TensorType::F32`.
+#[derive(Clone, Copy)]
+pub struct F32;
+
+impl Floats for F32 {
+    const BLOCK_BYTES: usize = 128;
+
+    #[inline(always)]
+    fn unit<S: Simd>(self, simd: S, block: &[u8], _: usize) -> [S::F; 2] {
+        [simd.load_f32(part::<0, 64>(block)), simd.load_f32(part::<64, 64>(block))]
+    }
+}

@@ -1,0 +1,24 @@
+//! Scale, 16 bytes of nibbles that stand for themselves less 8: first the low halves, then the high ones.
+
+use super::{Integers, halves_of_blocks, part};
+use crate::backend::cpu::simd::Simd;
+
+/// See `TensorType::Q4_0`.
+#[derive(Clone, Copy)]
+pub struct Q4_0;
+
+impl Integers for Q4_0 {
+    const BLOCK_UNITS: usize = 1;
+    const BLOCK_BYTES: usize = 18;
+    const OFFSET_BITS: Option<u32> = Some(3);
+
+    #[inline(always)]
+    fn words<S: Simd>(self, simd: S, block: &[u8], _: usize) -> S::W {
+        simd.nibbles(part::<2, 16>(block))
+    }
+
+    #[inline(always)]
+    fn scales<S: Simd>(self, simd: S, blocks: &[u8]) -> (S::F, S::F) {
+        (halves_of_blocks::<S, 18, 0>(simd, blocks), simd.splat(0.0))
+    }
+}

@@ -1,0 +1,25 @@
+//! Scale, least value, 16 bytes of nibbles.
+
+use super::{Integers, halves_of_blocks, part};
+use crate::backend::cpu::simd::Simd;
+
+/// See `TensorType::Q4_1`.
+#[derive(Clone, Copy)]
+pub struct Q4_1;
+
+impl Integers for Q4_1 {
+    const BLOCK_UNITS: usize = 1;
+    const BLOCK_BYTES: usize = 20;
+    const MINIMUMS: bool = true;
+
+    #[inline(always)]
+    fn words<S: Simd>(self, simd: S, block: &[u8], _: usize) -> S::W {
+        simd.nibbles(part::<4, 16>(block))
+    }
+
+    #[inline(always)]
+    fn scales<S: Simd>(self, simd: S, blocks: &[u8]) -> (S::F, S::F) {
+        let least = halves_of_blocks::<S, 20, 2>(simd, blocks);
+        (halves_of_blocks::<S, 20, 0>(simd, blocks), simd.mul(least, simd.splat(-1.0)))
+    }
+}

@@ -1,0 +1,26 @@
+//! Scale, least value, a fifth bit of each element, 16 bytes of nibbles.
+
+use super::{Integers, halves_of_blocks, part};
+use crate::backend::cpu::simd::Simd;
+
+/// See `TensorType::Q5_1`.
+#[derive(Clone, Copy)]
+pub struct Q5_1;
+
+impl Integers for Q5_1 {
+    const BLOCK_UNITS: usize = 1;
+    const BLOCK_BYTES: usize = 24;
+    const MINIMUMS: bool = true;
+
+    #[inline(always)]
+    fn words<S: Simd>(self, simd: S, block: &[u8], _: usize) -> S::W {
+        let fifth = simd.where_ones(u32::from_le_bytes(*part::<4, 4>(block)), 16);
+        simd.or(simd.nibbles(part::<8, 16>(block)), fifth)
+    }
+
+    #[inline(always)]
+    fn scales<S: Simd>(self, simd: S, blocks: &[u8]) -> (S::F, S::F) {
+        let least = halves_of_blocks::<S, 24, 2>(simd, blocks);
+        (halves_of_blocks::<S, 24, 0>(simd, blocks), simd.mul(least, simd.splat(-1.0)))
+    }
+}

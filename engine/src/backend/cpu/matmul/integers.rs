@@ -1,0 +1,377 @@
+//! Matrix of whole numbers times rows of activations.
+//!
+//! The dot product of a unit of 32 is exact: whole numbers in 32 bits. Lane i of sixteen sums the units i, i + 16, i + 32,
+//! ... in that order, `lane = fma(weight scale * activation scale, dot, lane)` and, where the type has minimums,
+//! `lane = fma(minimum, -(activation scale * sum of words), lane)`; the lanes are summed by a fixed tree. Both paths below
+//! compute exactly this.
+//!
+//! - Few rows: a weight's row is read once, from where it lies in the file, so memory's bandwidth is the limit. A unit
+//!   costs about eight operations on two ports, four cycles for 18 to 36 bytes; one core reads four to seven a cycle.
+//! - Many rows: 32 weight rows are unpacked to a panel in which a vector has the same two columns of sixteen rows, so that
+//!   a multiplication yields sixteen outputs and nothing is summed across lanes. 16 multiplications and three operations
+//!   for the scales are 512 multiply-adds, ten cycles.
+
+#![allow(clippy::needless_range_loop, reason = "the arrays of a tile are walked side by side")]
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use super::activations::Activations;
+use super::{GRAIN_OPERATIONS, put};
+use crate::backend::cpu::format::{GROUP_BYTES_MAX, GROUP_UNITS, Integers, Rows, UNIT_LEN};
+use crate::backend::cpu::pool::{SharedSlice, WorkerPool};
+use crate::backend::cpu::simd::{Isa, LANES, Simd, instantiate};
+
+/// With more rows than this, weights are unpacked to a panel.
+const IN_PLACE_ROWS_MAX: usize = 2;
+
+/// Weight rows of a panel: two vectors of outputs.
+const PANEL_ROWS: usize = 2 * LANES;
+
+/// Activation rows whose sums are kept at once, sixteen lanes of 32 outputs each: 96 KiB.
+const ROWS_BLOCK: usize = 48;
+
+/// Pairs of columns in a unit.
+const PAIRS: usize = UNIT_LEN / 2;
+
+/// `out[r, o] = weight[o] · x[r]`, with `weight.bytes` all rows of the matrix.
+pub fn matmul_integers<F: Integers>(
+    pool: &WorkerPool,
+    isa: Isa,
+    out: &mut [f32],
+    out_len: usize,
+    x: &Activations,
+    rows: usize,
+    weight: Rows<'_, F>,
+) {
+    assert!(out.len() >= rows * out_len, "activations are too short for the matmul");
+    if rows == 0 {
+        return;
+    }
+    let out = SharedSlice::new(&mut out[..rows * out_len]);
+    let grain = (GRAIN_OPERATIONS / (rows * weight.cols).max(1)).max(1);
+    if rows <= IN_PLACE_ROWS_MAX {
+        return pool.run(out_len, grain, |range| in_place_on(isa, &out, out_len, x, rows, weight, range));
+    }
+    pool.run(out_len.div_ceil(PANEL_ROWS), grain.div_ceil(PANEL_ROWS), |range| {
+        let range = range.start * PANEL_ROWS..(range.end * PANEL_ROWS).min(out_len);
+        PANEL.with_borrow_mut(|panel| paneled_on(isa, &out, out_len, x, rows, weight, range, panel));
+    });
+}
+
+/// The bytes of a group of units; `filled` takes the last one of a row that is no whole group.
+#[inline(always)]
+fn group_bytes<'a, F: Integers>(row: &'a [u8], group: usize, filled: &'a mut [u8; GROUP_BYTES_MAX]) -> &'a [u8] {
+    let rest = &row[group * F::GROUP_BYTES..];
+    if rest.len() >= F::GROUP_BYTES {
+        return &rest[..F::GROUP_BYTES];
+    }
+    filled[..rest.len()].copy_from_slice(rest);
+    &filled[..F::GROUP_BYTES]
+}
+
+#[inline(always)]
+fn block_of<F: Integers>(group: &[u8], unit: usize) -> &[u8] {
+    &group[unit / F::BLOCK_UNITS * F::BLOCK_BYTES..][..F::BLOCK_BYTES]
+}
+
+instantiate!(fn in_place_on = in_place<F: Integers>(
+    out: &SharedSlice<'_>, out_len: usize, x: &Activations, rows: usize, weight: Rows<'_, F>, range: Range<usize>,
+));
+
+#[inline(always)]
+fn in_place<S: Simd, F: Integers>(
+    simd: S,
+    out: &SharedSlice<'_>,
+    out_len: usize,
+    x: &Activations,
+    rows: usize,
+    weight: Rows<'_, F>,
+    range: Range<usize>,
+) {
+    for o in range {
+        let mut r = 0;
+        while r + 2 <= rows {
+            in_place_row::<S, F, 2>(simd, out, out_len, x, r, weight, o);
+            r += 2;
+        }
+        if r < rows {
+            in_place_row::<S, F, 1>(simd, out, out_len, x, r, weight, o);
+        }
+    }
+}
+
+/// One weight row times `X` rows of activations.
+#[inline(always)]
+fn in_place_row<S: Simd, F: Integers, const X: usize>(
+    simd: S,
+    out: &SharedSlice<'_>,
+    out_len: usize,
+    x: &Activations,
+    r: usize,
+    weight: Rows<'_, F>,
+    o: usize,
+) {
+    let row = weight.row(o);
+    let mut filled = [0; GROUP_BYTES_MAX];
+    let mut lanes = [simd.splat(0.0); X];
+    for g in 0..x.groups() {
+        let bytes = group_bytes::<F>(row, g, &mut filled);
+        let mut dots = [[simd.zeros(); GROUP_UNITS]; X];
+        for unit in 0..GROUP_UNITS {
+            let words = weight.format.words(simd, block_of::<F>(bytes, unit), unit % F::BLOCK_UNITS);
+            for j in 0..X {
+                dots[j][unit] = simd.dot(simd.zeros(), words, simd.load_words(&x.group(r + j, g).words[unit]));
+            }
+        }
+        let (scale, minimum) = weight.format.scales(simd, bytes);
+        for j in 0..X {
+            let x = x.group(r + j, g);
+            let mut dot = simd.sum_each(&dots[j]);
+            if let Some(bits) = F::OFFSET_BITS {
+                dot = simd.sub_ints(dot, simd.shift_ints_left(simd.load_ints(x.sums), bits));
+            }
+            lanes[j] = simd.mul_add(simd.mul(scale, simd.load(x.scales)), simd.ints_to_floats(dot), lanes[j]);
+            if F::MINIMUMS {
+                lanes[j] = simd.mul_add(minimum, simd.load(x.minus_sums), lanes[j]);
+            }
+        }
+    }
+    for j in 0..X {
+        put(out, (r + j) * out_len + o, simd.sum(lanes[j]));
+    }
+}
+
+/// Unpacked weights of `PANEL_ROWS` rows. Lane by lane of the sums, so that what belongs to one lies together.
+#[derive(Default)]
+struct Panel {
+    groups: usize,
+    /// `[2, 16 lanes, groups, PAIRS]`: two columns of sixteen rows.
+    words: Vec<[i32; LANES]>,
+    /// `[2, 16 lanes, groups]`, of sixteen rows.
+    scales: Vec<[f32; LANES]>,
+    /// As `scales`.
+    minimums: Vec<[f32; LANES]>,
+    /// Sums of a block of activation rows, `[16 lanes, ROWS_BLOCK, 2]`, of sixteen rows.
+    sums: Vec<[f32; LANES]>,
+}
+
+thread_local! {
+    /// Grows to the widest matrix in the first step and stays.
+    static PANEL: RefCell<Panel> = RefCell::default();
+}
+
+instantiate!(fn paneled_on = paneled<F: Integers>(
+    out: &SharedSlice<'_>, out_len: usize, x: &Activations, rows: usize, weight: Rows<'_, F>, range: Range<usize>,
+    panel: &mut Panel,
+));
+
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
+fn paneled<S: Simd, F: Integers>(
+    simd: S,
+    out: &SharedSlice<'_>,
+    out_len: usize,
+    x: &Activations,
+    rows: usize,
+    weight: Rows<'_, F>,
+    range: Range<usize>,
+    panel: &mut Panel,
+) {
+    panel.groups = x.groups();
+    let units = 2 * GROUP_UNITS * panel.groups;
+    panel.words.resize(units * PAIRS, [0; LANES]);
+    panel.scales.resize(units, [0.0; LANES]);
+    panel.minimums.resize(units, [0.0; LANES]);
+    panel.sums.resize(GROUP_UNITS * ROWS_BLOCK * 2, [0.0; LANES]);
+    let mut o = range.start;
+    while o < range.end {
+        let count = (range.end - o).min(PANEL_ROWS);
+        unpack::<S, F>(simd, weight, o, count, panel);
+        let mut first = 0;
+        while first < rows {
+            let block = (rows - first).min(ROWS_BLOCK);
+            for lane in 0..GROUP_UNITS {
+                sum_lane::<S, F>(simd, x, first, block, lane, panel);
+            }
+            finish(simd, out, out_len, o, count, first, block, panel);
+            first += block;
+        }
+        o += count;
+    }
+}
+
+/// Fills the panel with `count` rows from `o`; the others are zero.
+#[inline(always)]
+fn unpack<S: Simd, F: Integers>(simd: S, weight: Rows<'_, F>, o: usize, count: usize, panel: &mut Panel) {
+    let offset = F::OFFSET_BITS.map_or(0, |bits| 1 << bits);
+    let offset = simd.halves(offset, offset);
+    let mut words = [[[0; LANES]; LANES]; GROUP_UNITS];
+    let (mut scales, mut minimums) = ([[0.0; LANES]; LANES], [[0.0; LANES]; LANES]);
+    for half in 0..2 {
+        for g in 0..panel.groups {
+            for i in 0..LANES {
+                if half * LANES + i >= count {
+                    words.iter_mut().for_each(|unit| unit[i] = [0; LANES]);
+                    (scales[i], minimums[i]) = ([0.0; LANES], [0.0; LANES]);
+                    continue;
+                }
+                let mut filled = [0; GROUP_BYTES_MAX];
+                let bytes = group_bytes::<F>(weight.row(o + half * LANES + i), g, &mut filled);
+                for (unit, words) in words.iter_mut().enumerate() {
+                    let mut found = weight.format.words(simd, block_of::<F>(bytes, unit), unit % F::BLOCK_UNITS);
+                    if F::OFFSET_BITS.is_some() {
+                        found = simd.sub(found, offset);
+                    }
+                    simd.store_words(found, &mut words[i]);
+                }
+                let (scale, minimum) = weight.format.scales(simd, bytes);
+                simd.store(scale, &mut scales[i]);
+                simd.store(minimum, &mut minimums[i]);
+            }
+            for (unit, words) in words.iter_mut().enumerate() {
+                let at = (half * GROUP_UNITS + unit) * panel.groups + g;
+                simd.transpose(words);
+                panel.words[at * PAIRS..][..PAIRS].copy_from_slice(words);
+                for i in 0..LANES {
+                    panel.scales[at][i] = scales[i][unit];
+                    if F::MINIMUMS {
+                        panel.minimums[at][i] = minimums[i][unit];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Sums one lane for a block of activation rows.
+#[inline(always)]
+fn sum_lane<S: Simd, F: Integers>(
+    simd: S,
+    x: &Activations,
+    first: usize,
+    block: usize,
+    lane: usize,
+    panel: &mut Panel,
+) {
+    let mut r = 0;
+    if S::MANY_REGISTERS {
+        while r + 6 <= block {
+            tile::<S, F, 2, 6>(simd, x, first, r, lane, 0, panel);
+            r += 6;
+        }
+        match block - r {
+            0 => {}
+            1 => tile::<S, F, 2, 1>(simd, x, first, r, lane, 0, panel),
+            2 => tile::<S, F, 2, 2>(simd, x, first, r, lane, 0, panel),
+            3 => tile::<S, F, 2, 3>(simd, x, first, r, lane, 0, panel),
+            4 => tile::<S, F, 2, 4>(simd, x, first, r, lane, 0, panel),
+            _ => tile::<S, F, 2, 5>(simd, x, first, r, lane, 0, panel),
+        }
+        return;
+    }
+    for half in 0..2 {
+        r = 0;
+        while r + 2 <= block {
+            tile::<S, F, 1, 2>(simd, x, first, r, lane, half, panel);
+            r += 2;
+        }
+        if r < block {
+            tile::<S, F, 1, 1>(simd, x, first, r, lane, half, panel);
+        }
+    }
+}
+
+/// `W` vectors of weight rows from `half` on times `X` activation rows.
+#[inline(always)]
+fn tile<S: Simd, F: Integers, const W: usize, const X: usize>(
+    simd: S,
+    x: &Activations,
+    first: usize,
+    r: usize,
+    lane: usize,
+    half: usize,
+    panel: &mut Panel,
+) {
+    let groups = panel.groups;
+    let mut lanes = [[simd.splat(0.0); X]; W];
+    for g in 0..groups {
+        let mut at = [0; W];
+        for (i, at) in at.iter_mut().enumerate() {
+            *at = ((half + i) * GROUP_UNITS + lane) * groups + g;
+        }
+        let mut w_units = [&panel.words[..0]; W];
+        for i in 0..W {
+            w_units[i] = &panel.words[at[i] * PAIRS..][..PAIRS];
+        }
+        let mut x_units = [&[0; LANES]; X];
+        for j in 0..X {
+            x_units[j] = &x.group(first + r + j, g).words[lane];
+        }
+        let mut dots = [[simd.zeros(); X]; W];
+        for pair in 0..PAIRS {
+            let mut words = [simd.splat_pair(0); W];
+            for i in 0..W {
+                words[i] = simd.load_words(&w_units[i][pair]);
+            }
+            for j in 0..X {
+                let x = simd.splat_pair(x_units[j][pair]);
+                for i in 0..W {
+                    dots[i][j] = simd.dot(dots[i][j], words[i], x);
+                }
+            }
+        }
+        for i in 0..W {
+            let scale = simd.load(&panel.scales[at[i]]);
+            for j in 0..X {
+                let x = x.group(first + r + j, g);
+                let both = simd.mul(scale, simd.splat(x.scales[lane]));
+                lanes[i][j] = simd.mul_add(both, simd.ints_to_floats(dots[i][j]), lanes[i][j]);
+                if F::MINIMUMS {
+                    let minimum = simd.load(&panel.minimums[at[i]]);
+                    lanes[i][j] = simd.mul_add(minimum, simd.splat(x.minus_sums[lane]), lanes[i][j]);
+                }
+            }
+        }
+    }
+    for i in 0..W {
+        for j in 0..X {
+            simd.store(lanes[i][j], &mut panel.sums[(lane * ROWS_BLOCK + r + j) * 2 + half + i]);
+        }
+    }
+}
+
+/// Adds the lanes by the tree of `Simd::sum`, and writes `count` outputs from `o` of each row of the block.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
+fn finish<S: Simd>(
+    simd: S,
+    out: &SharedSlice<'_>,
+    out_len: usize,
+    o: usize,
+    count: usize,
+    first: usize,
+    block: usize,
+    panel: &Panel,
+) {
+    for r in 0..block {
+        for half in 0..count.div_ceil(LANES) {
+            let mut lanes = [simd.splat(0.0); GROUP_UNITS];
+            for (lane, sum) in lanes.iter_mut().enumerate() {
+                *sum = simd.load(&panel.sums[(lane * ROWS_BLOCK + r) * 2 + half]);
+            }
+            let mut width = GROUP_UNITS / 2;
+            while width > 0 {
+                for i in 0..width {
+                    lanes[i] = simd.add(lanes[i], lanes[i + width]);
+                }
+                width /= 2;
+            }
+            let mut outputs = [0.0; LANES];
+            simd.store(lanes[0], &mut outputs);
+            for (i, output) in outputs.iter().enumerate().take(count - half * LANES) {
+                put(out, (first + r) * out_len + o + half * LANES + i, *output);
+            }
+        }
+    }
+}

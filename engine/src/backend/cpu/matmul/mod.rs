@@ -1,0 +1,26 @@
+//! Matrix times rows of activations.
+//!
+//! Weights that are floating-point numbers are multiplied as such, those that are whole numbers with scales as whole
+//! numbers. Either way an output element is summed in an order that is a function of the weight's shape.
+
+mod activations;
+mod floats;
+mod integers;
+#[cfg(test)]
+mod tests;
+
+pub use activations::Activations;
+pub use floats::matmul_floats;
+pub use integers::matmul_integers;
+
+use super::pool::SharedSlice;
+
+/// Multiply-adds that are worth waking a worker for: about ten microseconds.
+const GRAIN_OPERATIONS: usize = 1 << 17;
+
+#[inline(always)]
+#[allow(unsafe_code, reason = "threads share the output of one matmul")]
+fn put(out: &SharedSlice<'_>, index: usize, value: f32) {
+    // SAFETY: the index belongs to the output column of one weight row, and the pool gives each weight row to one thread.
+    unsafe { out.write(index, value) }
+}

@@ -1,0 +1,123 @@
+//! Both kernels, every tensor type and instruction set, against plain sums over decoded weights.
+
+use super::*;
+use crate::backend::cpu::format::{Floats, Integers, Rows, decode_floats, decode_integers, with_format};
+use crate::backend::cpu::pool::WorkerPool;
+use crate::backend::cpu::simd::{Isa, Portable};
+use crate::gguf::TensorType;
+use crate::testing::{Dice, encode};
+
+struct Case {
+    tensor_type: TensorType,
+    cols: usize,
+    out_len: usize,
+    rows: usize,
+}
+
+/// `[rows, out_len]`, with weights that begin at an odd address.
+fn run(isa: Isa, threads: usize, case: &Case, weights: &[u8], x: &[f32]) -> Vec<f32> {
+    let pool = WorkerPool::new(threads).expect("threads for a test");
+    let mut moved = vec![0; weights.len() + 1];
+    let start = 1 - moved.as_ptr().addr() % 2;
+    moved[start..start + weights.len()].copy_from_slice(weights);
+    let (bytes, row_bytes) = (&moved[start..start + weights.len()], weights.len() / case.out_len);
+    let mut out = vec![f32::NAN; case.rows * case.out_len];
+    with_format!(
+        case.tensor_type,
+        format => floats {
+            let weight = Rows { format, bytes, row_bytes, cols: case.cols };
+            matmul_floats(&pool, isa, &mut out, case.out_len, x, case.rows, weight);
+        },
+        integers {
+            let weight = Rows { format, bytes, row_bytes, cols: case.cols };
+            let mut activations = Activations::default();
+            activations.fill(isa, x, case.rows, case.cols);
+            matmul_integers(&pool, isa, &mut out, case.out_len, &activations, case.rows, weight);
+        }
+    );
+    out
+}
+
+fn floats<F: Floats>(format: F, row: &[u8], out: &mut [f32]) {
+    decode_floats(Portable, format, row, out);
+}
+
+fn integers<F: Integers>(format: F, row: &[u8], out: &mut [f32]) {
+    decode_integers(Portable, format, row, out);
+}
+
+fn check(case: &Case, dice: &mut Dice) {
+    let values: Vec<f32> = (0..case.out_len * case.cols).map(|_| dice.unit()).collect();
+    let weights = encode(case.tensor_type, &values);
+    let x: Vec<f32> = (0..case.rows * case.cols).map(|_| dice.unit() * 4.0).collect();
+    let row_bytes = weights.len() / case.out_len;
+    let mut decoded = vec![0.0; case.cols.next_multiple_of(512)];
+    let portable = run(Isa::Portable, 1, case, &weights, &x);
+    for o in 0..case.out_len {
+        let row = &weights[o * row_bytes..][..row_bytes];
+        with_format!(
+            case.tensor_type,
+            format => floats floats(format, row, &mut decoded),
+            integers integers(format, row, &mut decoded)
+        );
+        for r in 0..case.rows {
+            let products = decoded.iter().zip(&x[r * case.cols..][..case.cols]);
+            let (sum, size) = products.fold((0f64, 0f64), |(sum, size), (w, x)| {
+                let product = f64::from(*w) * f64::from(*x);
+                (sum + product, size + product.abs())
+            });
+            let error = (f64::from(portable[r * case.out_len + o]) - sum).abs();
+            assert!(error <= 3e-5 * size, "{error} of {size}: {} at {r}, {o}", case.tensor_type.name());
+        }
+    }
+    let bits = |out: &[f32]| out.iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
+    let mut fused: Option<Vec<u32>> = None;
+    for isa in Isa::detect() {
+        let all = run(isa, 3, case, &weights, &x);
+        let what = format!("{} on {}", case.tensor_type.name(), isa.name());
+        // A row is the same alone, which takes another path.
+        for r in 0..case.rows {
+            let alone = Case { rows: 1, ..*case };
+            let alone = run(isa, 1, &alone, &weights, &x[r * case.cols..][..case.cols]);
+            assert_eq!(bits(&alone), bits(&all[r * case.out_len..][..case.out_len]), "{what}, row {r}");
+        }
+        match isa {
+            Isa::Portable => assert_eq!(bits(&all), bits(&portable), "{what}"),
+            // Whoever rounds once rounds the same.
+            _ => assert_eq!(*fused.get_or_insert(bits(&all)), bits(&all), "{what}"),
+        }
+    }
+}
+
+#[test]
+fn every_type_and_shape_on_every_path() {
+    let mut dice = Dice::new(11);
+    for tensor_type in TensorType::all() {
+        let unit = tensor_type.block_len();
+        for blocks in [1usize, 2, 3, 17, 33] {
+            let cols = match unit {
+                1 => blocks * 20,
+                32 => blocks * 32,
+                // Larger ones make the same groups sooner.
+                _ => blocks.div_ceil(8) * 256,
+            };
+            for (out_len, rows) in [(1, 1), (5, 2), (33, 3), (40, 7), (70, 50)] {
+                check(&Case { tensor_type, cols, out_len, rows }, &mut dice);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_largest_words_do_not_overflow() {
+    // Q6_K with every scale -128 and every element -32, against activations that are all as large as they get.
+    let mut block = vec![0; 210];
+    block[192..208].fill(0x80);
+    block[208..].copy_from_slice(&0x3c00u16.to_le_bytes());
+    for (isa, rows) in Isa::detect().into_iter().flat_map(|isa| [(isa, 1), (isa, 3)]) {
+        let case = Case { tensor_type: TensorType::Q6K, cols: 256, out_len: 1, rows };
+        for out in run(isa, 1, &case, &block, &vec![1.0; 256 * rows]) {
+            assert!((out / (256.0 * 4096.0) - 1.0).abs() < 1e-6, "{out} on {}", isa.name());
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! AVX2 with FMA and F16C. One of the rooms where `unsafe` lives.
+#![allow(unsafe_code, reason = "intrinsics")]
+
+use std::arch::x86_64::*;
+
+use super::{Avx2, LANES, Simd};
+
+// SAFETY, for all of it: a token is only made by `Isa::detect` after it has seen every feature that the intrinsics below
+// need, and every pointer comes from an array of exactly the size that is read or written; the loads and stores are the
+// unaligned ones.
+impl Simd for Avx2 {
+    type F = [__m256; 2];
+    type I = [__m256i; 2];
+    type W = [__m256i; 2];
+    const MANY_REGISTERS: bool = false;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        unsafe { [_mm256_set1_ps(x); 2] }
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32; LANES]) -> Self::F {
+        unsafe { [_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(8))] }
+    }
+    #[inline(always)]
+    fn store(self, x: Self::F, to: &mut [f32; LANES]) {
+        unsafe {
+            _mm256_storeu_ps(to.as_mut_ptr(), x[0]);
+            _mm256_storeu_ps(to.as_mut_ptr().add(8), x[1]);
+        }
+    }
+    #[inline(always)]
+    fn load_f32(self, x: &[u8; 64]) -> Self::F {
+        unsafe { [_mm256_loadu_ps(x.as_ptr().cast()), _mm256_loadu_ps(x.as_ptr().add(32).cast())] }
+    }
+    #[inline(always)]
+    fn load_f16(self, x: &[u8; 32]) -> Self::F {
+        unsafe {
+            let low = _mm_loadu_si128(x.as_ptr().cast());
+            let high = _mm_loadu_si128(x.as_ptr().add(16).cast());
+            [_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)]
+        }
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[u8; 32]) -> Self::F {
+        unsafe {
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast()));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().add(16).cast()));
+            [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high))]
+        }
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[u8; 16]) -> Self::F {
+        unsafe {
+            let low = _mm256_cvtepi8_epi32(_mm_loadl_epi64(x.as_ptr().cast()));
+            let high = _mm256_cvtepi8_epi32(_mm_loadl_epi64(x.as_ptr().add(8).cast()));
+            [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)]
+        }
+    }
+    #[inline(always)]
+    fn f16(self, x: [u8; 2]) -> f32 {
+        unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(x))))) }
+    }
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+    #[inline(always)]
+    fn load_words(self, x: &[i32; LANES]) -> [__m256i; 2] {
+        unsafe { [_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x.as_ptr().add(8).cast())] }
+    }
+    #[inline(always)]
+    fn store_words(self, x: [__m256i; 2], to: &mut [i32; LANES]) {
+        unsafe {
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), x[0]);
+            _mm256_storeu_si256(to.as_mut_ptr().add(8).cast(), x[1]);
+        }
+    }
+    #[inline(always)]
+    fn bytes(self, x: &[u8; 32]) -> [__m256i; 2] {
+        unsafe {
+            let low = _mm_loadu_si128(x.as_ptr().cast());
+            let high = _mm_loadu_si128(x.as_ptr().add(16).cast());
+            [_mm256_cvtepu8_epi16(low), _mm256_cvtepu8_epi16(high)]
+        }
+    }
+    #[inline(always)]
+    fn signed_bytes(self, x: &[u8; 32]) -> [__m256i; 2] {
+        unsafe {
+            let low = _mm_loadu_si128(x.as_ptr().cast());
+            let high = _mm_loadu_si128(x.as_ptr().add(16).cast());
+            [_mm256_cvtepi8_epi16(low), _mm256_cvtepi8_epi16(high)]
+        }
+    }
+    #[inline(always)]
+    fn nibbles(self, x: &[u8; 16]) -> [__m256i; 2] {
+        unsafe {
+            let wide = _mm256_cvtepu8_epi16(_mm_loadu_si128(x.as_ptr().cast()));
+            [_mm256_and_si256(wide, _mm256_set1_epi16(15)), _mm256_srli_epi16::<4>(wide)]
+        }
+    }
+    #[inline(always)]
+    fn lookup(self, x: &[u8; 16], table: &[i8; 16]) -> [__m256i; 2] {
+        unsafe {
+            let packed = _mm_loadu_si128(x.as_ptr().cast());
+            let (table, low_half) = (_mm_loadu_si128(table.as_ptr().cast()), _mm_set1_epi8(15));
+            let low = _mm_shuffle_epi8(table, _mm_and_si128(packed, low_half));
+            let high = _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16::<4>(packed), low_half));
+            [_mm256_cvtepi8_epi16(low), _mm256_cvtepi8_epi16(high)]
+        }
+    }
+    #[inline(always)]
+    fn halves(self, low: i16, high: i16) -> [__m256i; 2] {
+        unsafe { [_mm256_set1_epi16(low), _mm256_set1_epi16(high)] }
+    }
+    #[inline(always)]
+    fn where_ones(self, mask: u32, value: i16) -> [__m256i; 2] {
+        unsafe {
+            let bits = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, -32768);
+            let low = _mm256_and_si256(_mm256_set1_epi16(mask as i16), bits);
+            let high = _mm256_and_si256(_mm256_set1_epi16((mask >> 16) as i16), bits);
+            let value = _mm256_set1_epi16(value);
+            [
+                _mm256_and_si256(_mm256_cmpeq_epi16(low, bits), value),
+                _mm256_and_si256(_mm256_cmpeq_epi16(high, bits), value),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn and(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe { [_mm256_and_si256(a[0], b[0]), _mm256_and_si256(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn or(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe { [_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn sub(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe { [_mm256_sub_epi16(a[0], b[0]), _mm256_sub_epi16(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn mul_words(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe { [_mm256_mullo_epi16(a[0], b[0]), _mm256_mullo_epi16(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn shift_right(self, a: [__m256i; 2], count: u32) -> [__m256i; 2] {
+        unsafe {
+            let count = _mm_cvtsi32_si128(count as i32);
+            [_mm256_srl_epi16(a[0], count), _mm256_srl_epi16(a[1], count)]
+        }
+    }
+    #[inline(always)]
+    fn shift_left(self, a: [__m256i; 2], count: u32) -> [__m256i; 2] {
+        unsafe {
+            let count = _mm_cvtsi32_si128(count as i32);
+            [_mm256_sll_epi16(a[0], count), _mm256_sll_epi16(a[1], count)]
+        }
+    }
+    #[inline(always)]
+    fn words_to_floats(self, x: [__m256i; 2]) -> [[__m256; 2]; 2] {
+        unsafe {
+            [
+                [widen(_mm256_castsi256_si128(x[0])), widen(_mm256_extracti128_si256::<1>(x[0]))],
+                [widen(_mm256_castsi256_si128(x[1])), widen(_mm256_extracti128_si256::<1>(x[1]))],
+            ]
+        }
+    }
+    #[inline(always)]
+    fn zeros(self) -> [__m256i; 2] {
+        unsafe { [_mm256_setzero_si256(); 2] }
+    }
+    #[inline(always)]
+    fn load_ints(self, x: &[i32; LANES]) -> [__m256i; 2] {
+        unsafe { [_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x.as_ptr().add(8).cast())] }
+    }
+    #[inline(always)]
+    fn sub_ints(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe { [_mm256_sub_epi32(a[0], b[0]), _mm256_sub_epi32(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn shift_ints_left(self, a: [__m256i; 2], count: u32) -> [__m256i; 2] {
+        unsafe {
+            let count = _mm_cvtsi32_si128(count as i32);
+            [_mm256_sll_epi32(a[0], count), _mm256_sll_epi32(a[1], count)]
+        }
+    }
+    #[inline(always)]
+    fn dot(self, sum: [__m256i; 2], a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe {
+            [
+                _mm256_add_epi32(sum[0], _mm256_madd_epi16(a[0], b[0])),
+                _mm256_add_epi32(sum[1], _mm256_madd_epi16(a[1], b[1])),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn splat_pair(self, pair: i32) -> [__m256i; 2] {
+        unsafe { [_mm256_set1_epi32(pair); 2] }
+    }
+    #[inline(always)]
+    fn sum_each(self, x: &[[__m256i; 2]; LANES]) -> [__m256i; 2] {
+        [sum_eight(x, 0), sum_eight(x, 8)]
+    }
+    #[inline(always)]
+    fn ints_to_floats(self, x: [__m256i; 2]) -> [__m256; 2] {
+        unsafe { [_mm256_cvtepi32_ps(x[0]), _mm256_cvtepi32_ps(x[1])] }
+    }
+    #[inline(always)]
+    fn transpose(self, x: &mut [[i32; LANES]; LANES]) {
+        // Off the hot path here: a panel is used for many rows.
+        super::Portable.transpose(x);
+    }
+}
+
+#[inline(always)]
+fn widen(x: __m128i) -> __m256 {
+    unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(x)) }
+}
+
+/// Lane i is the sum of vector `first + i`.
+#[inline(always)]
+fn sum_eight(x: &[[__m256i; 2]; LANES], first: usize) -> __m256i {
+    let (low, high) = (sum_four(x, first), sum_four(x, first + 4));
+    unsafe {
+        let cross = _mm256_permute2x128_si256::<0x21>(low, high);
+        _mm256_add_epi32(_mm256_blend_epi32::<0xf0>(low, high), cross)
+    }
+}
+
+/// Sums within 128-bit lanes.
+#[inline(always)]
+fn sum_four(x: &[[__m256i; 2]; LANES], first: usize) -> __m256i {
+    unsafe {
+        let a = _mm256_add_epi32(x[first][0], x[first][1]);
+        let b = _mm256_add_epi32(x[first + 1][0], x[first + 1][1]);
+        let c = _mm256_add_epi32(x[first + 2][0], x[first + 2][1]);
+        let d = _mm256_add_epi32(x[first + 3][0], x[first + 3][1]);
+        _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d))
+    }
+}

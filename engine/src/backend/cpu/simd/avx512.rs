@@ -1,0 +1,222 @@
+//! AVX-512 with VNNI. One of the rooms where `unsafe` lives.
+#![allow(unsafe_code, reason = "intrinsics")]
+
+use std::arch::x86_64::*;
+
+use super::{Avx512, LANES, Simd};
+
+// SAFETY, for all of it: a token is only made by `Isa::detect` after it has seen every feature that the intrinsics below
+// need, and every pointer comes from an array of exactly the size that is read or written; the loads and stores are the
+// unaligned ones.
+impl Simd for Avx512 {
+    type F = __m512;
+    type I = __m512i;
+    type W = __m512i;
+    const MANY_REGISTERS: bool = true;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32; LANES]) -> __m512 {
+        unsafe { _mm512_loadu_ps(x.as_ptr()) }
+    }
+    #[inline(always)]
+    fn store(self, x: __m512, to: &mut [f32; LANES]) {
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), x) }
+    }
+    #[inline(always)]
+    fn load_f32(self, x: &[u8; 64]) -> __m512 {
+        unsafe { _mm512_loadu_ps(x.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn load_f16(self, x: &[u8; 32]) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[u8; 32]) -> __m512 {
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[u8; 16]) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))) }
+    }
+    #[inline(always)]
+    fn f16(self, x: [u8; 2]) -> f32 {
+        unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(x))))) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn load_words(self, x: &[i32; LANES]) -> __m512i {
+        unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn store_words(self, x: __m512i, to: &mut [i32; LANES]) {
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), x) }
+    }
+    #[inline(always)]
+    fn bytes(self, x: &[u8; 32]) -> __m512i {
+        unsafe { _mm512_cvtepu8_epi16(_mm256_loadu_si256(x.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn signed_bytes(self, x: &[u8; 32]) -> __m512i {
+        unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(x.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn nibbles(self, x: &[u8; 16]) -> __m512i {
+        unsafe {
+            let twice = _mm256_broadcastsi128_si256(_mm_loadu_si128(x.as_ptr().cast()));
+            let counts = _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi16(4));
+            _mm512_and_si512(_mm512_srlv_epi16(_mm512_cvtepu8_epi16(twice), counts), _mm512_set1_epi16(15))
+        }
+    }
+    #[inline(always)]
+    fn lookup(self, x: &[u8; 16], table: &[i8; 16]) -> __m512i {
+        unsafe {
+            let packed = _mm_loadu_si128(x.as_ptr().cast());
+            let both = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(packed), _mm_srli_epi16::<4>(packed));
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm512_cvtepi8_epi16(_mm256_shuffle_epi8(table, _mm256_and_si256(both, _mm256_set1_epi8(15))))
+        }
+    }
+    #[inline(always)]
+    fn halves(self, low: i16, high: i16) -> __m512i {
+        unsafe { _mm512_inserti64x4::<1>(_mm512_set1_epi16(low), _mm256_set1_epi16(high)) }
+    }
+    #[inline(always)]
+    fn where_ones(self, mask: u32, value: i16) -> __m512i {
+        unsafe { _mm512_maskz_set1_epi16(mask, value) }
+    }
+    #[inline(always)]
+    fn and(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_and_si512(a, b) }
+    }
+    #[inline(always)]
+    fn or(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_or_si512(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_sub_epi16(a, b) }
+    }
+    #[inline(always)]
+    fn mul_words(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_mullo_epi16(a, b) }
+    }
+    #[inline(always)]
+    fn shift_right(self, a: __m512i, count: u32) -> __m512i {
+        unsafe { _mm512_srl_epi16(a, _mm_cvtsi32_si128(count as i32)) }
+    }
+    #[inline(always)]
+    fn shift_left(self, a: __m512i, count: u32) -> __m512i {
+        unsafe { _mm512_sll_epi16(a, _mm_cvtsi32_si128(count as i32)) }
+    }
+    #[inline(always)]
+    fn words_to_floats(self, x: __m512i) -> [__m512; 2] {
+        unsafe {
+            let low = _mm512_cvtepi16_epi32(_mm512_castsi512_si256(x));
+            let high = _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64::<1>(x));
+            [_mm512_cvtepi32_ps(low), _mm512_cvtepi32_ps(high)]
+        }
+    }
+    #[inline(always)]
+    fn zeros(self) -> __m512i {
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    fn load_ints(self, x: &[i32; LANES]) -> __m512i {
+        unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn sub_ints(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_sub_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn shift_ints_left(self, a: __m512i, count: u32) -> __m512i {
+        unsafe { _mm512_sll_epi32(a, _mm_cvtsi32_si128(count as i32)) }
+    }
+    #[inline(always)]
+    fn dot(self, sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_dpwssd_epi32(sum, a, b) }
+    }
+    #[inline(always)]
+    fn splat_pair(self, pair: i32) -> __m512i {
+        unsafe { _mm512_set1_epi32(pair) }
+    }
+    #[inline(always)]
+    fn sum_each(self, x: &[__m512i; LANES]) -> __m512i {
+        // Fours of vectors are interleaved while they are added, first within their 128-bit lanes, then across.
+        let low = across(sum_four(x, 0), sum_four(x, 4));
+        across(low, across(sum_four(x, 8), sum_four(x, 12)))
+    }
+    #[inline(always)]
+    fn ints_to_floats(self, x: __m512i) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(x) }
+    }
+    #[inline(always)]
+    fn transpose(self, x: &mut [[i32; LANES]; LANES]) {
+        unsafe {
+            let mut r = [_mm512_setzero_si512(); LANES];
+            for (r, x) in r.iter_mut().zip(x.iter()) {
+                *r = _mm512_loadu_si512(x.as_ptr().cast());
+            }
+            // Four by four within the 128-bit lanes: t[4g + k] has column 4l + k of rows 4g to 4g + 3 in its lane l.
+            let mut t = r;
+            for g in 0..4 {
+                let (a, b, c, d) = (r[4 * g], r[4 * g + 1], r[4 * g + 2], r[4 * g + 3]);
+                let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+                let (ef, gh) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+                t[4 * g] = _mm512_unpacklo_epi64(ab, cd);
+                t[4 * g + 1] = _mm512_unpackhi_epi64(ab, cd);
+                t[4 * g + 2] = _mm512_unpacklo_epi64(ef, gh);
+                t[4 * g + 3] = _mm512_unpackhi_epi64(ef, gh);
+            }
+            // Then the lanes themselves.
+            for k in 0..4 {
+                let (a, b, c, d) = (t[k], t[4 + k], t[8 + k], t[12 + k]);
+                let (ab, cd) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0x88>(c, d));
+                let (ef, gh) = (_mm512_shuffle_i32x4::<0xdd>(a, b), _mm512_shuffle_i32x4::<0xdd>(c, d));
+                r[k] = _mm512_shuffle_i32x4::<0x88>(ab, cd);
+                r[4 + k] = _mm512_shuffle_i32x4::<0x88>(ef, gh);
+                r[8 + k] = _mm512_shuffle_i32x4::<0xdd>(ab, cd);
+                r[12 + k] = _mm512_shuffle_i32x4::<0xdd>(ef, gh);
+            }
+            for (r, x) in r.iter().zip(x) {
+                _mm512_storeu_si512(x.as_mut_ptr().cast(), *r);
+            }
+        }
+    }
+}
+
+/// Sums within 128-bit lanes: lane l of the result holds those of vectors `first` to `first + 3`.
+#[inline(always)]
+fn sum_four(x: &[__m512i; LANES], first: usize) -> __m512i {
+    let (low, high) = (sum_two(x[first], x[first + 1]), sum_two(x[first + 2], x[first + 3]));
+    unsafe { _mm512_add_epi32(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high)) }
+}
+
+#[inline(always)]
+fn sum_two(a: __m512i, b: __m512i) -> __m512i {
+    unsafe { _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b)) }
+}
+
+/// Adds the 128-bit lanes in pairs: those of `a`, then those of `b`.
+#[inline(always)]
+fn across(a: __m512i, b: __m512i) -> __m512i {
+    unsafe { _mm512_add_epi32(_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b)) }
+}

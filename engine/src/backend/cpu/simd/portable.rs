@@ -1,0 +1,233 @@
+//! Plain loops: what every operation means.
+
+use super::{LANES, Portable, Simd, WORDS, f16_to_f32};
+
+impl Simd for Portable {
+    type F = [f32; LANES];
+    type I = [i32; LANES];
+    type W = [i16; WORDS];
+    const MANY_REGISTERS: bool = false;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        [x; LANES]
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32; LANES]) -> Self::F {
+        *x
+    }
+    #[inline(always)]
+    fn store(self, x: Self::F, to: &mut [f32; LANES]) {
+        *to = x;
+    }
+    #[inline(always)]
+    fn load_f32(self, x: &[u8; 64]) -> Self::F {
+        let mut out = [0.0; LANES];
+        for (out, bytes) in out.iter_mut().zip(x.as_chunks::<4>().0) {
+            *out = f32::from_le_bytes(*bytes);
+        }
+        out
+    }
+    #[inline(always)]
+    fn load_f16(self, x: &[u8; 32]) -> Self::F {
+        let mut out = [0.0; LANES];
+        for (out, bytes) in out.iter_mut().zip(x.as_chunks::<2>().0) {
+            *out = f16_to_f32(u16::from_le_bytes(*bytes));
+        }
+        out
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[u8; 32]) -> Self::F {
+        let mut out = [0.0; LANES];
+        for (out, bytes) in out.iter_mut().zip(x.as_chunks::<2>().0) {
+            *out = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
+        }
+        out
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[u8; 16]) -> Self::F {
+        let mut out = [0.0; LANES];
+        for (out, byte) in out.iter_mut().zip(x) {
+            *out = f32::from(*byte as i8);
+        }
+        out
+    }
+    #[inline(always)]
+    fn f16(self, x: [u8; 2]) -> f32 {
+        f16_to_f32(u16::from_le_bytes(x))
+    }
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        let mut out = a;
+        for (out, b) in out.iter_mut().zip(b) {
+            *out += b;
+        }
+        out
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        let mut out = a;
+        for (out, b) in out.iter_mut().zip(b) {
+            *out *= b;
+        }
+        out
+    }
+    #[inline(always)]
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        let mut out = c;
+        for i in 0..LANES {
+            // Without an FMA unit a fused operation would be a library call.
+            out[i] += a[i] * b[i];
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn load_words(self, x: &[i32; LANES]) -> Self::W {
+        each(|i| (x[i / 2] >> (i % 2 * 16)) as i16)
+    }
+    #[inline(always)]
+    fn store_words(self, x: Self::W, to: &mut [i32; LANES]) {
+        for (to, pair) in to.iter_mut().zip(x.as_chunks::<2>().0) {
+            *to = i32::from(pair[0] as u16) | i32::from(pair[1]) << 16;
+        }
+    }
+    #[inline(always)]
+    fn bytes(self, x: &[u8; 32]) -> Self::W {
+        each(|i| i16::from(x[i]))
+    }
+    #[inline(always)]
+    fn signed_bytes(self, x: &[u8; 32]) -> Self::W {
+        each(|i| i16::from(x[i] as i8))
+    }
+    #[inline(always)]
+    fn nibbles(self, x: &[u8; 16]) -> Self::W {
+        each(|i| i16::from(if i < 16 { x[i] & 15 } else { x[i - 16] >> 4 }))
+    }
+    #[inline(always)]
+    fn lookup(self, x: &[u8; 16], table: &[i8; 16]) -> Self::W {
+        each(|i| i16::from(table[usize::from(if i < 16 { x[i] & 15 } else { x[i - 16] >> 4 })]))
+    }
+    #[inline(always)]
+    fn halves(self, low: i16, high: i16) -> Self::W {
+        each(|i| if i < 16 { low } else { high })
+    }
+    #[inline(always)]
+    fn where_ones(self, mask: u32, value: i16) -> Self::W {
+        each(|i| if mask >> i & 1 == 1 { value } else { 0 })
+    }
+    #[inline(always)]
+    fn and(self, a: Self::W, b: Self::W) -> Self::W {
+        each(|i| a[i] & b[i])
+    }
+    #[inline(always)]
+    fn or(self, a: Self::W, b: Self::W) -> Self::W {
+        each(|i| a[i] | b[i])
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::W, b: Self::W) -> Self::W {
+        each(|i| a[i].wrapping_sub(b[i]))
+    }
+    #[inline(always)]
+    fn mul_words(self, a: Self::W, b: Self::W) -> Self::W {
+        each(|i| a[i].wrapping_mul(b[i]))
+    }
+    #[inline(always)]
+    fn shift_right(self, a: Self::W, count: u32) -> Self::W {
+        each(|i| (a[i] as u16 >> count) as i16)
+    }
+    #[inline(always)]
+    fn shift_left(self, a: Self::W, count: u32) -> Self::W {
+        each(|i| a[i] << count)
+    }
+    #[inline(always)]
+    fn words_to_floats(self, x: Self::W) -> [Self::F; 2] {
+        let mut out = [[0.0; LANES]; 2];
+        for (out, x) in out.as_flattened_mut().iter_mut().zip(x) {
+            *out = f32::from(x);
+        }
+        out
+    }
+    #[inline(always)]
+    fn zeros(self) -> Self::I {
+        [0; LANES]
+    }
+    #[inline(always)]
+    fn load_ints(self, x: &[i32; LANES]) -> Self::I {
+        *x
+    }
+    #[inline(always)]
+    fn sub_ints(self, a: Self::I, b: Self::I) -> Self::I {
+        let mut out = a;
+        for (out, b) in out.iter_mut().zip(b) {
+            *out = out.wrapping_sub(b);
+        }
+        out
+    }
+    #[inline(always)]
+    fn shift_ints_left(self, a: Self::I, count: u32) -> Self::I {
+        let mut out = a;
+        for out in &mut out {
+            *out <<= count;
+        }
+        out
+    }
+    #[inline(always)]
+    fn dot(self, sum: Self::I, a: Self::W, b: Self::W) -> Self::I {
+        let mut out = sum;
+        for i in 0..LANES {
+            let products =
+                i32::from(a[2 * i]) * i32::from(b[2 * i]) + i32::from(a[2 * i + 1]) * i32::from(b[2 * i + 1]);
+            out[i] = out[i].wrapping_add(products);
+        }
+        out
+    }
+    #[inline(always)]
+    fn splat_pair(self, pair: i32) -> Self::W {
+        self.pair(pair as i16, (pair >> 16) as i16)
+    }
+    #[inline(always)]
+    fn sum_each(self, x: &[Self::I; LANES]) -> Self::I {
+        let mut out = [0; LANES];
+        for (out, x) in out.iter_mut().zip(x) {
+            for x in x {
+                *out = x.wrapping_add(*out);
+            }
+        }
+        out
+    }
+    #[inline(always)]
+    fn ints_to_floats(self, x: Self::I) -> Self::F {
+        let mut out = [0.0; LANES];
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = x as f32;
+        }
+        out
+    }
+    #[inline(always)]
+    fn transpose(self, x: &mut [[i32; LANES]; LANES]) {
+        let rows = *x;
+        for (col, out) in x.iter_mut().enumerate() {
+            for (out, row) in out.iter_mut().zip(&rows) {
+                *out = row[col];
+            }
+        }
+    }
+}
+
+impl Portable {
+    #[inline(always)]
+    fn pair(self, even: i16, odd: i16) -> [i16; WORDS] {
+        each(|i| if i % 2 == 0 { even } else { odd })
+    }
+}
+
+/// Words by their index.
+#[inline(always)]
+fn each(word: impl Fn(usize) -> i16) -> [i16; WORDS] {
+    let mut out = [0; WORDS];
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = word(i);
+    }
+    out
+}
