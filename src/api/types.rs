@@ -358,6 +358,7 @@ impl TaskRequest {
             expected_tokens: self.expected_tokens,
             cancel_on_disconnect: self.on_disconnect == OnDisconnectWire::Cancel,
             ignore_end: self.ignore_end,
+            has_instructions: false,
             deterministic: self.determinism == DeterminismWire::Strict,
         })
     }

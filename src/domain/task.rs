@@ -129,6 +129,8 @@ pub struct TaskSpec {
     pub cancel_on_disconnect: bool,
     /// Decode to `max_tokens`, past the model's end-of-generation token. Benchmarks need it.
     pub ignore_end: bool,
+    /// The first of the messages is this task's instructions and no turn of the conversation.
+    pub has_instructions: bool,
     pub deterministic: bool,
 }
 

@@ -38,6 +38,9 @@ pub(super) struct Ask {
     pub logprobs: bool,
     pub top_logprobs: u32,
     pub ignore_end: bool,
+    pub has_instructions: bool,
+    /// The answer is wanted whether anybody reads it or not.
+    pub background: bool,
     pub priority: Priority,
     /// The conversation as the body names it; a header goes first.
     pub session_key: Option<String>,
@@ -111,8 +114,9 @@ pub(super) async fn admit(call: &Call<'_>, ask: Ask) -> Result<Admitted, Refusal
                 top_logprobs: ask.top_logprobs,
                 reuse_kv: true,
                 expected_tokens: None,
-                cancel_on_disconnect: true,
+                cancel_on_disconnect: !ask.background,
                 ignore_end: ask.ignore_end,
+                has_instructions: ask.has_instructions,
                 deterministic: true,
             };
             let unnamed = ask.max_tokens.is_none().then_some(state.config.gateway_max_tokens);

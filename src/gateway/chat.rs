@@ -14,15 +14,16 @@ use crate::domain::limits;
 use crate::domain::task::{Message, Prompt};
 use crate::infra::reactor::Reply;
 
+/// What a turn says: text, or parts that must all be text.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Content {
+pub(super) enum Content {
     Text(String),
     Parts(Vec<Part>),
 }
 
 #[derive(Deserialize)]
-struct Part {
+pub(super) struct Part {
     #[serde(rename = "type")]
     kind: String,
     text: Option<String>,
@@ -55,27 +56,37 @@ fn message(turn: Turn) -> Result<Message, Refusal> {
         // The newer name of the same thing.
         "developer" => "system",
         role @ ("system" | "user" | "assistant") => role,
-        "tool" | "function" => return Err(refuse("tools are not supported by this model's chat template".into())),
+        "tool" | "function" => return Err(refuse(format!("role {:?}: {NO_TOOLS}", turn.role))),
         other => return Err(refuse(format!("role {other:?}: roles are system, developer, user and assistant"))),
     };
     if turn.tool_calls.is_some_and(|calls| !is_nothing(&calls)) || turn.function_call.is_some() {
-        return Err(refuse("tool_calls are not supported by this model's chat template".into()));
+        return Err(refuse(format!("tool_calls: {NO_TOOLS}")));
     }
-    let content = match turn.content {
-        None => return Err(refuse(format!("a {role} turn without content: send its text"))),
-        Some(Content::Text(text)) => text,
-        Some(Content::Parts(parts)) => {
-            let mut whole = String::new();
-            for part in parts {
-                match (part.kind.as_str(), part.text) {
-                    ("text" | "input_text" | "output_text", Some(text)) => whole.push_str(&text),
-                    (kind, _) => return Err(refuse(format!("a part of type {kind:?}: this model reads text only"))),
+    let content = turn.content.ok_or_else(|| refuse(format!("a {role} turn without content: send its text")))?;
+    let content = content.into_text("messages")?;
+    Ok(Message { role: role.to_owned(), content })
+}
+
+impl Content {
+    /// # Errors
+    ///
+    /// Naming `param`, for a part that is not text.
+    pub fn into_text(self, param: &str) -> Result<String, Refusal> {
+        let parts = match self {
+            Content::Text(text) => return Ok(text),
+            Content::Parts(parts) => parts,
+        };
+        let mut whole = String::new();
+        for part in parts {
+            match (part.kind.as_str(), part.text) {
+                ("text" | "input_text" | "output_text", Some(text)) => whole.push_str(&text),
+                (kind, _) => {
+                    return Err(Refusal::field(param, format!("a part of type {kind:?}: this server reads text only")));
                 }
             }
-            whole
         }
-    };
-    Ok(Message { role: role.to_owned(), content })
+        Ok(whole)
+    }
 }
 
 /// Null or empty: what clients send that always send the field.
@@ -83,11 +94,19 @@ fn is_nothing(value: &Value) -> bool {
     value.is_null() || value.as_array().is_some_and(Vec::is_empty)
 }
 
+const NO_TOOLS: &str = "tools are not supported by this server: leave them out";
+
+/// Refuses tools, but for a request that has none and says so.
+pub(super) fn refuse_tools(f: &mut Fields, choices: &[Value]) -> Result<(), Refusal> {
+    f.only("tools", &[json!([])], NO_TOOLS)?;
+    f.only("tool_choice", choices, NO_TOOLS)?;
+    f.pass_over(&["parallel_tool_calls"]);
+    Ok(())
+}
+
 /// Refuses what a request can only have meant if it were done.
 fn refuse_what_is_not_done(f: &mut Fields) -> Result<(), Refusal> {
-    f.only("tools", &[json!([])], "this model's chat template knows no tools: leave them out")?;
-    f.only("tool_choice", &[json!("none"), json!("auto")], "this model's chat template knows no tools")?;
-    f.pass_over(&["parallel_tool_calls"]);
+    refuse_tools(f, &[json!("none"), json!("auto")])?;
     f.only("response_format", &[json!({"type": "text"})], "only {\"type\": \"text\"} is supported by this engine")?;
     f.only("modalities", &[json!(["text"])], "this model answers with text only")
 }
@@ -130,6 +149,8 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
             logprobs,
             top_logprobs,
             ignore_end: common.ignore_end,
+            has_instructions: false,
+            background: false,
             priority: common.priority,
             session_key: common.session_key.clone(),
         },

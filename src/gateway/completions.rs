@@ -95,6 +95,8 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
             logprobs: top.is_some(),
             top_logprobs: top.unwrap_or(0),
             ignore_end: common.ignore_end,
+            has_instructions: false,
+            background: false,
             priority: common.priority,
             session_key: common.session_key.clone(),
         },

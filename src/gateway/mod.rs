@@ -10,8 +10,11 @@ mod admit;
 mod chat;
 mod completions;
 mod fields;
+mod messages;
 mod openai;
 mod refusal;
+mod response;
+mod responses;
 mod routes;
 mod text;
 mod view;
@@ -102,6 +105,11 @@ async fn dispatch(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Refusal> {
     match route {
         Route::ChatCompletions => chat::create(call, body).await,
         Route::Completions => completions::create(call, body).await,
+        Route::Messages => messages::create(call, body).await,
+        Route::CountTokens => messages::count_tokens(call, body).await.map(Reply::Full),
+        Route::Responses => responses::create(call, body).await,
+        Route::Response => responses::get(call, id),
+        Route::CancelResponse => responses::cancel(call, id).await.map(Reply::Full),
         Route::Models => Ok(Reply::Full(about::models(call.state))),
         Route::Model => about::model(call.state, id).map(Reply::Full),
         Route::Tokenize => text::tokenize(call, body).await.map(Reply::Full),

@@ -5,6 +5,11 @@
 pub(super) enum Route {
     ChatCompletions,
     Completions,
+    Responses,
+    Response,
+    CancelResponse,
+    Messages,
+    CountTokens,
     Models,
     Model,
     Tokenize,
@@ -22,10 +27,15 @@ impl Route {
     }
 }
 
-/// A path ending in `/*` takes one more segment, or several: names of models have slashes.
+/// `:id` takes any one segment; a path ending in `/*` takes one more or several: names of models have slashes.
 const ROUTES: &[(&str, &str, Route)] = &[
     ("POST", "/v1/chat/completions", Route::ChatCompletions),
     ("POST", "/v1/completions", Route::Completions),
+    ("POST", "/v1/responses", Route::Responses),
+    ("POST", "/v1/responses/:id/cancel", Route::CancelResponse),
+    ("GET", "/v1/responses/:id", Route::Response),
+    ("POST", "/v1/messages", Route::Messages),
+    ("POST", "/v1/messages/count_tokens", Route::CountTokens),
     ("GET", "/v1/models", Route::Models),
     ("GET", "/v1/models/*", Route::Model),
     ("POST", "/tokenize", Route::Tokenize),
@@ -53,9 +63,13 @@ pub(super) enum Match<'a> {
 /// Finds the route of a request. HEAD goes where GET goes.
 pub(super) fn find<'a>(method: &str, path: &'a str) -> Match<'a> {
     let method = if method == "HEAD" { "GET" } else { method };
-    let rest = |pattern: &str| match pattern.strip_suffix('*') {
-        Some(start) => path.strip_prefix(start).filter(|rest| !rest.is_empty()),
-        None => (pattern == path).then_some(""),
+    let rest = |pattern: &str| match (pattern.strip_suffix('*'), pattern.split_once(":id")) {
+        (Some(start), _) => path.strip_prefix(start).filter(|rest| !rest.is_empty()),
+        (None, Some((start, end))) => {
+            let id = path.strip_prefix(start)?.strip_suffix(end)?;
+            (!id.is_empty() && !id.contains('/')).then_some(id)
+        }
+        (None, None) => (pattern == path).then_some(""),
     };
     for (known, pattern, route) in ROUTES {
         if let Some(rest) = rest(pattern) {
@@ -78,6 +92,10 @@ mod tests {
             ("POST", "/v1/chat/completions", Match::Found(Route::ChatCompletions, "")),
             ("GET", "/v1/models", Match::Found(Route::Models, "")),
             ("GET", "/v1/models/org/name", Match::Found(Route::Model, "org/name")),
+            ("GET", "/v1/responses/resp_7", Match::Found(Route::Response, "resp_7")),
+            ("POST", "/v1/responses/resp_7/cancel", Match::Found(Route::CancelResponse, "resp_7")),
+            ("GET", "/v1/responses/resp_7/input_items", Match::NotFound),
+            ("POST", "/v1/messages/count_tokens", Match::Found(Route::CountTokens, "")),
             ("HEAD", "/health", Match::Found(Route::Live, "")),
             ("GET", "/v1/chat/completions", Match::MethodNotAllowed("POST")),
             ("OPTIONS", "/v1/models", Match::MethodNotAllowed("GET, HEAD")),

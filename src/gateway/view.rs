@@ -89,6 +89,10 @@ pub(super) struct Waiting {
 
 /// How a dialect says what happens. `source` counts the answers. What goes out is SSE text without framing.
 pub(super) trait Dialect: 'static {
+    /// The tasks are in the queue, or in a slot already.
+    fn accepted(&mut self, waits: bool, out: &mut Vec<u8>) {
+        let _ = (waits, out);
+    }
     fn token(&mut self, source: usize, token: Token<'_>, out: &mut Vec<u8>);
     fn end(&mut self, source: usize, end: &End<'_>, out: &mut Vec<u8>);
     /// Something failed: the last that a stream says.
@@ -97,6 +101,10 @@ pub(super) trait Dialect: 'static {
     fn finish(&mut self, out: &mut Vec<u8>);
     /// The whole answer, for a client that did not want a stream.
     fn body(&mut self) -> Response;
+    /// A sign of life for a stream that has been silent.
+    fn ping(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b": keep-alive\n\n");
+    }
     fn shape(&self) -> refusal::Shape {
         refusal::Shape::OpenAi
     }
@@ -135,6 +143,7 @@ pub(super) fn reply<D: Dialect>(
         admitted,
         dialect,
         failed: None,
+        is_announced: false,
         has_spoken: false,
     };
     Ok(Reply::View { head, readers, view: Box::new(view) })
@@ -159,6 +168,8 @@ struct TaskView<D> {
     request_id: String,
     dialect: D,
     failed: Option<Refusal>,
+    /// The dialect has been told that the tasks were accepted.
+    is_announced: bool,
     /// The first token was sent.
     has_spoken: bool,
 }
@@ -184,7 +195,12 @@ impl<D: Dialect> View for TaskView<D> {
                     self.has_spoken = true;
                     self.dialect.token(source, Token::new(event.data), out);
                 }
-                b"started" => self.tell_place(out),
+                b"started" => {
+                    if !std::mem::replace(&mut self.is_announced, true) {
+                        self.dialect.accepted(self.waiting().is_some(), out);
+                    }
+                    self.tell_place(out);
+                }
                 b"end" => self.end(source, event.data, out),
                 b"error" => self.fail(source, out),
                 _ => {}
@@ -210,7 +226,7 @@ impl<D: Dialect> View for TaskView<D> {
         if self.waiting().is_some() {
             self.tell_place(out);
         } else {
-            out.extend_from_slice(b": keep-alive\n\n");
+            self.dialect.ping(out);
         }
     }
 
@@ -284,7 +300,8 @@ impl<D: Dialect> TaskView<D> {
 impl<D> Drop for TaskView<D> {
     /// The client is gone or has everything: what is still running for it has nobody to run for.
     fn drop(&mut self) {
-        for task in self.admitted.tasks.iter().filter(|t| t.outcome().is_none()) {
+        let unwanted = |t: &&Arc<LiveTask>| t.outcome().is_none() && t.spec.cancel_on_disconnect;
+        for task in self.admitted.tasks.iter().filter(unwanted) {
             abandon(&self.state, task);
         }
         if let Some(session) = self.admitted.own_session {

@@ -543,6 +543,9 @@ impl TokenSink for Sink<'_> {
             let frame = frames.token(running.writer.next_id(), running.tokens, released, None);
             let _ = running.writer.append(frame);
         }
+        if let Some(stop) = running.stops.matched() {
+            let _ = running.task.stopped_by.set(stop.into());
+        }
         let reason = match reason {
             EngineFinish::Stop => FinishReason::Stop,
             EngineFinish::Length => FinishReason::Length,

@@ -52,6 +52,8 @@ pub struct LiveTask {
     /// Microseconds of the process's clock.
     pub deadline_us: u64,
     pub times: Times,
+    /// The stop string that has ended it.
+    pub stopped_by: OnceLock<Box<str>>,
     outcome: OnceLock<Outcome>,
 }
 
@@ -107,6 +109,7 @@ impl LiveTask {
             accepted_us: parts.accepted_us,
             deadline_us,
             times: Times::default(),
+            stopped_by: OnceLock::new(),
             outcome: OnceLock::new(),
         }
     }

@@ -192,6 +192,21 @@ def a_stream_that_waits_in_the_queue_is_read_as_any_other(_):
         assert list(waiting)[-1].choices[0].finish_reason in ("stop", "length")
 
 
+@test
+def responses_stream_and_go_on(server):
+    client = client_of(server)
+    asked = {"model": "wren", "input": "Hello! Who are you?", "temperature": 0}
+    whole = client.responses.create(**asked)
+    assert whole.status == "completed" and whole.output_text
+    with client.responses.stream(**asked) as stream:
+        deltas = [event.delta for event in stream if event.type == "response.output_text.delta"]
+        assert stream.get_final_response().output_text == "".join(deltas) == whole.output_text
+    after = client.responses.create(model="wren", input="Thank you!", previous_response_id=whole.id)
+    assert after.output_text and after.usage.input_tokens > whole.usage.input_tokens
+    background = client.responses.create(**asked, background=True)
+    server.wait_until("the response", lambda: client.responses.retrieve(background.id).status == "completed")
+
+
 with Server() as shared:
     for one in TESTS:
         print("openai-python:", one.__name__.replace("_", " "), flush=True)

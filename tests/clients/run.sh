@@ -17,7 +17,9 @@ fi
 run_python() {
   [ -x "$installed/venv/bin/pip" ] || python3 -m venv "$installed/venv"
   "$installed/venv/bin/pip" install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
-  timeout 300 "$installed/venv/bin/python" tests/clients/openai_python.py
+  for script in openai_python anthropic_python; do
+    timeout 300 "$installed/venv/bin/python" "tests/clients/$script.py"
+  done
 }
 
 run_node() {

@@ -10,7 +10,7 @@
 pub struct StopMatcher {
     nodes: Vec<Node>,
     state: u32,
-    /// The end of the text that could become a stop string, `nodes[state].depth` bytes.
+    /// The end of the text that could become a stop string, `nodes[state].depth` bytes; after a hit, the stop string.
     held: String,
     hit: bool,
 }
@@ -56,7 +56,8 @@ impl StopMatcher {
             let stop_len = self.nodes[self.state as usize].stop_len as usize;
             if stop_len > 0 {
                 out.push_str(&self.held[..index + 1 - stop_len]);
-                self.held.clear();
+                self.held.truncate(index + 1);
+                self.held.drain(..index + 1 - stop_len);
                 self.hit = true;
                 return true;
             }
@@ -70,9 +71,16 @@ impl StopMatcher {
 
     /// Ends the text: what was held back is no stop string after all.
     pub fn finish(&mut self, out: &mut String) {
-        out.push_str(&self.held);
-        self.held.clear();
-        self.state = 0;
+        if !self.hit {
+            out.push_str(&self.held);
+            self.held.clear();
+            self.state = 0;
+        }
+    }
+
+    /// The stop string that has ended the text.
+    pub fn matched(&self) -> Option<&str> {
+        self.hit.then_some(&*self.held)
     }
 
     fn next(&self, state: u32, byte: u8) -> u32 {
@@ -136,6 +144,16 @@ fn link(nodes: &mut [Node]) {
 mod tests {
     use super::*;
     use crate::testing::Dice;
+
+    #[test]
+    fn the_stop_string_that_ended_the_text_is_named() {
+        let mut matcher = StopMatcher::new(&["END", "ND", "xyz"]);
+        let mut out = String::new();
+        assert_eq!((matcher.push("go E", &mut out), matcher.matched()), (false, None));
+        assert!(matcher.push("ND of it", &mut out));
+        matcher.finish(&mut out);
+        assert_eq!((out.as_str(), matcher.matched()), ("go ", Some("END")), "of those that end together the longest");
+    }
 
     /// The text before the first stop string, and whether there is one. Byte by byte, the plainest way there is.
     fn naive<'a>(stops: &[String], text: &'a str) -> (&'a str, bool) {
