@@ -6,8 +6,7 @@
 use std::sync::Arc;
 
 use orchestratord_engine::{
-    AdmitError, AdmitInfo, Engine, EngineOptions, FinishReason, KvUsage, Model, SequenceRequest, SessionKv, StepReport,
-    TokenSink, Verdict,
+    AdmitError, AdmitInfo, Engine, EngineOptions, KvUsage, Model, SequenceRequest, SessionKv, StepReport, TokenSink,
 };
 
 /// An engine as the engine thread uses it. All calls come from that thread.
@@ -45,23 +44,6 @@ pub trait Decoder: Send {
     fn drop_session(&mut self, session: u128);
 }
 
-/// The engine takes a sink of a known type; this is one.
-struct Sink<'a>(&'a mut dyn TokenSink);
-
-impl TokenSink for Sink<'_> {
-    fn token(&mut self, id: u64, token: u32, logprob: Option<f32>) -> Verdict {
-        self.0.token(id, token, logprob)
-    }
-
-    fn finished(&mut self, id: u64, reason: FinishReason) {
-        self.0.finished(id, reason);
-    }
-
-    fn logits(&mut self, id: u64, logits: &[f32]) {
-        self.0.logits(id, logits);
-    }
-}
-
 impl Decoder for Engine {
     fn admit(&mut self, request: SequenceRequest) -> Result<AdmitInfo, AdmitError> {
         Engine::admit(self, request)
@@ -72,7 +54,7 @@ impl Decoder for Engine {
     }
 
     fn step(&mut self, sink: &mut dyn TokenSink) -> Result<StepReport, String> {
-        Engine::step(self, &mut Sink(sink)).map_err(|e| e.to_string())
+        Engine::step(self, sink).map_err(|e| e.to_string())
     }
 
     fn rebuilt(&self, model: Arc<Model>, options: EngineOptions) -> Result<Box<dyn Decoder>, String> {

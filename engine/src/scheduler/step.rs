@@ -14,7 +14,7 @@ impl<B: Backend> Engine<B> {
     /// # Errors
     ///
     /// When the device fails. What it then holds is unknown: do not step again.
-    pub fn step(&mut self, sink: &mut impl TokenSink) -> Result<StepReport, EngineError> {
+    pub fn step(&mut self, sink: &mut (impl TokenSink + ?Sized)) -> Result<StepReport, EngineError> {
         let mut report = StepReport { preempted: std::mem::take(&mut self.preempted), ..StepReport::default() };
         // Admit: newcomers come by `admit`; here those return who were put aside.
         report.resumed = self.resume();
@@ -63,7 +63,7 @@ impl<B: Backend> Engine<B> {
         count as u32
     }
 
-    fn forward_and_sample(&mut self, sink: &mut impl TokenSink) -> Result<(), EngineError> {
+    fn forward_and_sample(&mut self, sink: &mut (impl TokenSink + ?Sized)) -> Result<(), EngineError> {
         let vocab_len = self.model.config.vocab_len;
         let logits = self.network.forward(&mut self.backend, &mut self.cache, &self.batch)?;
         self.sampled.clear();
@@ -83,7 +83,7 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Takes over what was computed: cells, full blocks, and tokens in the order of the rows.
-    fn commit(&mut self, sink: &mut impl TokenSink) {
+    fn commit(&mut self, sink: &mut (impl TokenSink + ?Sized)) {
         for row in 0..self.batch.rows() {
             let slot = self.batch.table_of_row[row] as usize;
             let sequence = self.slots[slot].as_mut().expect("a planned slot is taken");
@@ -117,7 +117,7 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Frees the slots of those who have ended, and says so.
-    fn flush(&mut self, sink: &mut impl TokenSink) -> u32 {
+    fn flush(&mut self, sink: &mut (impl TokenSink + ?Sized)) -> u32 {
         let mut finished = 0;
         for index in 0..self.sample_slots.len() {
             let slot = self.sample_slots[index];
