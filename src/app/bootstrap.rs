@@ -38,6 +38,8 @@ pub fn serve(mut config: Config) -> Result<(), String> {
     server.announce(made_key).map_err(|e| format!("standard output: {e}"))?;
     wait_for_signal().map_err(|e| format!("signals cannot be handled: {e}"))?;
     server.stop();
+    // The last lines are on their way.
+    std::thread::sleep(2 * log::GATHERING);
     Ok(())
 }
 

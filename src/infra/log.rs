@@ -2,7 +2,8 @@
 
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
 
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -10,6 +11,12 @@ use crate::metrics::Metrics;
 
 /// Lines that may wait for stderr; beyond, they are dropped and counted.
 const LINES_MAX: usize = 8192;
+
+/// Lines gather for this long after a write.
+pub const GATHERING: Duration = Duration::from_millis(2);
+
+/// Bytes written at once.
+const PIECE_LEN_MAX: usize = 64 * 1024;
 
 /// Hands finished lines to the writing thread.
 #[derive(Clone)]
@@ -51,6 +58,24 @@ impl<'a> MakeWriter<'a> for LineSender {
     }
 }
 
+/// Writes what has come since the last write in one piece, then lets lines gather: a write and a wake-up for each
+/// line cost more than the line.
+fn write_lines(lines: &Receiver<Vec<u8>>) {
+    let mut piece = Vec::new();
+    while let Ok(line) = lines.recv() {
+        piece.extend_from_slice(&line);
+        while piece.len() < PIECE_LEN_MAX
+            && let Ok(line) = lines.try_recv()
+        {
+            piece.extend_from_slice(&line);
+        }
+        // Nobody is left to tell when stderr is gone.
+        let _ = io::stderr().lock().write_all(&piece);
+        piece.clear();
+        std::thread::sleep(GATHERING);
+    }
+}
+
 /// Makes the whole process log as JSON lines on stderr at `level` (error to trace) and above.
 ///
 /// # Errors
@@ -58,12 +83,7 @@ impl<'a> MakeWriter<'a> for LineSender {
 /// When no thread can be started.
 pub fn install(level: &str, metrics: Arc<Metrics>) -> io::Result<()> {
     let (sender, receiver) = sync_channel::<Vec<u8>>(LINES_MAX);
-    std::thread::Builder::new().name("log".into()).spawn(move || {
-        for line in receiver {
-            // Nobody is left to tell when stderr is gone.
-            let _ = io::stderr().lock().write_all(&line);
-        }
-    })?;
+    std::thread::Builder::new().name("log".into()).spawn(move || write_lines(&receiver))?;
     let level: tracing::Level = level.parse().unwrap_or(tracing::Level::INFO);
     let subscriber = tracing_subscriber::fmt()
         .json()
