@@ -13,13 +13,14 @@ const MIRROR_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// The store, and a mirror of what was put lately.
 pub struct ArtifactService {
     store: Arc<dyn ArtifactStore>,
-    /// Answers for the store while it is failing; disposable throughout.
-    recent: InMemStore,
+    /// Answers for a store on disk while that is failing; disposable throughout. Memory needs no mirror.
+    recent: Option<InMemStore>,
 }
 
 impl ArtifactService {
     pub fn new(store: Arc<dyn ArtifactStore>) -> ArtifactService {
-        ArtifactService { store, recent: InMemStore::new(MIRROR_BYTES_MAX) }
+        let recent = store.is_blocking().then(|| InMemStore::new(MIRROR_BYTES_MAX));
+        ArtifactService { store, recent }
     }
 
     /// Stores a document; what is hashed and stored is its canonical form.
@@ -28,10 +29,20 @@ impl ArtifactService {
     ///
     /// As the store's; and nothing is mirrored that the store did not take.
     pub fn put(&self, document: &Value, disposable: bool, now_ms: u64) -> Result<Stored, StoreError> {
-        let canonical = canonical(document);
-        let stored = self.store.put(&canonical, disposable, now_ms)?;
-        // The mirror's own limit is no reason to fail.
-        let _ = self.recent.put(&canonical, true, now_ms);
+        self.put_canonical(&canonical(document), disposable, now_ms)
+    }
+
+    /// Stores a document that is in its canonical form already.
+    ///
+    /// # Errors
+    ///
+    /// As `put`'s.
+    pub fn put_canonical(&self, canonical: &[u8], disposable: bool, now_ms: u64) -> Result<Stored, StoreError> {
+        let stored = self.store.put(canonical, disposable, now_ms)?;
+        if let Some(recent) = &self.recent {
+            // The mirror's own limit is no reason to fail.
+            let _ = recent.put(canonical, true, now_ms);
+        }
         Ok(stored)
     }
 
@@ -41,10 +52,11 @@ impl ArtifactService {
     ///
     /// When the store fails and memory does not have it either.
     pub fn get(&self, id: &str) -> Result<Option<Arc<[u8]>>, StoreError> {
+        let recent = |id| self.recent.as_ref().map_or(Ok(None), |recent| recent.get(id));
         match self.store.get(id) {
             Ok(Some(bytes)) => Ok(Some(bytes)),
-            Ok(None) => self.recent.get(id),
-            Err(error) => match self.recent.get(id) {
+            Ok(None) => recent(id),
+            Err(error) => match recent(id) {
                 Ok(Some(bytes)) if !matches!(error, StoreError::Corrupt { .. }) => Ok(Some(bytes)),
                 _ => Err(error),
             },
@@ -82,7 +94,7 @@ mod tests {
             if self.lost.load(Ordering::Relaxed) { Ok(None) } else { self.inner.get(id) }
         }
         fn is_blocking(&self) -> bool {
-            false
+            true
         }
     }
 

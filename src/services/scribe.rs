@@ -14,8 +14,9 @@ use serde_json::{Value, json};
 
 use super::artifacts::ArtifactService;
 use super::session::SessionService;
-use super::streaming::{self, Ended, SentEvent};
+use super::streaming::{self, Ended};
 use super::task::{LiveTask, Outcome};
+use super::transcript::Events;
 use crate::api::types::{Envelope, ErrorContext};
 use crate::domain::task::{FinishReason, Prompt};
 use crate::infra::clock::Clock;
@@ -59,8 +60,8 @@ pub fn spawn(desk: Desk) -> std::io::Result<(Scribe, JoinHandle<()>)> {
 impl Desk {
     fn write_end(&self, task: &LiveTask) {
         let outcome = task.outcome().expect("an ended task says why").clone();
-        let mut events = streaming::events_of(&task.stream.frames());
-        let tokens_out = events.iter().filter(|e| e.name == "token").count() as u32;
+        let mut events = Events::of(&task.stream.frames());
+        let tokens_out = events.tokens();
         let decode_ms = task.times.decode_ms();
         self.settle(task, tokens_out, decode_ms, &outcome);
 
@@ -74,7 +75,7 @@ impl Desk {
                     overload_status: self.overload_status,
                 };
                 let data = serde_json::to_value(Envelope::new(error, context)).expect("an envelope is JSON");
-                events.push(SentEvent { name: "error".into(), data: data.clone() });
+                events.push("error", &data);
                 if tokens_out > 0 {
                     self.keep_transcript(task, &events);
                 }
@@ -86,8 +87,7 @@ impl Desk {
                     _ => FinishReason::Canceled,
                 };
                 let ended = Ended { tokens_out, decode_ms, finish_reason };
-                let data = streaming::end_data(&ended, None);
-                events.push(SentEvent { name: "end".into(), data });
+                events.push("end", &streaming::end_data(&ended, None));
                 let id = self.keep_transcript(task, &events);
                 streaming::tail(event_id, "end", &streaming::end_data(&ended, id.as_deref()))
             }
@@ -117,9 +117,9 @@ impl Desk {
         }
     }
 
-    fn keep_transcript(&self, task: &LiveTask, events: &[SentEvent]) -> Option<String> {
-        let document = transcript(task, events);
-        match self.artifacts.put(&document, true, self.clock.unix_ms()) {
+    fn keep_transcript(&self, task: &LiveTask, events: &Events) -> Option<String> {
+        let document = events.document(&metadata(task));
+        match self.artifacts.put_canonical(&document, true, self.clock.unix_ms()) {
             Ok(stored) => Some(stored.id),
             Err(error) => {
                 tracing::error!(task_id = %task.spec.task_id, %error, "the transcript could not be kept");
@@ -150,8 +150,8 @@ impl Desk {
     }
 }
 
-/// The transcript: every event as it was sent, and what it takes to decode the same stream again.
-fn transcript(task: &LiveTask, events: &[SentEvent]) -> Value {
+/// What it takes to decode the same stream again.
+fn metadata(task: &LiveTask) -> Value {
     let spec = &task.spec;
     let sampling = &spec.sampling;
     let info = &task.loaded.info;
@@ -161,37 +161,32 @@ fn transcript(task: &LiveTask, events: &[SentEvent]) -> Value {
         Prompt::Tokens(_) => "tokens",
     };
     json!({
-        "kind": "trace",
-        "content": {"events": events.iter().map(SentEvent::to_json).collect::<Vec<_>>()},
-        "tags": ["transcript"],
-        "metadata": {
-            "task_id": spec.task_id.to_string(),
-            "session_id": spec.session_id.to_string(),
-            "correlation_id": task.correlation_id,
-            "model_ref": task.loaded.model_ref,
-            "model_digest": info.digest,
-            "engine": task.loaded.engine,
-            "engine_version": task.loaded.engine_version,
-            "arithmetic": task.loaded.arithmetic,
-            "sampler_profile_version": "v1",
-            "determinism": if spec.deterministic { "strict" } else { "best_effort" },
-            "prompt_source": prompt_source,
-            "prompt_tokens": task.prompt.to_vec(),
-            "max_tokens": task.tokens_reserved,
-            "seed": sampling.seed,
-            "temperature": sampling.temperature,
-            "top_k": sampling.top_k,
-            "top_p": sampling.top_p,
-            "min_p": sampling.min_p,
-            "repetition_penalty": sampling.repetition_penalty,
-            "presence_penalty": sampling.presence_penalty,
-            "frequency_penalty": sampling.frequency_penalty,
-            "stop": spec.stop,
-            "logprobs": spec.logprobs,
-            "top_logprobs": spec.top_logprobs,
-            "logit_bias": sampling.logit_bias.iter().map(|(t, b)| (t.to_string(), *b)).collect::<BTreeMap<_, _>>(),
-            "min_tokens": sampling.min_tokens,
-            "ignore_end": spec.ignore_end,
-        },
+        "task_id": spec.task_id.to_string(),
+        "session_id": spec.session_id.to_string(),
+        "correlation_id": task.correlation_id,
+        "model_ref": task.loaded.model_ref,
+        "model_digest": info.digest,
+        "engine": task.loaded.engine,
+        "engine_version": task.loaded.engine_version,
+        "arithmetic": task.loaded.arithmetic,
+        "sampler_profile_version": "v1",
+        "determinism": if spec.deterministic { "strict" } else { "best_effort" },
+        "prompt_source": prompt_source,
+        "prompt_tokens": task.prompt.to_vec(),
+        "max_tokens": task.tokens_reserved,
+        "seed": sampling.seed,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "stop": spec.stop,
+        "logprobs": spec.logprobs,
+        "top_logprobs": spec.top_logprobs,
+        "logit_bias": sampling.logit_bias.iter().map(|(t, b)| (t.to_string(), *b)).collect::<BTreeMap<_, _>>(),
+        "min_tokens": sampling.min_tokens,
+        "ignore_end": spec.ignore_end,
     })
 }

@@ -142,41 +142,13 @@ pub fn end_data(ended: &Ended, artifact_id: Option<&str>) -> Value {
     data
 }
 
-/// One event as it was sent.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SentEvent {
-    pub name: String,
-    pub data: Value,
-}
-
-impl SentEvent {
-    /// As a transcript's `content.events` has it.
-    pub fn to_json(&self) -> Value {
-        json!({"type": self.name, "data": self.data})
-    }
-}
-
-/// Reads the events back from a log's frames.
-pub fn events_of(frames: &[u8]) -> Vec<SentEvent> {
-    let mut plain = Vec::with_capacity(frames.len());
-    sse::unframe(frames, &mut plain);
-    let text = std::str::from_utf8(&plain).expect("we write UTF-8");
-    let mut events = Vec::new();
-    let mut name = "";
-    for line in text.lines() {
-        if let Some(value) = line.strip_prefix("event: ") {
-            name = value;
-        } else if let Some(data) = line.strip_prefix("data: ") {
-            let data = serde_json::from_str(data).expect("we write JSON");
-            events.push(SentEvent { name: name.to_owned(), data });
-        }
-    }
-    events
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn data_of(frames: &[u8]) -> Vec<Value> {
+        sse::events(frames).map(|e| serde_json::from_slice(e.data).expect("we write JSON")).collect()
+    }
 
     #[test]
     fn a_token_is_escaped_and_read_back() {
@@ -190,13 +162,13 @@ mod tests {
         frames.extend_from_slice(buffers.token(9, 4, "x", Some(detail)));
         let detail = TokenDetail { top: &[(3, -0.25), (17, -0.5)], ..detail };
         frames.extend_from_slice(buffers.token(10, 5, "y", Some(detail)));
-        let events = events_of(&frames);
+        let events = data_of(&frames);
         for (index, text) in texts.iter().enumerate() {
-            assert_eq!(events[index].data, json!({"t": text, "i": index}));
+            assert_eq!(events[index], json!({"t": text, "i": index}));
         }
-        assert_eq!(events[4].data, json!({"t": "x", "i": 4, "id": 17, "logprob": -0.5}));
+        assert_eq!(events[4], json!({"t": "x", "i": 4, "id": 17, "logprob": -0.5}));
         let top = json!([{"id": 3, "logprob": -0.25}, {"id": 17, "logprob": -0.5}]);
-        assert_eq!(events[5].data, json!({"t": "y", "i": 5, "id": 17, "logprob": -0.5, "top_logprobs": top}));
+        assert_eq!(events[5], json!({"t": "y", "i": 5, "id": 17, "logprob": -0.5, "top_logprobs": top}));
     }
 
     #[test]
