@@ -304,6 +304,7 @@ settings! {
     idle_timeout_ms: u64 = 150_000, "silence on a kept-alive connection; load balancers want more than 120 s";
     write_timeout_ms: u64 = 30_000, "time for one write to a peer that does not read";
     tokenize_inline_len_max: usize = 8 * 1024, "bytes of prompt that a reactor tokenizes itself; longer ones go to a helper thread";
+    prompt_cache_bytes_max: usize = 8 * 1024 * 1024, "bytes of tokens remembered for prompts and chat turns that come again; 0: none";
     log_level: String = "info".into(), "error, warn, info, debug or trace";
 }
 
@@ -440,6 +441,7 @@ fn check(c: &Config) -> Result<(), ConfigError> {
         ("headers_max", c.headers_max, 4, 256),
         ("body_len_max", c.body_len_max, 256, 1 << 30),
         ("artifacts_bytes_max", c.artifacts_bytes_max, 1 << 16, 1 << 40),
+        ("prompt_cache_bytes_max", c.prompt_cache_bytes_max, 0, 1 << 40),
         ("gateway_max_tokens", c.gateway_max_tokens as usize, 1, 1 << 30),
     ] {
         at_least(name, value as u64, least)?;

@@ -185,11 +185,11 @@ fn prompt_tokens(loaded: &Loaded, prompt: &Prompt, now_ms: u64) -> Result<Arc<[u
     let tokenizer = loaded.model.tokenizer();
     let tokens = match prompt {
         // Text is text: a client that writes a control token's name into its prompt gets its letters.
-        Prompt::Text(text) => tokenizer.encode(text, true, false),
+        Prompt::Text(text) => loaded.prompts.encode(tokenizer, text, true, false),
         Prompt::Messages(messages) => {
             let text = render(loaded, messages, true, now_ms)?;
             let adds_bos = loaded.model.chat_template().is_some_and(|t| t.adds_bos());
-            tokenizer.encode(&text, !adds_bos, true)
+            loaded.prompts.encode(tokenizer, &text, !adds_bos, true)
         }
         Prompt::Tokens(tokens) => {
             let vocab_len = tokenizer.vocab_len();
@@ -203,7 +203,7 @@ fn prompt_tokens(loaded: &Loaded, prompt: &Prompt, now_ms: u64) -> Result<Arc<[u
     if tokens.is_empty() {
         return Err(empty_prompt());
     }
-    Ok(tokens.into())
+    Ok(tokens)
 }
 
 fn empty_prompt() -> OrchestratorError {
@@ -325,14 +325,17 @@ impl Offer<'_> {
         let accepted_us = state.clock.now_us();
         let expected_tokens = loaded.lock_speed().expected_tokens(spec.expected_tokens, tokens_reserved);
         let load = Load { prompt_len: prompt.len() as u32, expected_tokens };
-        let before = self.promise(pool.queue.ahead(spec.priority), load);
+        let ahead = pool.queue.ahead(spec.priority);
+        let before = self.promise(ahead, load);
         if before.on_time_probability < pool.rules.on_time_probability_floor {
             return Err(OrchestratorError::DeadlineUnmet { message: deadline_message(spec, &before) });
         }
         let (stream, mut writer) = TaskStream::new(state.hub.clone());
         let mut made = None;
         let placed = pool.queue.enqueue(spec.priority, |placed| {
-            let promise = self.promise(placed.queue_position, load);
+            // Nothing has come between in most cases, and then the promise stands.
+            let stands = placed.queue_position == ahead && !pool.queue.would_refuse(spec.priority);
+            let promise = if stands { before } else { self.promise(placed.queue_position, load) };
             let task = Arc::new(LiveTask::new(TaskParts {
                 spec: spec.clone(),
                 prompt: prompt.clone(),

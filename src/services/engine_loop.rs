@@ -50,25 +50,32 @@ struct Served {
     loaded: Arc<Loaded>,
     engine: Box<dyn Decoder>,
     running: Vec<Option<Running>>,
+    /// Places in `running` that nobody has.
+    vacant: Vec<usize>,
 }
 
 impl Served {
     fn new(loaded: Arc<Loaded>, engine: Box<dyn Decoder>) -> Served {
-        Served { loaded, engine, running: Vec::new() }
+        Served { loaded, engine, running: Vec::new(), vacant: Vec::new() }
     }
 
-    fn vacant_id(&mut self) -> usize {
-        match self.running.iter().position(Option::is_none) {
-            Some(index) => index,
-            None => {
-                self.running.push(None);
-                self.running.len() - 1
+    /// A place for a sequence; nobody else gets it before `take_place`.
+    fn vacant_id(&self) -> usize {
+        self.vacant.last().copied().unwrap_or(self.running.len())
+    }
+
+    fn take_place(&mut self, id: usize, running: Running) {
+        match self.vacant.pop() {
+            Some(vacant) => {
+                assert_eq!(vacant, id, "a place was given away");
+                self.running[id] = Some(running);
             }
+            None => self.running.push(Some(running)),
         }
     }
 
     fn is_empty(&self) -> bool {
-        self.running.iter().all(Option::is_none)
+        self.vacant.len() == self.running.len()
     }
 }
 
@@ -238,7 +245,7 @@ impl EngineThread {
         pool.running.lock().expect("nothing panics under this lock").push(task.clone());
         let served = self.served.iter_mut().find(|s| Arc::ptr_eq(&s.loaded, &task.loaded));
         let served = served.expect("it was seated there just now");
-        served.running[id] = Some(Running {
+        let running = Running {
             detokenizer: Detokenizer::default(),
             stops: StopMatcher::new(&task.spec.stop),
             tokens: 0,
@@ -247,7 +254,8 @@ impl EngineThread {
             kv_warmth: cached_tokens as f64 / task.prompt.len().max(1) as f64,
             task,
             writer,
-        });
+        };
+        served.take_place(id, running);
     }
 
     /// Drops engines that have nothing left to finish.
@@ -440,8 +448,11 @@ fn end(pool: &Pool, task: &Arc<LiveTask>, outcome: Outcome, now_us: u64) {
 
 fn unseat(pool: &Pool, served: &mut Served, id: usize) {
     if let Some(gone) = served.running[id].take() {
+        served.vacant.push(id);
         let mut running = pool.running.lock().expect("nothing panics under this lock");
-        running.retain(|task| !Arc::ptr_eq(task, &gone.task));
+        if let Some(index) = running.iter().position(|task| Arc::ptr_eq(task, &gone.task)) {
+            running.swap_remove(index);
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use orchestratord_engine::{Engine, EngineOptions, LoadError, Model, ModelInfo, S
 
 use super::decoder::Decoder;
 use super::prediction::{EngineModel, Forecast, Load, Snapshot, StepObservation, forecast};
+use super::prompt_cache::PromptCache;
 use super::scribe::Scribe;
 use super::task::LiveTask;
 use crate::admission::{QueueWithMetrics, Waiting};
@@ -49,6 +50,8 @@ pub struct Loaded {
     pub speed: Mutex<EngineModel>,
     /// When it was loaded, milliseconds since 1970.
     pub loaded_unix_ms: u64,
+    /// Tokens of prompts that came before.
+    pub prompts: PromptCache,
 }
 
 impl Loaded {
@@ -163,6 +166,7 @@ pub struct PoolRules {
     pub disconnect_grace_us: u64,
     pub on_time_probability_floor: f64,
     pub models_dir: Option<PathBuf>,
+    pub prompt_cache_bytes_max: usize,
 }
 
 impl PoolRules {
@@ -178,6 +182,7 @@ impl PoolRules {
             disconnect_grace_us: config.disconnect_grace_ms * 1000,
             on_time_probability_floor: config.on_time_probability_floor,
             models_dir: config.models_dir.clone().or_else(beside_model),
+            prompt_cache_bytes_max: config.prompt_cache_bytes_max,
         }
     }
 }
@@ -458,6 +463,7 @@ pub fn load(
         arithmetic: engine.arithmetic().to_owned(),
         path: path.map(Path::to_owned),
         speed: Mutex::new(speed),
+        prompts: PromptCache::new(rules.prompt_cache_bytes_max),
         loaded_unix_ms: Clock::system().unix_ms(),
         model,
     };

@@ -116,6 +116,18 @@ impl Tokenizer {
     /// `add_bos` puts the model's first token in front if the model wants one. With `parse_special` the names of control
     /// tokens in the text become those tokens; without, they are letters like any others.
     pub fn encode(&self, text: &str, add_bos: bool, parse_special: bool) -> Vec<u32> {
+        self.encode_with(text, add_bos, parse_special, |piece, tokens| self.encode_piece(piece, tokens))
+    }
+
+    /// The same, with each stretch of text between added tokens given to `encode_piece`: such a stretch has the same
+    /// tokens wherever it stands, so that a caller may remember them.
+    pub fn encode_with(
+        &self,
+        text: &str,
+        add_bos: bool,
+        parse_special: bool,
+        mut encode_piece: impl FnMut(&str, &mut Vec<u32>),
+    ) -> Vec<u32> {
         let mut tokens = Vec::with_capacity(text.len() / 3 + 1);
         if let (true, true, Some(bos)) = (add_bos, self.adds_bos, self.bos) {
             tokens.push(bos);
@@ -123,15 +135,16 @@ impl Tokenizer {
         let added = if parse_special { &self.all_added } else { &self.user_added };
         let mut rest = text;
         while let Some((before, token, after)) = added.split_first(rest) {
-            self.merge(before, &mut tokens);
+            encode_piece(before, &mut tokens);
             tokens.push(token);
             rest = after;
         }
-        self.merge(rest, &mut tokens);
+        encode_piece(rest, &mut tokens);
         tokens
     }
 
-    fn merge(&self, text: &str, tokens: &mut Vec<u32>) {
+    /// Appends the tokens of text that has no added token in it.
+    pub fn encode_piece(&self, text: &str, tokens: &mut Vec<u32>) {
         if text.is_empty() {
             return;
         }
