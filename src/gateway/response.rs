@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::domain::ids::{TaskId, Uuid};
 use crate::domain::task::FinishReason;
-use crate::services::streaming::events_of;
+use crate::infra::http::sse;
 use crate::services::task::{LiveTask, Outcome};
 use crate::state::AppState;
 
@@ -31,9 +31,14 @@ pub(super) fn task_of(id: &str) -> Option<TaskId> {
 
 /// The text that a task has said so far, and how many tokens that took.
 pub(super) fn said(task: &LiveTask) -> (String, u32) {
-    let events = events_of(&task.stream.frames());
-    let tokens = events.iter().filter(|e| e.name == "token");
-    (tokens.clone().filter_map(|e| e.data["t"].as_str()).collect(), tokens.count() as u32)
+    let frames = task.stream.frames();
+    let (mut text, mut count) = (String::new(), 0);
+    for token in sse::events(&frames).filter(|e| e.name == b"token") {
+        let data: Value = serde_json::from_slice(token.data).expect("we write JSON");
+        text.push_str(data["t"].as_str().unwrap_or_default());
+        count += 1;
+    }
+    (text, count)
 }
 
 fn status(task: &LiveTask) -> &'static str {
