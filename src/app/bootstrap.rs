@@ -30,6 +30,9 @@ const GOODBYE: Duration = Duration::from_secs(5);
 ///
 /// One line that says why the server cannot start.
 pub fn serve(mut config: Config) -> Result<(), String> {
+    if let Err(error) = reactor::raise_descriptor_limit() {
+        eprintln!("orchestratord: the limit of open files stays as it is: {error}");
+    }
     let made_key = config.api_keys.is_empty();
     if made_key {
         config.api_keys.push(uuid::Uuid::new_v4().simple().to_string());

@@ -1,13 +1,19 @@
-//! The command line: `serve` (also without a subcommand), `config check`, and commands that run a model without a server.
+//! The command line: `serve` (also without a subcommand), `config check`, commands that run a model without a server, and
+//! some that talk to one.
 //!
 //! Exit codes, the same for every command: 0 when it did what was asked, 1 when it could not (the model cannot be loaded
 //! or run, the server cannot start, output cannot be written), 2 when what was asked makes no sense (the command line, a
 //! token that the model does not have, input that is not UTF-8).
 
+mod about;
+mod chat;
 mod complete;
 mod logits;
 mod model;
+mod remote;
+mod replay;
 mod settings;
+mod shell;
 mod tokenize;
 
 use std::io;
@@ -70,6 +76,12 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
         Some(("tokenize", arguments)) => tokenize::run(arguments),
         Some(("detokenize", arguments)) => tokenize::run_back(arguments),
         Some(("complete", arguments)) => complete::run(arguments),
+        Some(("chat", arguments)) => chat::run(arguments),
+        Some(("replay", arguments)) => replay::run(arguments),
+        Some(("models", arguments)) => about::models(arguments),
+        Some(("doctor", arguments)) => about::doctor(arguments),
+        Some(("completions", arguments)) => shell::completions(arguments, command()),
+        Some(("man", _)) => shell::man(command()),
         Some(("config", sub)) => {
             let ("check", arguments) = sub.subcommand().expect("clap requires a subcommand here") else {
                 unreachable!("clap knows no other")
@@ -100,10 +112,16 @@ fn command() -> Command {
         .args_conflicts_with_subcommands(true)
         .subcommand(serve)
         .subcommand(config)
+        .subcommand(chat::command())
         .subcommand(complete::command())
+        .subcommand(replay::command())
+        .subcommand(about::models_command())
+        .subcommand(about::doctor_command())
         .subcommand(logits::command())
         .subcommand(tokenize::command())
         .subcommand(tokenize::command_back())
+        .subcommand(shell::completions_command())
+        .subcommand(shell::man_command())
 }
 
 #[cfg(test)]

@@ -1,0 +1,337 @@
+//! `replay`: decodes a transcript's artifact again, and says whether it is the same or where it first differs.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::{Arg, ArgMatches, Command, value_parser};
+use orchestratord_engine::{
+    Detokenizer, FinishReason, Model, SamplingParams, SequenceRequest, StopMatcher, TokenSink, Verdict,
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::remote::{Remote, with_server};
+use super::{Failure, model};
+use crate::infra::storage::fs::FsStore;
+use crate::infra::storage::{ArtifactStore, id_of, is_id};
+
+pub fn command() -> Command {
+    let command = Command::new("replay")
+        .about("Decode a transcript again, and say whether it is the same or where it first differs")
+        .after_help(
+            "Exit codes: 0 identical; 1 it differs, or cannot be decoded here; 2 the command line is wrong. Streams are \
+             bit-identical on the same build and instruction set: replay says so when either is another.",
+        )
+        .arg(Arg::new("transcript").value_name("ARTIFACT").required(true).help("sha256:… of a transcript, or a file with it"))
+        .arg(
+            Arg::new("artifacts")
+                .long("artifacts")
+                .value_name("FOLDER")
+                .value_parser(value_parser!(PathBuf))
+                .help("the server's artifacts_fs_root, where the id is looked up")
+                .conflicts_with("url"),
+        );
+    let command = with_server(command, "server to get the artifact from, such as http://127.0.0.1:8080");
+    model::with_json(model::with_threads(model::with_model(command)), "print {\"identical\", …} instead")
+}
+
+/// What a transcript says of how it came about.
+#[derive(Deserialize)]
+struct Metadata {
+    model_ref: String,
+    model_digest: String,
+    engine_version: String,
+    arithmetic: String,
+    prompt_tokens: Vec<u32>,
+    max_tokens: u32,
+    seed: u64,
+    temperature: f32,
+    top_k: u32,
+    top_p: f32,
+    min_p: f32,
+    repetition_penalty: f32,
+    presence_penalty: f32,
+    frequency_penalty: f32,
+    stop: Vec<String>,
+    ignore_end: bool,
+    /// Transcripts of the first version have neither of these.
+    #[serde(default)]
+    logit_bias: std::collections::BTreeMap<String, f32>,
+    #[serde(default)]
+    min_tokens: u32,
+}
+
+/// One token as the transcript has it.
+#[derive(Clone, Debug, PartialEq)]
+struct Said {
+    text: String,
+    /// Known when the task asked for `logprobs`.
+    id: Option<u32>,
+}
+
+/// How a stream ended: `stop`, `length`, or something that cuts it short anywhere.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Finish {
+    Stop,
+    Length,
+    CutShort,
+}
+
+pub fn run(arguments: &ArgMatches) -> Result<(), Failure> {
+    let document = fetch(arguments)?;
+    let not_one = |e: &dyn std::fmt::Display| Failure::Failed(format!("this artifact is not a transcript: {e}"));
+    let metadata: Metadata = serde_json::from_value(document["metadata"].clone()).map_err(|e| not_one(&e))?;
+    let events = document["content"]["events"].as_array().ok_or_else(|| not_one(&"it has no events"))?;
+    let (said, finish) = read_events(events);
+    let model = Arc::new(model::open(arguments)?);
+    let digest = &model.info().digest;
+    if *digest != metadata.model_digest {
+        return Err(Failure::Failed(format!(
+            "the transcript is of model {} with digest {}, and this model's is {digest}: give the right one with --model",
+            metadata.model_ref, metadata.model_digest
+        )));
+    }
+    let (replayed, arithmetic) =
+        decode(model, arguments, &metadata, (finish == Finish::CutShort).then_some(said.len()))?;
+    let difference = first_difference(&said, finish, &replayed.said, replayed.finish);
+    let version = env!("CARGO_PKG_VERSION");
+    let elsewhere = arithmetic != metadata.arithmetic || version != metadata.engine_version;
+    report(
+        arguments.get_flag("json"),
+        &said,
+        difference.as_ref(),
+        elsewhere.then(|| {
+            format!(
+                "it was made by engine {} with {}; this is {version} with {arithmetic}",
+                metadata.engine_version, metadata.arithmetic
+            )
+        }),
+    )
+}
+
+fn report(
+    as_json: bool,
+    said: &[Said],
+    difference: Option<&Difference>,
+    elsewhere: Option<String>,
+) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    let count = said.len();
+    let written = match as_json {
+        true => {
+            let (at, was, is) = difference
+                .map_or((Value::Null, Value::Null, Value::Null), |d| (json!(d.index), json!(d.was), json!(d.is)));
+            let body = json!({
+                "identical": difference.is_none(), "tokens": count, "first_difference": at, "transcript": was,
+                "replay": is, "note": elsewhere,
+            });
+            writeln!(out, "{body}")
+        }
+        false => match difference {
+            None => writeln!(out, "identical: {count} tokens"),
+            Some(d) => writeln!(out, "differs at token {}: the transcript has {}, the replay {}", d.index, d.was, d.is),
+        },
+    };
+    written.map_err(Failure::output)?;
+    match (difference, elsewhere) {
+        (None, _) => Ok(()),
+        (Some(_), Some(note)) => Err(Failure::Failed(format!("not identical, and that may be why: {note}"))),
+        (Some(_), None) => Err(Failure::Failed("not identical, on the same build and instruction set".into())),
+    }
+}
+
+/// The document, checked against the id where there is one.
+fn fetch(arguments: &ArgMatches) -> Result<Value, Failure> {
+    let name = arguments.get_one::<String>("transcript").expect("it is required");
+    let bytes: Vec<u8> = if !is_id(name) {
+        if name.starts_with("sha256:") {
+            return Err(Failure::Misused(format!("{name:?} is no artifact's id: sha256: and 64 hexadecimal digits")));
+        }
+        std::fs::read(name).map_err(|e| Failure::Failed(format!("{name}: {e}")))?
+    } else if let Some(folder) = arguments.get_one::<PathBuf>("artifacts") {
+        from_folder(folder, name)?
+    } else if let Some(remote) = Remote::from_arguments(arguments)? {
+        let value = remote.json("GET", &format!("/v1/artifacts/{name}"), None)?;
+        crate::services::artifacts::canonical(&value)
+    } else {
+        return Err(Failure::Misused("where is it? Give --artifacts FOLDER, --url URL, or the file itself".into()));
+    };
+    if is_id(name) && id_of(&bytes) != *name {
+        return Err(Failure::Failed(format!("what came has the digest {}: it is not {name}", id_of(&bytes))));
+    }
+    serde_json::from_slice(&bytes).map_err(|e| Failure::Failed(format!("{name} is not JSON: {e}")))
+}
+
+fn from_folder(folder: &Path, id: &str) -> Result<Vec<u8>, Failure> {
+    if !folder.is_dir() {
+        return Err(Failure::Misused(format!("--artifacts {}: there is no such folder", folder.display())));
+    }
+    let store = FsStore::open(folder).map_err(|e| Failure::Failed(format!("{}: {e}", folder.display())))?;
+    match store.get(id) {
+        Ok(Some(bytes)) => Ok(bytes.to_vec()),
+        Ok(None) => Err(Failure::Failed(format!("{id} is not in {}", folder.display()))),
+        Err(error) => Err(Failure::failed(error)),
+    }
+}
+
+fn read_events(events: &[Value]) -> (Vec<Said>, Finish) {
+    let tokens = events.iter().filter(|e| e["type"] == "token").map(|e| {
+        let data = &e["data"];
+        Said { text: data["t"].as_str().unwrap_or_default().to_owned(), id: data["id"].as_u64().map(|id| id as u32) }
+    });
+    let last = events.last().map_or(&Value::Null, |e| &e["data"]["finish_reason"]);
+    let finish = match last.as_str() {
+        Some("stop") => Finish::Stop,
+        Some("length") => Finish::Length,
+        _ => Finish::CutShort,
+    };
+    (tokens.collect(), finish)
+}
+
+/// The stream as it is decoded now.
+struct Replayed {
+    said: Vec<Said>,
+    finish: Finish,
+}
+
+/// Turns tokens into events as the server does; see `services::engine_loop`.
+struct Recorder<'m> {
+    model: &'m Model,
+    detokenizer: Detokenizer,
+    stops: StopMatcher,
+    max_tokens: usize,
+    /// Whoever ended the stream did so after so many.
+    enough: usize,
+    replayed: Replayed,
+}
+
+impl TokenSink for Recorder<'_> {
+    fn token(&mut self, _: u64, token: u32, _: Option<f32>) -> Verdict {
+        let (mut piece, mut text) = (String::new(), String::new());
+        self.detokenizer.push(self.model.tokenizer().token_bytes(token), &mut piece);
+        let hit = self.stops.push(&piece, &mut text);
+        if self.replayed.said.len() + 1 == self.max_tokens && !hit {
+            self.flush(&mut text);
+        }
+        self.replayed.said.push(Said { text, id: Some(token) });
+        if hit || self.replayed.said.len() >= self.enough { Verdict::Stop } else { Verdict::Continue }
+    }
+
+    fn finished(&mut self, _: u64, reason: FinishReason) {
+        let mut text = String::new();
+        self.flush(&mut text);
+        if !text.is_empty() {
+            self.replayed.said.push(Said { text, id: None });
+        }
+        self.replayed.finish = if reason == FinishReason::Stop { Finish::Stop } else { Finish::Length };
+    }
+}
+
+impl Recorder<'_> {
+    fn flush(&mut self, text: &mut String) {
+        let mut rest = String::new();
+        self.detokenizer.finish(&mut rest);
+        if !self.stops.push(&rest, text) {
+            self.stops.finish(text);
+        }
+    }
+}
+
+fn decode(
+    model: Arc<Model>,
+    arguments: &ArgMatches,
+    m: &Metadata,
+    cut_short_after: Option<usize>,
+) -> Result<(Replayed, String), Failure> {
+    let tokens_max = m.prompt_tokens.len() + m.max_tokens as usize;
+    model::check_length(&model, m.prompt_tokens.len(), m.max_tokens as usize)?;
+    let mut engine = model::engine(model.clone(), arguments, tokens_max, 1)?;
+    let bias = m.logit_bias.iter().map(|(token, bias)| Some((token.parse().ok()?, *bias))).collect::<Option<Vec<_>>>();
+    let sampling = SamplingParams {
+        temperature: m.temperature,
+        top_k: m.top_k,
+        top_p: m.top_p,
+        min_p: m.min_p,
+        repetition_penalty: m.repetition_penalty,
+        presence_penalty: m.presence_penalty,
+        frequency_penalty: m.frequency_penalty,
+        seed: m.seed,
+        logit_bias: bias
+            .ok_or_else(|| Failure::Failed("the transcript's logit_bias has no token numbers".into()))?
+            .into(),
+        min_tokens: m.min_tokens,
+    };
+    let request = SequenceRequest {
+        prompt: m.prompt_tokens.as_slice().into(),
+        max_tokens: m.max_tokens,
+        sampling,
+        ignore_end: m.ignore_end,
+        ..SequenceRequest::default()
+    };
+    engine.admit(request).map_err(Failure::failed)?;
+    let mut recorder = Recorder {
+        model: &model,
+        detokenizer: Detokenizer::default(),
+        stops: StopMatcher::new(&m.stop),
+        max_tokens: m.max_tokens as usize,
+        enough: cut_short_after.unwrap_or(usize::MAX),
+        replayed: Replayed { said: Vec::new(), finish: Finish::CutShort },
+    };
+    while !engine.is_idle() && cut_short_after != Some(0) {
+        engine.step(&mut recorder).map_err(Failure::failed)?;
+    }
+    Ok((recorder.replayed, engine.arithmetic().to_owned()))
+}
+
+/// Where two streams part, and what each has there.
+#[derive(Debug, PartialEq)]
+struct Difference {
+    index: usize,
+    was: String,
+    is: String,
+}
+
+fn first_difference(was: &[Said], was_finish: Finish, is: &[Said], is_finish: Finish) -> Option<Difference> {
+    let shown = |said: Option<&Said>, finish: Finish| match said {
+        Some(Said { text, id: Some(id) }) => format!("{text:?} (token {id})"),
+        Some(Said { text, id: None }) => format!("{text:?}"),
+        None => format!("its end ({finish:?})").to_lowercase(),
+    };
+    let same = |a: &Said, b: &Said| a.text == b.text && (a.id.is_none() || b.id.is_none() || a.id == b.id);
+    // A stream that was cut short ends anywhere: what was decoded beyond that says nothing.
+    let len = if was_finish == Finish::CutShort { was.len() } else { was.len().max(is.len()) };
+    for index in 0..len {
+        match (was.get(index), is.get(index)) {
+            (Some(a), Some(b)) if same(a, b) => {}
+            (a, b) => return Some(Difference { index, was: shown(a, was_finish), is: shown(b, is_finish) }),
+        }
+    }
+    let ends_alike = was_finish == Finish::CutShort || was_finish == is_finish;
+    (!ends_alike).then(|| Difference { index: len, was: shown(None, was_finish), is: shown(None, is_finish) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(texts: &[&str]) -> Vec<Said> {
+        texts.iter().map(|t| Said { text: (*t).to_owned(), id: None }).collect()
+    }
+
+    #[test]
+    fn the_first_difference_is_found_and_a_cut_is_none() {
+        let at = |was: &[&str], f: Finish, is: &[&str], g: Finish| {
+            first_difference(&said(was), f, &said(is), g).map(|d| d.index)
+        };
+        use Finish::*;
+        assert_eq!(at(&["a", "b"], Stop, &["a", "b"], Stop), None);
+        assert_eq!(at(&["a", "b"], Stop, &["a", "c"], Stop), Some(1));
+        assert_eq!(at(&["a"], Stop, &["a", "b"], Stop), Some(1));
+        assert_eq!(at(&["a", "b"], Length, &["a", "b"], Stop), Some(2));
+        assert_eq!(at(&["a"], CutShort, &["a", "b"], Length), None);
+        assert_eq!(at(&["a", "b"], CutShort, &["a"], Stop), Some(1));
+        let other = [Said { text: "a".into(), id: Some(1) }];
+        assert!(first_difference(&other, Stop, &[Said { id: Some(2), ..other[0].clone() }], Stop).is_some());
+    }
+}
