@@ -266,8 +266,8 @@ settings! {
     gateway_max_tokens: u32 = 1024, "tokens of an answer for a chat request at the gateway that names no number; its context limits it too";
     gateway_deadline_ms: u64 = 600_000, "deadline of a request at the gateway without an x-deadline-ms header; the clients' own time-out";
     api_keys: Vec<String> = Vec::new(), "keys that clients send as X-API-Key; none: a random key is made, on loopback only";
-    model: Option<PathBuf> = None, "GGUF file to serve; empty: the built-in model wren";
-    models_dir: Option<PathBuf> = None, "folder in which reload finds NAME.gguf; empty: the folder of `model`";
+    model: Option<PathBuf> = None, "GGUF file or Hugging Face folder to serve; empty: the built-in model wren";
+    models_dir: Option<PathBuf> = None, "folder in which reload finds NAME.gguf or a folder NAME; empty: the folder of `model`";
     pool_id: String = "default".into(), "name of the pool in routes and metrics";
     driver: DriverChoice = DriverChoice::Auto, "io_uring, legacy (epoll), or auto: io_uring where the kernel allows it";
     reactors: usize = 1, "reactor threads, each with its own listener on the same port";

@@ -22,7 +22,7 @@ mod text;
 pub use backend::{BLOCK_LEN, CpuBackend, CpuOptions, DeviceError, Isa};
 pub use kv::{KvUsage, SessionKv};
 pub use load_error::LoadError;
-pub use model::{Matrix, Model, ModelInfo, Vector};
+pub use model::{Matrix, Model, ModelInfo, Rope, Vector};
 pub use sampler::SamplingParams;
 pub use scheduler::{
     AdmitError, AdmitInfo, Engine, EngineError, EngineOptions, FinishReason, SequenceRequest, StepReport, TokenSink,

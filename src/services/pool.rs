@@ -416,10 +416,13 @@ impl Pool {
             return Err(format!("{model_ref:?} is no model's name: use letters, digits, '-', '_' and '.'"));
         }
         let Some(folder) = &self.rules.models_dir else {
-            return Err(format!("model {model_ref:?} cannot be looked up: set models_dir to a folder with GGUF files"));
+            return Err(format!("model {model_ref:?} cannot be looked up: set models_dir to a folder with models"));
         };
-        let file = if model_ref.ends_with(".gguf") { model_ref.to_owned() } else { format!("{model_ref}.gguf") };
-        Ok(Some(folder.join(file)))
+        // A Hugging Face folder goes by its own name.
+        if model_ref.ends_with(".gguf") || folder.join(model_ref).join("config.json").is_file() {
+            return Ok(Some(folder.join(model_ref)));
+        }
+        Ok(Some(folder.join(format!("{model_ref}.gguf"))))
     }
 }
 
@@ -452,7 +455,11 @@ pub fn load(
     let speed = measure(&mut engine, rules);
     let model_ref = match path {
         None => crate::default_model::NAME.to_owned(),
-        Some(path) => path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned()),
+        // A folder's name may well have a dot in it, and no extension.
+        Some(path) => {
+            let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
+            name.map_or_else(String::new, |s| s.to_string_lossy().into_owned())
+        }
     };
     let info = model.info().clone();
     let loaded = Loaded {

@@ -11,7 +11,7 @@ mod cpu;
 
 pub use cpu::{CpuBackend, CpuOptions, Isa};
 
-use crate::model::{Matrix, Vector};
+use crate::model::{Matrix, Rope, Vector};
 
 /// Cells in one block of KV memory. The CPU attends to one block with one vector, so this is its lane count, too.
 pub const BLOCK_LEN: usize = 16;
@@ -45,6 +45,8 @@ pub struct Batch {
     pub table_len: usize,
     /// Rows whose logits are wanted, ascending.
     pub sample_rows: Vec<u32>,
+    /// One a table: whether its rows are rotated by `Rope::stretched`, where there is one. Tables beyond the end are not.
+    pub stretched: Vec<bool>,
 }
 
 impl Batch {
@@ -66,6 +68,11 @@ impl Batch {
         self.tokens.push(token);
         self.positions.push(position);
         self.table_of_row.push(table);
+    }
+
+    /// True for a row of a sequence whose positions are stretched.
+    pub fn is_stretched(&self, row: usize) -> bool {
+        self.stretched.get(self.table_of_row[row] as usize).copied().unwrap_or(false)
     }
 
     /// The block table of a row.
@@ -149,12 +156,13 @@ pub trait Backend {
     /// When the device has no room for it.
     fn cache(&self, shape: KvShape) -> Result<Self::Cache, DeviceError>;
 
-    /// Begins a step: takes over positions and tables, and the angles `position * frequency` of every row.
+    /// Begins a step: takes over positions and tables, and for each of `ropes` the angles `position * frequency` of every
+    /// row.
     ///
     /// # Errors
     ///
     /// When the device fails.
-    fn begin_step(&mut self, batch: &Batch, rope_frequencies: &[f64]) -> Result<(), DeviceError>;
+    fn begin_step(&mut self, batch: &Batch, ropes: &[Rope]) -> Result<(), DeviceError>;
 
     /// `out[r] = table[token of r]`.
     fn embed(&mut self, out: &mut Self::Buffer, table: &Self::Matrix, batch: &Batch);
@@ -164,16 +172,27 @@ pub trait Backend {
     /// Source: Zhang and Sennrich 2019.
     fn rms_norm(&mut self, out: &mut Self::Buffer, x: &Self::Buffer, weight: &Self::Vector, rows: usize, eps: f32);
 
+    /// `x[r] = x[r] / sqrt(mean(x[r]²) + eps) * weight`, for `count` vectors of the weight's length: rows, or heads of rows.
+    fn rms_norm_in_place(&mut self, x: &mut Self::Buffer, weight: &Self::Vector, count: usize, eps: f32);
+
     /// `out[r] = weight · x[r]`, for a weight of shape `[out, in]`.
     fn matmul(&mut self, out: &mut Self::Buffer, x: &Self::Buffer, weight: &Self::Matrix, rows: usize);
 
     /// `x[r] += bias`.
     fn add_bias(&mut self, x: &mut Self::Buffer, bias: &Self::Vector, rows: usize);
 
-    /// Rotates each head of `x` by the angles of `begin_step`. Elements beyond twice the number of angles stay.
+    /// Rotates each head of `x` by the angles that `begin_step` made of rope number `rope`. Elements beyond twice the number of angles stay.
     ///
     /// Source: Su et al. 2021.
-    fn rope(&mut self, x: &mut Self::Buffer, batch: &Batch, head_count: usize, head_len: usize, pairs: RopePairs);
+    fn rope(
+        &mut self,
+        x: &mut Self::Buffer,
+        batch: &Batch,
+        head_count: usize,
+        head_len: usize,
+        pairs: RopePairs,
+        rope: usize,
+    );
 
     /// Writes the key and value of each row into the row's own cell.
     fn store(&mut self, cache: &mut Self::Cache, layer: usize, key: &Self::Buffer, value: &Self::Buffer, batch: &Batch);

@@ -1,11 +1,15 @@
 //! What is known about a model.
 
+use std::collections::HashMap;
+use std::path::Path;
+
 use sha2::{Digest, Sha256};
 
-use super::llama::LlamaConfig;
+use super::architecture::NetworkConfig;
+use super::tensors::{Tensors, parts};
 use crate::LoadError;
 use crate::backend::BLOCK_LEN;
-use crate::gguf::{FileBytes, Gguf, TensorType};
+use crate::gguf::FileBytes;
 
 /// Facts about a model, for people and for planning.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,19 +40,21 @@ pub struct ModelInfo {
     pub kv_bytes_per_token: usize,
     /// Tensor type that most weights have.
     pub quantization: String,
-    /// SHA-256 of the file, in lower-case hexadecimal.
+    /// SHA-256 in lower-case hexadecimal: of the file, or of a folder's files (see `digest_of_folder`).
     pub digest: String,
 }
 
 impl ModelInfo {
-    pub(super) fn read(gguf: &Gguf<'_>, config: &LlamaConfig, file: &FileBytes) -> Result<ModelInfo, LoadError> {
-        let count_of = |wanted: TensorType| -> usize {
-            gguf.tensors().filter(|(_, t)| t.tensor_type == wanted).map(|(_, t)| t.len()).sum()
-        };
-        let most = TensorType::all().max_by_key(|t| count_of(*t)).expect("there are some");
-        Ok(ModelInfo {
-            name: gguf.string("general.name")?.unwrap_or_default().to_owned(),
-            architecture: config.architecture.to_owned(),
+    pub(super) fn new(name: &str, config: &NetworkConfig, tensors: &Tensors, digest: String) -> ModelInfo {
+        let mut counts: HashMap<&str, u64> = HashMap::new();
+        for tensor in tensors.infos() {
+            *counts.entry(tensor.tensor_type.name()).or_default() += tensor.len() as u64;
+        }
+        // Of equals, always the same.
+        let most = counts.iter().max_by_key(|(name, count)| (**count, **name)).map_or("", |(name, _)| *name);
+        ModelInfo {
+            name: name.to_owned(),
+            architecture: config.architecture.clone(),
             context_length: config.context_length as u32,
             vocab_len: config.vocab_len,
             layer_count: config.layer_count,
@@ -56,13 +62,35 @@ impl ModelInfo {
             feed_forward_length: config.feed_forward_length,
             head_count: config.head_count,
             head_count_kv: config.head_count_kv,
-            parameter_count: gguf.tensors().map(|(_, t)| t.len() as u64).sum(),
-            weights_bytes: gguf.tensors().map(|(_, t)| t.range.len() as u64).sum(),
+            parameter_count: tensors.infos().map(|t| t.len() as u64).sum(),
+            weights_bytes: tensors.infos().map(|t| t.range.len() as u64).sum(),
             kv_bytes_per_token: config.kv_block_bytes() / BLOCK_LEN,
-            quantization: most.name().to_owned(),
-            digest: hex(&Sha256::digest(file.as_slice())),
-        })
+            quantization: most.to_owned(),
+            digest,
+        }
     }
+}
+
+pub(super) fn digest_of_file(file: &FileBytes) -> String {
+    hex(&Sha256::digest(file.as_slice()))
+}
+
+/// The digest of `config.json`, `tokenizer.json` and the parts of the model, in this order: of each file its name, a zero
+/// byte, its length as eight bytes (little-endian), its bytes.
+///
+/// # Errors
+///
+/// When one cannot be read.
+pub(super) fn digest_of_folder(folder: &Path) -> Result<String, LoadError> {
+    let mut hash = Sha256::new();
+    for name in ["config.json", "tokenizer.json"].map(str::to_owned).into_iter().chain(parts(folder)?) {
+        let file = FileBytes::map(&folder.join(&name))?;
+        hash.update(name.as_bytes());
+        hash.update([0]);
+        hash.update((file.as_slice().len() as u64).to_le_bytes());
+        hash.update(file.as_slice());
+    }
+    Ok(hex(&hash.finalize()))
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -1,14 +1,23 @@
-//! A model file that has been read and checked: weights, tokenizer, chat template, and what is known about it.
+//! A model that has been read and checked: weights, tokenizer, chat template, and what is known about it.
 
+mod architecture;
+mod decoder;
+mod folder;
 mod info;
-mod llama;
+mod rope;
+mod settings;
+mod tensors;
 mod weights;
 
 use std::path::Path;
 
+pub(crate) use architecture::NetworkConfig;
+pub(crate) use decoder::Decoder;
+use decoder::DecoderWeights;
 pub use info::ModelInfo;
-pub(crate) use llama::Llama;
-use llama::{LlamaConfig, LlamaWeights};
+pub use rope::Rope;
+use settings::Settings;
+use tensors::Tensors;
 pub use weights::{Matrix, Vector};
 
 use crate::LoadError;
@@ -23,20 +32,20 @@ pub struct Model {
     info: ModelInfo,
     tokenizer: Tokenizer,
     chat_template: Option<ChatTemplate>,
-    pub(crate) config: LlamaConfig,
-    pub(crate) weights: LlamaWeights,
+    pub(crate) config: NetworkConfig,
+    pub(crate) weights: DecoderWeights,
 }
 
 impl Model {
-    /// Maps a GGUF file, checks it, and computes its digest.
+    /// Maps a GGUF file, or the safetensors files of a Hugging Face folder, checks everything, and computes its digest.
     ///
-    /// Nobody may cut the file short while the model lives; renaming another over it is fine.
+    /// Nobody may cut a file short while the model lives; renaming another over it is fine.
     ///
     /// # Errors
     ///
-    /// When the file cannot be read, is damaged, or holds something that this engine cannot run.
+    /// When a file cannot be read, is damaged, or holds something that this engine cannot run.
     pub fn open(path: &Path) -> Result<Model, LoadError> {
-        Model::from_file(FileBytes::map(path)?)
+        if path.is_dir() { folder::open(path) } else { Model::from_file(FileBytes::map(path)?) }
     }
 
     /// A model that is part of the program.
@@ -64,15 +73,18 @@ impl Model {
 
     fn from_file(file: FileBytes) -> Result<Model, LoadError> {
         let gguf = Gguf::parse(file.as_slice())?;
-        let config = LlamaConfig::read(&gguf)?;
-        let weights = LlamaWeights::read(&gguf, &file, &config)?;
+        let tensors = Tensors::of_gguf(&gguf, &file);
+        let settings = Settings::of_gguf(&gguf)?;
+        let config = architecture::read(&settings, &tensors)?;
+        let weights = DecoderWeights::read(&settings, &tensors, &config)?;
         let tokenizer = Tokenizer::from_gguf(&gguf)?;
         if tokenizer.vocab_len() != config.vocab_len {
             let why = format!("{} tokens, and the embedding has {} rows", tokenizer.vocab_len(), config.vocab_len);
             return Err(LoadError::corrupt("metadata key \"tokenizer.ggml.tokens\"", why));
         }
         let chat_template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
-        let info = ModelInfo::read(&gguf, &config, &file)?;
+        let name = gguf.string("general.name")?.unwrap_or_default();
+        let info = ModelInfo::new(name, &config, &tensors, info::digest_of_file(&file));
         Ok(Model { info, tokenizer, chat_template, config, weights })
     }
 

@@ -15,6 +15,10 @@ impl<B: Backend> Engine<B> {
     /// When there is no room now (`NoSlot`, `NoBlocks`: try again after a step), or never.
     pub fn admit(&mut self, request: SequenceRequest) -> Result<AdmitInfo, AdmitError> {
         self.check(&request)?;
+        let mut request = request;
+        // Its keys are rotated otherwise than those of a short sequence with the same tokens: they are not shared.
+        let cells_max = request.prompt.len() + request.max_tokens as usize - 1;
+        request.reuse &= !self.model.config.is_stretched(cells_max);
         if request.preemptible && !self.paused.is_empty() {
             return Err(AdmitError::NoSlot);
         }

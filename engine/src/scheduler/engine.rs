@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::sequence::{Sampled, Sequence};
 use crate::backend::{BLOCK_LEN, Backend, Batch, CpuBackend, CpuOptions, DeviceError, Isa};
 use crate::kv::{KvBlocks, KvUsage, SessionKv, Sessions};
-use crate::model::{Llama, Model};
+use crate::model::{Decoder, Model};
 use crate::sampler::Sampler;
 
 /// Settings of an engine.
@@ -75,7 +75,7 @@ pub struct Engine<B: Backend = CpuBackend> {
     pub(super) model: Arc<Model>,
     pub(super) options: EngineOptions,
     pub(super) backend: B,
-    pub(super) network: Llama<B>,
+    pub(super) network: Decoder<B>,
     pub(super) cache: B::Cache,
     pub(super) kv: KvBlocks,
     pub(super) sessions: Sessions,
@@ -121,7 +121,7 @@ impl<B: Backend> Engine<B> {
         let o = &options;
         // A table is as long as the longest sequence can be.
         let table_len = model.config.context_length.div_ceil(BLOCK_LEN).min(o.kv_blocks_max);
-        let network = Llama::new(&model.config, &model.weights, &backend, o.step_rows_max, o.slots_max)?;
+        let network = Decoder::new(&model.config, &model.weights, &backend, o.step_rows_max, o.slots_max)?;
         let batch = Batch {
             tokens: Vec::with_capacity(o.step_rows_max),
             positions: Vec::with_capacity(o.step_rows_max),
@@ -129,6 +129,7 @@ impl<B: Backend> Engine<B> {
             tables: vec![0; o.slots_max * table_len],
             table_len,
             sample_rows: Vec::with_capacity(o.step_rows_max),
+            stretched: vec![false; o.slots_max],
         };
         Ok(Engine {
             network,
@@ -241,6 +242,7 @@ impl<B: Backend> Engine<B> {
         let mut result = Ok(());
         for (index, chunk) in tokens.chunks(chunk_len).enumerate() {
             self.batch.clear();
+            self.batch.stretched[0] = self.model.config.is_stretched(tokens.len());
             self.batch.tables[..table.len()].copy_from_slice(&table);
             for (i, token) in chunk.iter().enumerate() {
                 self.batch.push(*token, (index * chunk_len + i) as u32, 0);

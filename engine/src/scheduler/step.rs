@@ -51,6 +51,7 @@ impl<B: Backend> Engine<B> {
         let sequence = self.slots[slot].as_ref().expect("a slot in the order is taken");
         let table_start = slot * self.batch.table_len;
         self.batch.tables[table_start..table_start + sequence.table.len()].copy_from_slice(&sequence.table);
+        self.batch.stretched[slot] = self.model.config.is_stretched(sequence.tokens_max() - 1);
         let count = sequence.pending().min(left);
         for position in sequence.computed..sequence.computed + count {
             self.batch.push(sequence.tokens[position], position as u32, slot as u32);

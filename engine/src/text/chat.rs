@@ -42,9 +42,14 @@ const KEY: &str = "tokenizer.chat_template";
 impl ChatTemplate {
     pub(crate) fn from_gguf(gguf: &Gguf<'_>, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>, LoadError> {
         let Some(source) = gguf.string(KEY)? else { return Ok(None) };
+        ChatTemplate::from_source(source, &format!("metadata key {KEY:?}"), tokenizer).map(Some)
+    }
+
+    /// `place` is where the source stands, for messages.
+    pub(crate) fn from_source(source: &str, place: &str, tokenizer: &Tokenizer) -> Result<ChatTemplate, LoadError> {
         let name = |token: Option<u32>| token.and_then(|t| tokenizer.token_name(t)).unwrap_or_default();
         let template = ChatTemplate::new(source, name(tokenizer.bos()), name(tokenizer.eos()));
-        template.map(Some).map_err(|e| LoadError::corrupt(format!("metadata key {KEY:?}"), one_line(&e)))
+        template.map_err(|e| LoadError::corrupt(place, one_line(&e)))
     }
 
     /// Compiles a template.

@@ -17,7 +17,7 @@ pub use simd::Isa;
 use simd::{LANES, Simd, instantiate};
 
 use super::{Attention, Backend, Batch, DeviceError, KvShape, RopePairs};
-use crate::model::{Matrix, Vector};
+use crate::model::{Matrix, Rope, Vector};
 
 /// Vectors of an elementwise operation that are worth waking a worker for.
 const ELEMENTWISE_GRAIN: usize = 1024;
@@ -40,9 +40,8 @@ pub struct CpuBackend {
     isa: Isa,
     /// Instruction set and version.
     arithmetic: String,
-    /// Cosine and sine of each row and frequency of the step.
-    angles: Vec<[f32; 2]>,
-    frequency_count: usize,
+    /// For each rope of the step, cosine and sine of each row and frequency.
+    angles: Vec<Vec<[f32; 2]>>,
     /// Rows of the matmul under way, as whole numbers.
     activations: Activations,
 }
@@ -58,14 +57,7 @@ impl CpuBackend {
         let pool = WorkerPool::new(threads).map_err(|e| DeviceError(format!("cannot start {threads} threads: {e}")))?;
         let isa = options.isa.unwrap_or_else(|| Isa::detect()[0]);
         let arithmetic = format!("{}-v{ARITHMETIC_VERSION}", isa.name());
-        Ok(CpuBackend {
-            pool,
-            isa,
-            arithmetic,
-            angles: Vec::new(),
-            frequency_count: 0,
-            activations: Activations::default(),
-        })
+        Ok(CpuBackend { pool, isa, arithmetic, angles: Vec::new(), activations: Activations::default() })
     }
 }
 
@@ -92,15 +84,20 @@ impl Backend for CpuBackend {
         Ok(CpuCache::new(shape))
     }
 
-    fn begin_step(&mut self, batch: &Batch, rope_frequencies: &[f64]) -> Result<(), DeviceError> {
-        self.frequency_count = rope_frequencies.len();
-        self.angles.clear();
-        for position in &batch.positions {
-            let position = f64::from(*position);
-            self.angles.extend(rope_frequencies.iter().map(|frequency| {
-                let (sin, cos) = (position * frequency).sin_cos();
-                [cos as f32, sin as f32]
-            }));
+    fn begin_step(&mut self, batch: &Batch, ropes: &[Rope]) -> Result<(), DeviceError> {
+        self.angles.resize_with(ropes.len(), Vec::new);
+        for (rope, angles) in ropes.iter().zip(&mut self.angles) {
+            angles.clear();
+            for (row, position) in batch.positions.iter().enumerate() {
+                let frequencies = match &rope.stretched {
+                    Some(stretched) if batch.is_stretched(row) => stretched,
+                    _ => &rope.frequencies,
+                };
+                angles.extend(frequencies.iter().map(|frequency| {
+                    let (sin, cos) = (f64::from(*position) * frequency).sin_cos();
+                    [(cos * rope.magnitude) as f32, (sin * rope.magnitude) as f32]
+                }));
+            }
         }
         Ok(())
     }
@@ -122,6 +119,10 @@ impl Backend for CpuBackend {
         rms_norm_on(self.isa, &mut out[..rows * len], &x[..rows * len], weight.as_slice(), eps);
     }
 
+    fn rms_norm_in_place(&mut self, x: &mut Vec<f32>, weight: &Vector, count: usize, eps: f32) {
+        rms_norm_in_place_on(self.isa, &mut x[..count * weight.len()], weight.as_slice(), eps);
+    }
+
     fn matmul(&mut self, out: &mut Vec<f32>, x: &Vec<f32>, weight: &Matrix, rows: usize) {
         with_format!(
             weight.tensor_type,
@@ -138,10 +139,19 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn rope(&mut self, x: &mut Vec<f32>, batch: &Batch, head_count: usize, head_len: usize, pairs: RopePairs) {
-        let half = self.frequency_count;
+    fn rope(
+        &mut self,
+        x: &mut Vec<f32>,
+        batch: &Batch,
+        head_count: usize,
+        head_len: usize,
+        pairs: RopePairs,
+        rope: usize,
+    ) {
+        let angles = &self.angles[rope];
+        let half = angles.len() / batch.rows();
         let rows = x.chunks_exact_mut(head_count * head_len).take(batch.rows());
-        for (row, angles) in rows.zip(self.angles.chunks_exact(half)) {
+        for (row, angles) in rows.zip(angles.chunks_exact(half)) {
             for head in row.chunks_exact_mut(head_len) {
                 for (i, [cos, sin]) in angles.iter().enumerate() {
                     let (a, b) = match pairs {
@@ -285,21 +295,39 @@ instantiate!(fn rms_norm_on = rms_norm(out: &mut [f32], x: &[f32], weight: &[f32
 fn rms_norm<S: Simd>(simd: S, out: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
     let len = weight.len();
     for (out, x) in out.chunks_exact_mut(len).zip(x.chunks_exact(len)) {
-        let (whole, tail) = x.as_chunks::<LANES>();
-        let mut sum = simd.splat(0.0);
-        for chunk in whole {
-            let x = simd.load(chunk);
-            sum = simd.mul_add(x, x, sum);
-        }
-        let mut filled = [0.0; LANES];
-        filled[..tail.len()].copy_from_slice(tail);
-        let x_tail = simd.load(&filled);
-        sum = simd.mul_add(x_tail, x_tail, sum);
-        let scale = 1.0 / (simd.sum(sum) / len as f32 + eps).sqrt();
+        let scale = rms_scale(simd, x, eps);
         for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
             *out = x * scale * weight;
         }
     }
+}
+
+instantiate!(fn rms_norm_in_place_on = rms_norm_in_place(x: &mut [f32], weight: &[f32], eps: f32));
+
+#[inline(always)]
+fn rms_norm_in_place<S: Simd>(simd: S, x: &mut [f32], weight: &[f32], eps: f32) {
+    for x in x.chunks_exact_mut(weight.len()) {
+        let scale = rms_scale(simd, x, eps);
+        for (x, weight) in x.iter_mut().zip(weight) {
+            *x = *x * scale * weight;
+        }
+    }
+}
+
+/// `1 / sqrt(mean(x²) + eps)`.
+#[inline(always)]
+fn rms_scale<S: Simd>(simd: S, x: &[f32], eps: f32) -> f32 {
+    let (whole, tail) = x.as_chunks::<LANES>();
+    let mut sum = simd.splat(0.0);
+    for chunk in whole {
+        let x = simd.load(chunk);
+        sum = simd.mul_add(x, x, sum);
+    }
+    let mut filled = [0.0; LANES];
+    filled[..tail.len()].copy_from_slice(tail);
+    let x_tail = simd.load(&filled);
+    sum = simd.mul_add(x_tail, x_tail, sum);
+    1.0 / (simd.sum(sum) / x.len() as f32 + eps).sqrt()
 }
 
 instantiate!(fn silu_mul_on = silu_mul(gate: &mut [f32], up: &[f32]));
