@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
+use orchestratord_engine::testing::TinyModel;
 use serde_json::Value;
 
 fn reference() -> Value {
@@ -161,4 +162,56 @@ fn a_model_that_cannot_be_loaded_is_named_with_exit_code_1() {
             assert!(said.contains(path) && said.trim_end().lines().count() == 1, "{command} {path}: {said}");
         }
     }
+}
+
+#[test]
+fn a_folder_is_a_model_as_a_file_is() {
+    let references = concat!(env!("CARGO_MANIFEST_DIR"), "/engine/tests/references");
+    for name in ["llama2", "gemma3", "phi3"] {
+        let path = format!("{references}/{name}");
+        let reference = std::fs::read_to_string(format!("{path}.json")).expect("the reference is there");
+        let reference: Value = serde_json::from_str(&reference).expect("it is JSON");
+        for case in reference["cases"].as_array().expect("a list") {
+            let arguments = ["logits", "--json", "--model", &path, "--tokens", &ids(&case["ids"])];
+            let (got, wanted) = (floats(&json(&arguments, "")["logits"]), floats(&case["last_logits"]));
+            let worst = got.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(got.len() == wanted.len() && worst < 1e-3, "{name}, {}: {worst}", case["name"]);
+        }
+    }
+}
+
+#[test]
+fn what_is_not_supported_is_named_in_one_line() {
+    let folder = std::env::temp_dir().join(format!("orchestratord-cli-model-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder can be made");
+    let tiny = |architecture| TinyModel { architecture, ..TinyModel::default() }.to_bytes();
+    let mut strange_type = tiny("llama");
+    // The first tensor's name, its number of dimensions, two of those, then its type: 29 is IQ1_M.
+    let name = b"token_embd.weight";
+    let at = strange_type.windows(name.len()).position(|w| w == name).expect("the tensor is there");
+    strange_type[at + name.len() + 4 + 16..][..4].copy_from_slice(&29u32.to_le_bytes());
+    let config = |text: &str| text.as_bytes().to_vec();
+    let files = [
+        ("architecture.gguf", tiny("rwkv7"), "\"rwkv7\""),
+        ("type.gguf", strange_type, "IQ1_M"),
+        ("mamba/config.json", config(r#"{"model_type": "mamba"}"#), "model.safetensors"),
+        ("no-model/config.json", config("{}"), "model.safetensors"),
+        ("broken/config.json", config("{"), "config.json"),
+    ];
+    for (name, bytes, wanted) in files {
+        let path = folder.join(name);
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder can be made");
+        std::fs::write(&path, bytes).expect("it can be written");
+        let model = if name.ends_with(".json") { path.parent().expect("a folder").to_owned() } else { path };
+        let output = run(&["logits", "--tokens", "1", "--model", model.to_str().expect("it is text")]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{name}: {said}");
+        assert!(said.contains(wanted) && said.trim_end().lines().count() == 1, "{name}: {said}");
+    }
+    // An architecture is named before its weights are looked for.
+    let llama = concat!(env!("CARGO_MANIFEST_DIR"), "/engine/tests/references/llama3");
+    std::fs::copy(format!("{llama}/model.safetensors"), folder.join("mamba/model.safetensors")).expect("copied");
+    let output = run(&["logits", "--tokens", "1", "--model", folder.join("mamba").to_str().expect("it is text")]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("\"mamba\""));
+    std::fs::remove_dir_all(&folder).expect("it can be removed");
 }

@@ -315,8 +315,9 @@ fn to_f16(x: f32) -> u16 {
     sign | (x.abs() * 16_777_216.0) as u16
 }
 
+/// Metadata of a GGUF file that is being written.
 #[derive(Default)]
-struct Metadata {
+pub(crate) struct Metadata {
     count: u64,
     bytes: Vec<u8>,
 }
@@ -329,34 +330,54 @@ impl Metadata {
         &mut self.bytes
     }
 
-    fn string(&mut self, key: &str, value: &str) {
+    fn array(&mut self, key: &str, kind: u32, len: usize) -> &mut Vec<u8> {
+        let out = self.key(key, 9);
+        put_u32(out, kind);
+        put_u64(out, len as u64);
+        out
+    }
+
+    pub fn string(&mut self, key: &str, value: &str) {
         put_string(self.key(key, 8), value);
     }
 
-    fn u32(&mut self, key: &str, value: u32) {
+    pub fn u32(&mut self, key: &str, value: u32) {
         put_u32(self.key(key, 4), value);
     }
 
-    fn f32(&mut self, key: &str, value: f32) {
+    pub fn f32(&mut self, key: &str, value: f32) {
         self.key(key, 6).extend(value.to_le_bytes());
     }
 
-    fn bool(&mut self, key: &str, value: bool) {
+    pub fn bool(&mut self, key: &str, value: bool) {
         self.key(key, 7).push(u8::from(value));
     }
 
-    fn strings(&mut self, key: &str, values: &[String]) {
-        let out = self.key(key, 9);
-        put_u32(out, 8);
-        put_u64(out, values.len() as u64);
-        values.iter().for_each(|v| put_string(out, v));
+    pub fn strings(&mut self, key: &str, values: &[impl AsRef<[u8]>]) {
+        let out = self.array(key, 8, values.len());
+        values.iter().for_each(|v| put_bytes(out, v.as_ref()));
     }
 
-    fn i32s(&mut self, key: &str, values: &[i32]) {
-        let out = self.key(key, 9);
-        put_u32(out, 5);
-        put_u64(out, values.len() as u64);
+    pub fn i32s(&mut self, key: &str, values: &[i32]) {
+        let out = self.array(key, 5, values.len());
         values.iter().for_each(|v| out.extend(v.to_le_bytes()));
+    }
+
+    #[cfg(test)]
+    pub fn f32s(&mut self, key: &str, values: &[f32]) {
+        let out = self.array(key, 6, values.len());
+        values.iter().for_each(|v| out.extend(v.to_le_bytes()));
+    }
+
+    /// A file without tensors.
+    #[cfg(test)]
+    pub fn into_file(self) -> Vec<u8> {
+        let mut out = b"GGUF".to_vec();
+        put_u32(&mut out, 3);
+        put_u64(&mut out, 0);
+        put_u64(&mut out, self.count);
+        out.extend(self.bytes);
+        out
     }
 }
 
@@ -369,6 +390,10 @@ fn put_u64(out: &mut Vec<u8>, value: u64) {
 }
 
 fn put_string(out: &mut Vec<u8>, value: &str) {
+    put_bytes(out, value.as_bytes());
+}
+
+fn put_bytes(out: &mut Vec<u8>, value: &[u8]) {
     put_u64(out, value.len() as u64);
-    out.extend(value.as_bytes());
+    out.extend(value);
 }

@@ -8,6 +8,8 @@ mod added;
 mod byte_level_bpe;
 mod hugging_face;
 mod sentence_piece;
+#[cfg(test)]
+mod tests;
 mod vocabulary;
 
 use std::path::Path;
