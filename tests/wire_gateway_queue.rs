@@ -250,3 +250,36 @@ fn many_chats_at_once_get_every_token_once_and_leave_nothing() {
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(metric(&server, "tasks_canceled_total", &[("reason", "disconnect")]), 0.0);
 }
+
+#[test]
+fn the_page_is_one_file_and_shows_nothing_without_a_key() {
+    let (server, gateway) = with_gateway(narrow(4));
+    let nobody = gateway.without_key();
+    let page = nobody.send(&Request::get("/")).expect("an answer");
+    assert_eq!((page.status, page.header("Content-Type")), (200, Some("text/html; charset=utf-8")));
+    assert!(page.header("Content-Security-Policy").is_some_and(|csp| csp.starts_with("default-src 'none'")));
+    let text = page.text();
+    assert!(
+        !text.contains("http://") && !text.contains("https://") && !text.contains("src="),
+        "it asks for nothing else"
+    );
+    gateway_refusal(&nobody.send(&Request::get("/api/status")).expect("an answer"), 401, "invalid_api_key");
+
+    let _occupied = occupy_by_chat(&gateway);
+    let waiting = open_stream(&gateway, CHAT, &chat(json!({ "stream": true })));
+    let status = || gateway.send(&Request::get("/api/status")).expect("an answer").json().expect("JSON");
+    wait_until("both tasks", || status()["running"] == 1 && status()["queue_depth"] == 1);
+    let now = status();
+    assert_eq!((&now["state"], &now["model"], &now["draining"]), (&json!("ready"), &json!("wren"), &json!(false)));
+    let states: Vec<&str> =
+        now["tasks"].as_array().expect("tasks").iter().filter_map(|t| t["state"].as_str()).collect();
+    assert_eq!(states, ["waiting", "running"], "the newest first");
+    assert!(now["tasks"][1]["tokens_out"].as_u64().expect("a count") > 0);
+    let id = now["tasks"][0]["id"].as_str().expect("an id");
+    let cancel = |id: &str| gateway.send(&Request::new("POST", &format!("/api/tasks/{id}/cancel"))).expect("an answer");
+    assert_eq!(cancel(id).status, 204);
+    assert!(all_data(&waiting).iter().any(|d| d.contains("canceled")));
+    assert_eq!(status()["tasks"][0]["state"], "canceled");
+    gateway_refusal(&cancel(&uuid()), 404, "not_found");
+    drop(server);
+}

@@ -12,6 +12,7 @@ mod completions;
 mod fields;
 mod messages;
 mod openai;
+mod page;
 mod refusal;
 mod response;
 mod responses;
@@ -115,6 +116,9 @@ async fn dispatch(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Refusal> {
         Route::Tokenize => text::tokenize(call, body).await.map(Reply::Full),
         Route::Detokenize => text::detokenize(call, body).map(Reply::Full),
         Route::ApplyTemplate => text::apply_template(call, body).map(Reply::Full),
+        Route::Page => Ok(Reply::Full(page::page())),
+        Route::Status => Ok(Reply::Full(page::status(call.state))),
+        Route::CancelTask => page::cancel(call, id).await.map(Reply::Full),
         Route::Live => Ok(Reply::Full(about::live(call.state))),
         Route::Ready => Ok(Reply::Full(about::ready(call.state))),
         Route::Metrics => Ok(Reply::Full(observability::metrics_endpoint(call.state))),

@@ -15,15 +15,18 @@ pub(super) enum Route {
     Tokenize,
     Detokenize,
     ApplyTemplate,
+    Page,
+    Status,
+    CancelTask,
     Live,
     Ready,
     Metrics,
 }
 
 impl Route {
-    /// Needs no key: what load balancers and Prometheus ask.
+    /// Needs no key: what load balancers and Prometheus ask, and the page, which shows nothing without one.
     pub fn is_open(self) -> bool {
-        matches!(self, Route::Live | Route::Ready | Route::Metrics)
+        matches!(self, Route::Page | Route::Live | Route::Ready | Route::Metrics)
     }
 }
 
@@ -41,6 +44,9 @@ const ROUTES: &[(&str, &str, Route)] = &[
     ("POST", "/tokenize", Route::Tokenize),
     ("POST", "/detokenize", Route::Detokenize),
     ("POST", "/apply-template", Route::ApplyTemplate),
+    ("GET", "/", Route::Page),
+    ("GET", "/api/status", Route::Status),
+    ("POST", "/api/tasks/:id/cancel", Route::CancelTask),
     ("GET", "/health", Route::Live),
     ("GET", "/health/live", Route::Live),
     ("GET", "/healthz", Route::Live),
@@ -108,8 +114,9 @@ mod tests {
     }
 
     #[test]
-    fn only_probes_and_metrics_are_open() {
+    fn only_probes_metrics_and_the_page_are_open() {
         let open: Vec<&str> = ROUTES.iter().filter(|(_, _, route)| route.is_open()).map(|(_, path, _)| *path).collect();
-        assert!(open.iter().all(|p| !p.starts_with("/v1/") && !p.contains("token")), "{open:?}");
+        let closed = |p: &&str| p.starts_with("/v1/") || p.starts_with("/api/") || p.contains("token");
+        assert!(!open.iter().any(closed), "{open:?}");
     }
 }

@@ -580,6 +580,7 @@ impl Pool {
         self.metrics.tokens_out.add(1);
         let times = &running.task.times;
         let last_us = times.last_token_us.swap(now_us, Relaxed);
+        times.tokens_out.store(running.tokens, Relaxed);
         // Health may be reading: then this one sample is left out rather than waited for.
         let mut latencies = self.latencies.try_lock().ok();
         if running.tokens == 1 {

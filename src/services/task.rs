@@ -65,6 +65,7 @@ pub struct Times {
     pub last_token_us: AtomicU64,
     pub ended_us: AtomicU64,
     pub cached_tokens: AtomicU32,
+    pub tokens_out: AtomicU32,
 }
 
 impl Times {
@@ -217,6 +218,12 @@ impl TaskRegistry {
     /// Tasks that have not ended.
     pub fn live(&self) -> Vec<Arc<LiveTask>> {
         self.lock().by_id.values().filter(|t| !t.stream.is_finished()).cloned().collect()
+    }
+
+    /// The tasks that came last, the newest first.
+    pub fn latest(&self, count: usize) -> Vec<Arc<LiveTask>> {
+        let inner = self.lock();
+        inner.order.iter().rev().take(count).filter_map(|id| inner.by_id.get(id).cloned()).collect()
     }
 
     pub fn len(&self) -> usize {

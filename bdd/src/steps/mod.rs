@@ -7,6 +7,7 @@ pub mod artifacts;
 pub mod control;
 pub mod determinism;
 pub mod faults;
+pub mod gateway;
 pub mod http;
 pub mod logs;
 pub mod metrics;
