@@ -8,6 +8,7 @@
 //! cut into steps, whether its prefix came from the cache, and however many threads compute.
 
 pub mod backend;
+pub mod bench;
 pub mod gguf;
 mod kv;
 mod load_error;

@@ -284,9 +284,12 @@ fn random_blocks(tensor_type: TensorType, values: &[f32]) -> Vec<u8> {
         out.extend((0..tensor_type.block_bytes()).map(|_| dice.next_u64() as u8));
         for at in scales {
             let scale = most / factor * (1.0 + 0.4 * dice.unit());
-            // A least value is about minus half of what the elements reach above it.
+            // A least value is about minus half of what the elements reach above it; a minimum is subtracted.
             let number = match tensor_type {
                 TensorType::Q4_1 | TensorType::Q5_1 if *at == 2 => -scale * factor / 2.0,
+                TensorType::Q2K if *at == 82 => scale * 1.5,
+                TensorType::Q4K if *at == 2 => scale * 7.5,
+                TensorType::Q5K if *at == 2 => scale * 15.5,
                 _ => scale,
             };
             out[start + at..][..2].copy_from_slice(&to_f16(number).to_le_bytes());

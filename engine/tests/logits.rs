@@ -4,7 +4,8 @@ mod common;
 mod reference;
 
 use common::{Record, drain, engine, isas, model, request, shapes, tokens, wren};
-use orchestratord_engine::testing::Dice;
+use orchestratord_engine::gguf::TensorType;
+use orchestratord_engine::testing::{Dice, TinyModel};
 use reference::Network;
 
 /// Logits are of the order of one; this is the bound for weights that are read without loss.
@@ -69,6 +70,36 @@ fn alone_in_a_batch_in_chunks_and_from_the_cache() {
             }
             assert_eq!(wanted.as_ref().expect("was just set").0, text, "greedy tokens differ: {tiny:?}");
         }
+    }
+}
+
+/// Kullback-Leibler divergence of the engine's distribution from the slow pass's, in nats.
+fn divergence(got: &[f32], wanted: &[f64]) -> f64 {
+    let log_sum = |logits: &[f64]| logits.iter().map(|x| x.exp()).sum::<f64>().ln();
+    let got: Vec<f64> = got.iter().map(|x| f64::from(*x)).collect();
+    let (got_sum, wanted_sum) = (log_sum(&got), log_sum(wanted));
+    got.iter().zip(wanted).map(|(g, w)| (w - wanted_sum).exp() * ((w - wanted_sum) - (g - got_sum))).sum()
+}
+
+#[test]
+fn no_tensor_type_costs_more_than_a_millionth_of_a_nat() {
+    for tensor_type in TensorType::all() {
+        let tiny = TinyModel {
+            tensor_type,
+            embedding_length: 512,
+            feed_forward_length: 1024,
+            head_len: 128,
+            layer_count: 4,
+            ..TinyModel::default()
+        };
+        let bytes = tiny.to_bytes();
+        let prompt = tokens(&mut Dice::new(9), 24, tiny.vocab_len);
+        let wanted = Network::read(&bytes).logits(&prompt);
+        let got = engine(&model(bytes), |_| ()).forward_logits(&prompt).expect("the CPU does not fail");
+        let rows = got.chunks_exact(tiny.vocab_len).zip(&wanted);
+        let worst = rows.map(|(got, wanted)| divergence(got, wanted)).fold(0.0, f64::max);
+        println!("{}: {worst:.1e}", tensor_type.name());
+        assert!(worst < 1e-6, "{}: {worst}", tensor_type.name());
     }
 }
 
