@@ -10,8 +10,8 @@ use std::time::Duration;
 use super::service::{App, Door};
 use crate::config::{Config, DriverChoice};
 use crate::gateway::Gateway;
-use crate::infra::log;
 use crate::infra::reactor::{self, Driver, Inbox, ReactorConfig, ReactorStats, Stop, WakeHub};
+use crate::infra::{log, notify};
 use crate::metrics::Verification;
 use crate::services::pool::{self, Control, Installable, Pool, PoolState};
 use crate::services::scribe::{self, Desk};
@@ -39,7 +39,9 @@ pub fn serve(mut config: Config) -> Result<(), String> {
     }
     let server = Server::start(config)?;
     server.announce(made_key).map_err(|e| format!("standard output: {e}"))?;
+    notify::notify("READY=1");
     wait_for_signal().map_err(|e| format!("signals cannot be handled: {e}"))?;
+    notify::notify("STOPPING=1");
     server.stop();
     // The last lines are on their way.
     std::thread::sleep(2 * log::GATHERING);

@@ -4,6 +4,7 @@ pub mod blocking;
 pub mod clock;
 pub mod http;
 pub mod log;
+pub mod notify;
 pub mod reactor;
 pub mod storage;
 pub mod stream;
