@@ -12,6 +12,11 @@
 //! Under `drop-lru` the decision to evict is part of the same compare-and-swap: the newcomer takes over
 //! the count of one waiting task of equal or lower class, and carries that debt through the ring; the
 //! engine settles it by evicting the task of that class that has waited longest.
+//!
+//! Within a class tasks go in order of arrival, or by a key that the newcomer brings: smaller first, equal ones in order of
+//! arrival. Places that were promised to clients who were refused before are in `appointments`.
+
+pub mod appointments;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -62,10 +67,28 @@ impl Counts {
 
 /// What crosses the ring.
 struct Arrival<T> {
-    ticket: u32,
-    priority: Priority,
     displaces: Option<Priority>,
-    entry: T,
+    waiter: Waiter<T>,
+}
+
+/// A task that waits.
+pub struct Waiter<T> {
+    pub priority: Priority,
+    /// Smaller goes first within the class.
+    pub key: u64,
+    /// Order of arrival; wraps, see [`is_later`].
+    pub ticket: u32,
+    pub entry: T,
+}
+
+/// How a newcomer comes.
+#[derive(Clone, Copy, Debug)]
+pub struct Newcomer {
+    pub priority: Priority,
+    /// Smaller goes first within the class; the same for all is in order of arrival.
+    pub key: u64,
+    /// Places that are kept for others: they do not count as free, except that a free slot is never kept idle for them.
+    pub kept: usize,
 }
 
 /// Where a newcomer stands.
@@ -77,6 +100,7 @@ pub struct Placed {
     pub displaced: Option<Priority>,
     /// Tasks waiting, the newcomer included.
     pub waiting: usize,
+    pub ticket: u32,
 }
 
 /// No place: the queue is full, and the policy found nothing to evict.
@@ -126,14 +150,24 @@ impl<T> QueueWithMetrics<T> {
     /// Under `reject` when all places are taken; under `drop-lru` when besides nothing of equal or lower
     /// class waits.
     pub fn enqueue(&self, priority: Priority, make: impl FnOnce(Placed) -> T) -> Result<Placed, QueueFull> {
+        self.enqueue_as(Newcomer { priority, key: 0, kept: 0 }, make)
+    }
+
+    /// `enqueue` with a place in an order of its own, or beside places that are kept.
+    ///
+    /// # Errors
+    ///
+    /// As `enqueue`.
+    pub fn enqueue_as(&self, newcomer: Newcomer, make: impl FnOnce(Placed) -> T) -> Result<Placed, QueueFull> {
+        let Newcomer { priority, key, kept } = newcomer;
         if self.crossing.fetch_add(1, SeqCst) >= self.ring.capacity() {
             self.crossing.fetch_sub(1, SeqCst);
             return Err(self.refuse(self.depth()));
         }
         let mut current = self.counts.load(SeqCst);
-        let (placed, ticket) = loop {
+        let placed = loop {
             let mut counts = Counts::unpack(current);
-            let displaced = match self.is_full(counts) {
+            let displaced = match self.is_full(counts, kept) {
                 false => None,
                 true => match self.victim(counts, priority) {
                     Some(class) => Some(class),
@@ -151,7 +185,7 @@ impl<T> QueueWithMetrics<T> {
             counts.waiting[priority.index()] += 1;
             counts.ticket = (ticket + 1) & TICKET_MASK;
             match self.counts.compare_exchange(current, counts.pack(), SeqCst, SeqCst) {
-                Ok(_) => break (Placed { queue_position, displaced, waiting: counts.total() }, ticket),
+                Ok(_) => break Placed { queue_position, displaced, waiting: counts.total(), ticket },
                 Err(now) => current = now,
             }
         };
@@ -161,15 +195,16 @@ impl<T> QueueWithMetrics<T> {
         }
         self.metrics.tasks_enqueued[priority.index()].add(1);
         self.publish_depth();
-        let arrival = Arrival { ticket, priority, displaces: placed.displaced, entry: make(placed) };
+        let waiter = Waiter { priority, key, ticket: placed.ticket, entry: make(placed) };
+        let arrival = Arrival { displaces: placed.displaced, waiter };
         assert!(self.ring.push(arrival).is_ok(), "a place in the ring was taken before");
         Ok(placed)
     }
 
-    /// True when a newcomer of this class would be refused now.
-    pub fn would_refuse(&self, priority: Priority) -> bool {
+    /// True when a newcomer of this class would be refused now, with so many places kept for others.
+    pub fn would_refuse(&self, priority: Priority, kept: usize) -> bool {
         let counts = Counts::unpack(self.counts.load(SeqCst));
-        self.is_full(counts) && self.victim(counts, priority).is_none()
+        self.is_full(counts, kept) && self.victim(counts, priority).is_none()
     }
 
     /// Counts a refusal that was decided with `would_refuse`.
@@ -205,8 +240,9 @@ impl<T> QueueWithMetrics<T> {
         self.capacity
     }
 
-    fn is_full(&self, counts: Counts) -> bool {
-        counts.total() >= self.capacity + self.seats_free.load(SeqCst)
+    fn is_full(&self, counts: Counts, kept: usize) -> bool {
+        let seats = self.seats_free.load(SeqCst);
+        counts.total() >= seats && counts.total() + kept >= self.capacity + seats
     }
 
     /// The class of which a task would be evicted: the lowest that waits, never above the newcomer's.
@@ -252,7 +288,7 @@ impl<T> QueueWithMetrics<T> {
 /// The engine's end: tasks in the order in which they will be seated.
 pub struct Waiting<T> {
     queue: Arc<QueueWithMetrics<T>>,
-    lists: [VecDeque<T>; 2],
+    lists: [VecDeque<Waiter<T>>; 2],
     /// Arrivals that overtook one with an earlier ticket in the ring; at most one a reactor.
     early: Vec<Arrival<T>>,
     /// The ticket that is next: all before it have been taken over.
@@ -261,13 +297,13 @@ pub struct Waiting<T> {
 
 impl<T> Waiting<T> {
     /// Takes over what has arrived. `evicted` gets each task that a newcomer displaced.
-    pub fn drain(&mut self, mut evicted: impl FnMut(T)) {
+    pub fn drain(&mut self, mut evicted: impl FnMut(Waiter<T>)) {
         while let Some(arrival) = self.queue.ring.pop() {
             self.queue.crossing.fetch_sub(1, SeqCst);
             self.early.push(arrival);
             // Two reactors may push in another order than they took their tickets. The ticket counts: a debt that is
             // paid before an earlier one would take the task which that one is owed.
-            while let Some(index) = self.early.iter().position(|a| a.ticket == self.arrived) {
+            while let Some(index) = self.early.iter().position(|a| a.waiter.ticket == self.arrived) {
                 let arrival = self.early.swap_remove(index);
                 self.arrived = (self.arrived + 1) & TICKET_MASK;
                 self.take_over(arrival, &mut evicted);
@@ -275,22 +311,34 @@ impl<T> Waiting<T> {
         }
     }
 
-    fn take_over(&mut self, arrival: Arrival<T>, evicted: &mut impl FnMut(T)) {
+    fn take_over(&mut self, arrival: Arrival<T>, evicted: &mut impl FnMut(Waiter<T>)) {
         if let Some(class) = arrival.displaces {
-            let oldest = self.lists[class.index()].pop_front();
-            evicted(oldest.expect("lists and counts agree at every ticket"));
+            let list = &mut self.lists[class.index()];
+            // In order of arrival that is the first; with keys it may be anywhere.
+            let earlier = |a: &usize, b: &usize| {
+                if is_later(list[*a].ticket, list[*b].ticket) {
+                    std::cmp::Ordering::Greater
+                } else {
+                    std::cmp::Ordering::Less
+                }
+            };
+            let oldest = (0..list.len()).min_by(earlier).expect("lists and counts agree at every ticket");
+            evicted(list.remove(oldest).expect("it was just found"));
         }
-        self.lists[arrival.priority.index()].push_back(arrival.entry);
+        let waiter = arrival.waiter;
+        let list = &mut self.lists[waiter.priority.index()];
+        let place = list.iter().rposition(|w| w.key <= waiter.key).map_or(0, |index| index + 1);
+        list.insert(place, waiter);
     }
 
     /// The next task of this class.
-    pub fn front(&self, priority: Priority) -> Option<&T> {
+    pub fn front(&self, priority: Priority) -> Option<&Waiter<T>> {
         self.lists[priority.index()].front()
     }
 
     /// Takes the next task of this class off the queue; none while a newcomer is on its way through the ring,
     /// for that task may be owed to it. Drain and try again.
-    pub fn take(&mut self, priority: Priority) -> Option<T> {
+    pub fn take(&mut self, priority: Priority) -> Option<Waiter<T>> {
         let list = &mut self.lists[priority.index()];
         if list.is_empty() || !self.queue.release(priority, self.arrived) {
             return None;
@@ -300,12 +348,12 @@ impl<T> Waiting<T> {
 
     /// Removes every waiting task for which `leaves` says so, and hands it to `removed`. Like `take` it does
     /// nothing while a newcomer is on its way.
-    pub fn remove_if(&mut self, mut leaves: impl FnMut(&T) -> bool, mut removed: impl FnMut(T)) {
+    pub fn remove_if(&mut self, mut leaves: impl FnMut(&T) -> bool, mut removed: impl FnMut(Waiter<T>)) {
         for priority in Priority::ALL {
             let list = &mut self.lists[priority.index()];
             let mut index = 0;
             while index < list.len() {
-                if leaves(&list[index]) && self.queue.release(priority, self.arrived) {
+                if leaves(&list[index].entry) && self.queue.release(priority, self.arrived) {
                     removed(list.remove(index).expect("index is in range"));
                 } else {
                     index += 1;
@@ -320,8 +368,14 @@ impl<T> Waiting<T> {
         self.queue.seats_free.store(seats, SeqCst);
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &T> {
+    /// In the order in which they will be seated.
+    pub fn iter(&self) -> impl Iterator<Item = &Waiter<T>> + Clone {
         self.lists.iter().flatten()
+    }
+
+    /// The ticket of the next arrival: those before it have been taken over.
+    pub fn arrived(&self) -> u32 {
+        self.arrived
     }
 
     pub fn len(&self) -> usize {
@@ -331,6 +385,12 @@ impl<T> Waiting<T> {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// Whether a ticket came after another. They wrap: the later one is less than half the circle ahead.
+pub fn is_later(a: u32, b: u32) -> bool {
+    let ahead = a.wrapping_sub(b) & TICKET_MASK;
+    ahead != 0 && ahead < TICKET_MASK / 2
 }
 
 #[cfg(test)]
@@ -350,7 +410,10 @@ mod tests {
     }
 
     fn order(waiting: &mut Waiting<u32>) -> Vec<u32> {
-        Priority::ALL.iter().flat_map(|&p| std::iter::from_fn(|| waiting.take(p)).collect::<Vec<_>>()).collect()
+        Priority::ALL
+            .iter()
+            .flat_map(|&p| std::iter::from_fn(|| waiting.take(p).map(|w| w.entry)).collect::<Vec<_>>())
+            .collect()
     }
 
     #[test]
@@ -370,7 +433,7 @@ mod tests {
     fn a_full_queue_refuses_under_reject() {
         let (queue, mut waiting) = queue(1, AdmissionPolicy::Reject);
         assert!(queue.enqueue(Interactive, |_| 1).is_ok());
-        assert!(queue.would_refuse(Interactive));
+        assert!(queue.would_refuse(Interactive, 0));
         assert_eq!(queue.enqueue(Interactive, |_| 2), Err(QueueFull { policy: AdmissionPolicy::Reject, waiting: 1 }));
         assert_eq!(queue.metrics.backpressure_reject.value(), 1);
         waiting.drain(|_| panic!("nobody is evicted"));
@@ -386,7 +449,7 @@ mod tests {
         assert!(queue.enqueue(Interactive, |_| 1).is_ok());
         assert!(queue.enqueue(Interactive, |_| 2).is_err());
         waiting.drain(|_| panic!("nobody is evicted"));
-        assert_eq!(waiting.take(Interactive), Some(1));
+        assert_eq!(waiting.take(Interactive).map(|w| w.entry), Some(1));
         waiting.publish_seats_free(0);
         assert!(queue.enqueue(Interactive, |_| 3).is_err());
     }
@@ -404,7 +467,7 @@ mod tests {
         queue.enqueue(Interactive, |_| 5).unwrap();
         queue.enqueue(Interactive, |_| 6).unwrap();
         assert!(queue.enqueue(Batch, |_| 7).is_err(), "only interactive tasks wait, and batch may not evict them");
-        waiting.drain(|n| evicted.push(n));
+        waiting.drain(|w| evicted.push(w.entry));
         assert_eq!(evicted, [1, 2, 4, 0]);
         assert_eq!(order(&mut waiting), [3, 5, 6]);
         assert_eq!(queue.metrics.backpressure_drop_lru.value(), 5);
@@ -416,9 +479,9 @@ mod tests {
         queue.enqueue(Batch, |_| 1).unwrap();
         waiting.drain(|_| panic!("nobody is evicted"));
         queue.enqueue(Interactive, |_| 2).unwrap();
-        assert_eq!(waiting.take(Batch), None, "its place belongs to the newcomer");
+        assert!(waiting.take(Batch).is_none(), "its place belongs to the newcomer");
         let mut evicted = Vec::new();
-        waiting.drain(|n| evicted.push(n));
+        waiting.drain(|w| evicted.push(w.entry));
         assert_eq!((evicted, order(&mut waiting)), (vec![1], vec![2]));
     }
 
@@ -429,13 +492,13 @@ mod tests {
         queue.enqueue(Batch, |_| 2).unwrap();
         waiting.drain(|_| panic!("nobody is evicted"));
         let mut removed = Vec::new();
-        waiting.remove_if(|n| *n == 2, |n| removed.push(n));
+        waiting.remove_if(|n| *n == 2, |w| removed.push(w.entry));
         assert_eq!((removed, queue.depth()), (vec![2], 1));
         assert!(queue.enqueue(Interactive, |_| 3).is_ok());
     }
 
     fn arrival(ticket: u32, displaces: Option<Priority>) -> Arrival<u32> {
-        Arrival { ticket, priority: Batch, displaces, entry: ticket }
+        Arrival { displaces, waiter: Waiter { priority: Batch, key: 0, ticket, entry: ticket } }
     }
 
     #[test]
@@ -447,13 +510,36 @@ mod tests {
         // Ticket 1 displaces a task, and so does ticket 2, which comes first: each evicts the one that it is owed.
         for late in [arrival(0, None), arrival(2, Some(Batch)), arrival(1, Some(Batch))] {
             assert!(queue.ring.push(late).is_ok());
-            waiting.drain(|n| evicted.push(n));
+            waiting.drain(|w| evicted.push(w.entry));
             assert!(waiting.is_empty() && evicted.is_empty(), "nothing is taken over before its turn");
         }
         assert!(queue.ring.push(arrival(TICKET_MASK, None)).is_ok());
-        waiting.drain(|n| evicted.push(n));
+        waiting.drain(|w| evicted.push(w.entry));
         assert_eq!(evicted, [TICKET_MASK, 0]);
-        assert_eq!(waiting.iter().copied().collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(waiting.iter().map(|w| w.entry).collect::<Vec<_>>(), [1, 2]);
+    }
+
+    #[test]
+    fn tasks_with_keys_go_by_them_and_the_oldest_is_still_the_one_that_is_dropped() {
+        let (queue, mut waiting) = queue(4, AdmissionPolicy::DropLru);
+        let send = |key, n| queue.enqueue_as(Newcomer { priority: Interactive, key, kept: 0 }, |_| n).unwrap();
+        for (key, n) in [(30, 1), (10, 2), (20, 3), (10, 4), (5, 5)] {
+            send(key, n);
+        }
+        let mut evicted = Vec::new();
+        waiting.drain(|w| evicted.push(w.entry));
+        assert_eq!((evicted, order(&mut waiting)), (vec![1], vec![5, 2, 4, 3]));
+    }
+
+    #[test]
+    fn kept_places_are_not_given_away_but_a_free_slot_is() {
+        let (queue, waiting) = queue(2, AdmissionPolicy::Reject);
+        let send = |kept| queue.enqueue_as(Newcomer { priority: Interactive, key: 0, kept }, |_| 0).is_ok();
+        assert!(!send(2) && queue.would_refuse(Interactive, 2), "both places are kept");
+        assert!(send(1) && !send(1) && send(0));
+        waiting.publish_seats_free(3);
+        assert!(send(5), "no slot stays empty for somebody who may not come");
+        assert!(!send(5));
     }
 
     /// Many reactors, one engine: what was accepted is seated or evicted exactly once, and the counts end at 0.
@@ -474,11 +560,11 @@ mod tests {
             let mut count = 0;
             loop {
                 let done = threads.iter().all(|t| t.is_finished());
-                waiting.drain(|n| {
-                    seen[n as usize] += 1;
+                waiting.drain(|w| {
+                    seen[w.entry as usize] += 1;
                     count += 1;
                 });
-                for n in Priority::ALL.iter().filter_map(|&p| waiting.take(p)).collect::<Vec<_>>() {
+                for n in Priority::ALL.iter().filter_map(|&p| waiting.take(p)).map(|w| w.entry).collect::<Vec<_>>() {
                     seen[n as usize] += 1;
                     count += 1;
                 }

@@ -57,6 +57,17 @@ impl AdmissionPolicy {
     }
 }
 
+/// In which order tasks of one class are seated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueOrder {
+    /// In order of arrival.
+    Fifo,
+    /// The earliest deadline first.
+    Deadline,
+    /// In turns between API keys, by tokens.
+    Fair,
+}
+
 /// Which of monoio's drivers the reactors use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DriverChoice {
@@ -171,7 +182,13 @@ impl Value for Origins {
 impl Value for Vec<String> {
     const EXPECTED: &'static str = "a comma-separated list of keys, each of 8 to 256 visible ASCII characters";
     fn read(text: &str) -> Option<Self> {
-        let keys: Vec<String> = text.split(',').map(str::trim).filter(|k| !k.is_empty()).map(str::to_owned).collect();
+        let mut keys: Vec<String> = Vec::new();
+        for key in text.split(',').map(str::trim).filter(|k| !k.is_empty()) {
+            // A key that stands there twice is still one client.
+            if !keys.iter().any(|known| known == key) {
+                keys.push(key.to_owned());
+            }
+        }
         let legal = |k: &String| (8..=256).contains(&k.len()) && k.bytes().all(|b| b.is_ascii_graphic());
         keys.iter().all(legal).then_some(keys)
     }
@@ -184,6 +201,26 @@ impl Value for AdmissionPolicy {
     const EXPECTED: &'static str = "reject or drop-lru";
     fn read(text: &str) -> Option<Self> {
         [AdmissionPolicy::Reject, AdmissionPolicy::DropLru].into_iter().find(|p| p.name() == text)
+    }
+    fn show(&self) -> String {
+        self.name().to_owned()
+    }
+}
+
+impl QueueOrder {
+    pub const fn name(self) -> &'static str {
+        match self {
+            QueueOrder::Fifo => "fifo",
+            QueueOrder::Deadline => "deadline",
+            QueueOrder::Fair => "fair",
+        }
+    }
+}
+
+impl Value for QueueOrder {
+    const EXPECTED: &'static str = "fifo, deadline or fair";
+    fn read(text: &str) -> Option<Self> {
+        [QueueOrder::Fifo, QueueOrder::Deadline, QueueOrder::Fair].into_iter().find(|o| o.name() == text)
     }
     fn show(&self) -> String {
         self.name().to_owned()
@@ -277,6 +314,12 @@ settings! {
     kv_blocks_max: usize = 2048, "blocks of the KV cache (16 cells each), shared by sequences and prefix cache";
     queue_capacity: usize = 256, "tasks that may wait for a slot";
     admission_policy: AdmissionPolicy = AdmissionPolicy::Reject, "what a full queue does: reject the new task, or drop-lru the oldest waiting one";
+    queue_order: QueueOrder = QueueOrder::Fifo, "who goes first within a class: fifo, deadline (the earliest), or fair (in turns between API keys, by tokens)";
+    fair_quantum_tokens: u64 = 512, "tokens that each API key may spend in one round of queue_order=fair";
+    batch_ageing_ms: u64 = 30_000, "batch work that is older than this gets one slot from which nothing displaces it, one task at a time";
+    step_ms_max: f64 = 0.0, "time of a step while streams run: prompts are cut into chunks that fit; 0: twice the time of a step without prompts";
+    retry_promises_max: usize = 16_384, "refused clients for whom a place is kept when they come back in time";
+    retry_patience_ms: u64 = 1_500, "how long after its time such a place is kept; Retry-After is in whole seconds";
     overload_status: u16 = 429, "status of a refusal by a full queue: 429, 503 or 529, as proxies in front want it";
     on_time_probability_floor: f64 = 0.05, "a task less likely than this to meet its deadline is refused at once";
     metrics_interval_ms: u64 = 1000, "least time between two metrics events of a stream";
@@ -290,6 +333,9 @@ settings! {
     session_tokens_budget: u64 = 1_000_000_000, "tokens that one session may be sent";
     session_time_budget_ms: u64 = 86_400_000, "decode time of one session";
     session_cost_budget: f64 = 1_000_000.0, "cost of one session, in the unit of cost_per_token";
+    key_tokens_budget: u64 = 0, "tokens that all tasks of one API key may be sent; 0: no limit";
+    key_time_budget_ms: u64 = 0, "decode time of all tasks of one API key; 0: no limit";
+    key_cost_budget: f64 = 0.0, "cost of all tasks of one API key; 0: no limit";
     cost_per_token: f64 = 0.001, "price of one token sent";
     task_retention_ms: u64 = 600_000, "an ended task's stream can be read for this long";
     tasks_max: usize = 16_384, "tasks remembered, ended ones included; beyond, the oldest ended one goes";
@@ -434,6 +480,7 @@ fn check(c: &Config) -> Result<(), ConfigError> {
         ("step_rows_max", c.step_rows_max, 1, 65_536),
         ("kv_blocks_max", c.kv_blocks_max, 1, 1 << 24),
         ("queue_capacity", c.queue_capacity, 0, 1_000_000),
+        ("retry_promises_max", c.retry_promises_max, 0, 1 << 20),
         ("sessions_max", c.sessions_max, 1, 1 << 24),
         ("tasks_max", c.tasks_max, 1, 1 << 24),
         ("connections_max", c.connections_max, 1, 1 << 20),
@@ -457,6 +504,9 @@ fn check(c: &Config) -> Result<(), ConfigError> {
         ("heartbeat_ms", c.heartbeat_ms),
         ("cancel_quiesce_ms", c.cancel_quiesce_ms),
         ("gateway_deadline_ms", c.gateway_deadline_ms),
+        ("batch_ageing_ms", c.batch_ageing_ms),
+        ("retry_patience_ms", c.retry_patience_ms),
+        ("fair_quantum_tokens", c.fair_quantum_tokens),
     ] {
         at_least(name, value, 1)?;
         at_most(name, value, 7 * 86_400_000)?;
@@ -477,8 +527,13 @@ fn check(c: &Config) -> Result<(), ConfigError> {
     if !(0.0..1.0).contains(&c.on_time_probability_floor) {
         return Err(ConfigError("on_time_probability_floor: must be at least 0 and under 1".into()));
     }
-    if c.cost_per_token < 0.0 || c.session_cost_budget < 0.0 {
-        return Err(ConfigError("cost_per_token and session_cost_budget: must not be negative".into()));
+    if !(0.0..=60_000.0).contains(&c.step_ms_max) {
+        return Err(ConfigError("step_ms_max: must be from 0 to 60000".into()));
+    }
+    if c.cost_per_token < 0.0 || c.session_cost_budget < 0.0 || c.key_cost_budget < 0.0 {
+        return Err(ConfigError(
+            "cost_per_token, session_cost_budget and key_cost_budget: must not be negative".into(),
+        ));
     }
     if ![429, 503, 529].contains(&c.overload_status) {
         return Err(ConfigError(format!("overload_status: {} is not 429, 503 or 529", c.overload_status)));
@@ -549,6 +604,9 @@ mod tests {
             ("ORCH_SLOTS_MAX", "0", "least is 1"),
             ("ORCH_SLOTS_MAX", "4096", "step_rows_max"),
             ("ORCH_OVERLOAD_STATUS", "200", "429, 503 or 529"),
+            ("ORCH_QUEUE_ORDER", "random", "fifo, deadline or fair"),
+            ("ORCH_STEP_MS_MAX", "-1", "0 to 60000"),
+            ("ORCH_BATCH_AGEING_MS", "0", "least is 1"),
             ("ORCH_ON_TIME_PROBABILITY_FLOOR", "1", "under 1"),
             ("ORCH_ON_TIME_PROBABILITY_FLOOR", "NaN", "finite"),
             ("ORCH_TASKS_MAX", "10", "tasks_max"),

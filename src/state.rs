@@ -87,7 +87,7 @@ impl AppState {
             metrics: Arc::new(Metrics::new(labels)),
             pools: PoolRegistry::default(),
             tasks: TaskRegistry::new(config.tasks_max),
-            sessions: Arc::new(SessionService::new(SessionRules::from_config(&config))),
+            sessions: Arc::new(SessionService::new(SessionRules::from_config(&config), config.api_keys.len())),
             artifacts: Arc::new(ArtifactService::new(store)),
             keys: ApiKeys::new(&config.api_keys),
             helpers: Helpers::spawn(2)?,

@@ -7,6 +7,8 @@ pub mod paced;
 pub mod startup;
 pub mod table;
 
+pub mod sim;
+
 use std::sync::Arc;
 
 use orchestratord_engine::{Engine, EngineOptions, FinishReason, Model, SequenceRequest, TokenSink, Verdict};

@@ -7,6 +7,7 @@ use clap::Args;
 use orchestratord::app::bootstrap::Server;
 use orchestratord::config::{self, Config};
 use orchestratord::services::pool;
+use orchestratord::services::prediction::StepModel;
 
 use crate::paced::Paced;
 
@@ -59,9 +60,10 @@ pub fn start(options: &Options) -> Result<Server, String> {
     Server::start_with(configuration(options)?, |config, pool| {
         // The real model, for its tokenizer; its own engine with as few slots as it takes to measure it.
         let rules = pool::PoolRules { slots_max: 16, step_rows_max: 128, ..pool.rules.clone() };
-        let (loaded, _) = pool::load(config.model.as_deref(), &rules, pool.engine_version)?;
+        let (loaded, _, _) = pool::load(config.model.as_deref(), &rules, pool.engine_version, None)?;
+        let speed = StepModel::new(interval.as_secs_f64() * 1e6);
         let token = loaded.model.tokenizer().encode(TOKEN_TEXT, false, false)[0];
-        Ok((loaded, Box::new(Paced::new(interval, token, config.slots_max))))
+        Ok((loaded, Box::new(Paced::new(interval, token, config.slots_max)), Box::new(speed)))
     })
 }
 

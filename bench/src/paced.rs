@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use orchestratord::services::decoder::Decoder;
 use orchestratord_engine::{
-    AdmitError, AdmitInfo, EngineOptions, FinishReason, KvUsage, Model, SequenceRequest, SessionKv, StepReport,
-    TokenSink, Verdict,
+    AdmitError, AdmitInfo, EngineOptions, FinishReason, KvUsage, Model, NextRows, Progress, SequenceRequest, SessionKv,
+    StepReport, TokenSink, Verdict,
 };
 
 use crate::pace::Grid;
@@ -95,4 +95,16 @@ impl Decoder for Paced {
     }
 
     fn drop_session(&mut self, _: u128) {}
+
+    fn next_rows(&self) -> NextRows {
+        NextRows { decode: self.seats.len() as u32, ..NextRows::default() }
+    }
+
+    fn limit_prefill(&mut self, _: usize) {}
+
+    fn progress(&self, each: &mut dyn FnMut(u64, Progress)) {
+        self.seats.iter().for_each(|seat| each(seat.id, Progress { prefill_left: 0, paused: false }));
+    }
+
+    fn pin(&mut self, _: u64) {}
 }

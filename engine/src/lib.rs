@@ -26,7 +26,7 @@ pub use load_error::LoadError;
 pub use model::{Matrix, Model, ModelInfo, Rope, Vector};
 pub use sampler::SamplingParams;
 pub use scheduler::{
-    AdmitError, AdmitInfo, Engine, EngineError, EngineOptions, FinishReason, SequenceRequest, StepReport, TokenSink,
-    Verdict,
+    AdmitError, AdmitInfo, Engine, EngineError, EngineOptions, FinishReason, NextRows, Progress, SequenceRequest,
+    StepReport, TokenSink, Verdict,
 };
 pub use text::{ChatMessage, ChatTemplate, Detokenizer, StopMatcher, TemplateError, Tokenizer};

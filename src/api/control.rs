@@ -119,10 +119,11 @@ pub async fn reload_pool(
 
 /// Loads beside the old model, then has the engine thread switch between two steps.
 fn load_and_install(pool: &Arc<Pool>, path: Option<&std::path::Path>) -> Result<String, String> {
-    let loading = std::panic::AssertUnwindSafe(|| pool::load(path, &pool.rules, pool.engine_version));
+    let prior = pool.gate.desk().board.speed().clone();
+    let loading = std::panic::AssertUnwindSafe(|| pool::load(path, &pool.rules, pool.engine_version, Some(prior)));
     let loaded = std::panic::catch_unwind(loading)
         .unwrap_or_else(|_| Err((Verification::Corrupt, "the loader panicked at this file: see the log".into())));
-    let (loaded, engine) = loaded.map_err(|(verification, why)| {
+    let (loaded, engine, speed) = loaded.map_err(|(verification, why)| {
         pool.metrics.verified(verification);
         why
     })?;
@@ -132,7 +133,7 @@ fn load_and_install(pool: &Arc<Pool>, path: Option<&std::path::Path>) -> Result<
     let done = Box::new(move || {
         let _ = sender.send(());
     });
-    if !pool.send(Control::Install { loaded, engine, done }) {
+    if !pool.send(Control::Install { loaded, engine, speed, done }) {
         return Err("the engine has too many messages waiting".into());
     }
     receiver.recv().map_err(|_| "the engine stopped before it took the model over".to_owned())?;

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use orchestratord_engine::ChatMessage;
 
-use super::types::{Accepted, SessionBody, TaskRequest, from_json, json};
-use crate::admission::QueueFull;
+use super::types::{Accepted, SessionBody, TaskRequest, from_json, json, require_api_key};
 use crate::config::AdmissionPolicy;
 use crate::domain::error::OrchestratorError;
 use crate::domain::ids::Uuid;
@@ -15,11 +14,11 @@ use crate::infra::http::{RequestHead, Response};
 use crate::infra::reactor::{Reply, Wake, oneshot};
 use crate::infra::stream::{ReadersFull, StreamWriter, TaskStream};
 use crate::metrics::CancelReason;
+use crate::services::gate::{Offer, Promise, Refusal};
 use crate::services::pool::{Control, Entry, Loaded, Pool, PoolState, SessionKvView};
-use crate::services::prediction::Load;
-use crate::services::session::{BudgetSpent, Budgets, Session};
-use crate::services::streaming::{FrameBuffers, Started};
-use crate::services::task::{Inserted, LiveTask, Outcome, Promise, TaskParts};
+use crate::services::session::{Account, Bill, BudgetSpent, Budgets, Owner, Session, Spent};
+use crate::services::streaming::{FrameBuffers, Started, thousandths};
+use crate::services::task::{Inserted, LiveTask, Outcome, TaskParts};
 use crate::state::AppState;
 
 /// POST /v1/tasks: 202 and where to find the stream, or the stream itself for `Accept: text/event-stream`.
@@ -37,7 +36,8 @@ pub async fn create_task(
     correlation_id: &str,
     wake: &Wake,
 ) -> Result<Reply, OrchestratorError> {
-    let accepted = accept(state, body, correlation_id, wake).await;
+    let client = require_api_key(head, &state.keys)?;
+    let accepted = accept(state, client, body, correlation_id, wake).await;
     let task = accepted.inspect_err(|error| count_refusal(state, error))?;
     if wants_stream(head) {
         return open_stream(&task, None, wake);
@@ -48,6 +48,7 @@ pub async fn create_task(
         queue_position: promise.queue_position,
         predicted_start_ms: promise.predicted_start_ms,
         backoff_ms: promise.backoff_ms,
+        on_time_probability: thousandths(promise.outlook.on_time_probability),
     };
     let response = with_budgets(json(202, &body), &task.budgets);
     Ok(Reply::Full(response.header("Location", format!("/v1/tasks/{}/stream", task.spec.task_id))))
@@ -70,6 +71,7 @@ fn wants_stream(head: &RequestHead<'_>) -> bool {
 
 async fn accept(
     state: &Arc<AppState>,
+    client: u16,
     body: &mut [u8],
     correlation_id: &str,
     wake: &Wake,
@@ -81,7 +83,7 @@ async fn accept(
     if let Some(known) = state.tasks.get(spec.task_id) {
         return same_task(known, &spec);
     }
-    admit(state, spec, |_, _| (), correlation_id, wake).await
+    admit(state, client, spec, |_, _| (), correlation_id, wake).await
 }
 
 /// What every door does with a task whose fields are legal on their own. `fit` is told how many tokens the prompt has,
@@ -92,6 +94,7 @@ async fn accept(
 /// Each of the error taxonomy's admission errors.
 pub async fn admit(
     state: &Arc<AppState>,
+    client: u16,
     mut spec: TaskSpec,
     fit: impl FnOnce(&mut TaskSpec, usize),
     correlation_id: &str,
@@ -100,14 +103,12 @@ pub async fn admit(
     let pool = pool_for(state, &spec)?;
     let loaded = pool.accepting(&spec.model_ref)?;
     check_context(&loaded, &spec)?;
-    if pool.queue.would_refuse(spec.priority) {
-        let full = pool.queue.refuse(pool.queue.depth());
-        return Err(queue_full(state, pool, &spec, full));
-    }
+    let now_us = state.clock.now_us();
+    pool.gate.check_room(spec.task_id.0, now_us, spec.priority).map_err(|refusal| refused(state, &spec, refusal))?;
     let prompt = tokenize(state, &loaded, &spec.prompt, wake).await?;
     fit(&mut spec, prompt.len());
     check_length(pool, &loaded, &spec, prompt.len())?;
-    enqueue(state, pool, loaded, spec, prompt, correlation_id)
+    enqueue(state, pool, client, loaded, spec, prompt, correlation_id)
 }
 
 fn same_task(known: Arc<LiveTask>, spec: &TaskSpec) -> Result<Arc<LiveTask>, OrchestratorError> {
@@ -258,6 +259,7 @@ fn check_length(pool: &Pool, loaded: &Loaded, spec: &TaskSpec, prompt_len: usize
 fn enqueue(
     state: &Arc<AppState>,
     pool: &Arc<Pool>,
+    client: u16,
     loaded: Arc<Loaded>,
     spec: TaskSpec,
     prompt: Arc<[u32]>,
@@ -269,13 +271,17 @@ fn enqueue(
         pool.send(Control::DropSession { session: id.0 });
     }
     let rules = &state.sessions.rules;
-    let budgets = session.budgets();
+    let account = state.sessions.account(session.clone(), client);
+    let budgets = account.budgets();
     let inserted = state.tasks.insert(&spec, || {
-        let tokens_reserved =
-            session.reserve(u64::from(spec.max_tokens), rules).map_err(|spent| budget_spent(&spec, spent))? as u32;
-        let give_back = || session.settle(u64::from(tokens_reserved), 0, 0, now_ms, rules);
-        let offer = Offer { state, pool, loaded: &loaded, spec: &spec, prompt: &prompt, session: &session };
-        offer.make(tokens_reserved, budgets, correlation_id).inspect_err(|_| give_back())
+        let now_us = state.clock.now_us();
+        let reserved =
+            account.reserve(spec.max_tokens.into(), now_us, rules).map_err(|spent| budget_spent(&spec, spent))?;
+        let nothing = Bill { reserved, tokens: 0, time_ms: 0, seated_us: None, now_ms };
+        let give_back = || account.settle(nothing, rules);
+        let newcomer =
+            Newcomer { state, pool, client, loaded: &loaded, spec: &spec, prompt: &prompt, account: &account };
+        newcomer.enqueue(reserved as u32, budgets, correlation_id).inspect_err(|_| give_back())
     });
     match inserted {
         Inserted::New(task) => {
@@ -305,47 +311,53 @@ fn log_accepted(task: &LiveTask) {
 }
 
 /// One attempt to put a task into the queue.
-struct Offer<'a> {
+struct Newcomer<'a> {
     state: &'a Arc<AppState>,
     pool: &'a Arc<Pool>,
+    client: u16,
     loaded: &'a Arc<Loaded>,
     spec: &'a TaskSpec,
     prompt: &'a Arc<[u32]>,
-    session: &'a Arc<Session>,
+    account: &'a Account,
 }
 
-impl Offer<'_> {
-    fn make(
+impl Newcomer<'_> {
+    fn enqueue(
         &self,
         tokens_reserved: u32,
         budgets: Budgets,
         correlation_id: &str,
     ) -> Result<Arc<LiveTask>, OrchestratorError> {
-        let Offer { state, pool, loaded, spec, prompt, session } = *self;
+        let Newcomer { state, pool, client, loaded, spec, prompt, account } = *self;
         let accepted_us = state.clock.now_us();
-        let expected_tokens = loaded.lock_speed().expected_tokens(spec.expected_tokens, tokens_reserved);
-        let load = Load { prompt_len: prompt.len() as u32, expected_tokens };
-        let ahead = pool.queue.ahead(spec.priority);
-        let before = self.promise(ahead, load);
-        if before.on_time_probability < pool.rules.on_time_probability_floor {
-            return Err(OrchestratorError::DeadlineUnmet { message: deadline_message(spec, &before) });
-        }
+        let offer = Offer {
+            id: spec.task_id.0,
+            now_us: accepted_us,
+            priority: spec.priority,
+            deadline_us: accepted_us.saturating_add(spec.deadline_ms.saturating_mul(1000)),
+            client,
+            prompt_len: prompt.len() as u32,
+            tokens_max: tokens_reserved,
+            // Who decodes past the model's last word takes all that it may.
+            tokens_said: if spec.ignore_end { None } else { spec.expected_tokens },
+            never_ends: spec.ignore_end,
+            blocks: (prompt.len() + tokens_reserved as usize).div_ceil(orchestratord_engine::BLOCK_LEN) as u32,
+            session: &account.session.lengths,
+            forced: false,
+        };
         let (stream, mut writer) = TaskStream::new(state.hub.clone());
         let mut made = None;
-        let placed = pool.queue.enqueue(spec.priority, |placed| {
-            // Nothing has come between in most cases, and then the promise stands.
-            let stands = placed.queue_position == ahead && !pool.queue.would_refuse(spec.priority);
-            let promise = if stands { before } else { self.promise(placed.queue_position, load) };
+        let placed = pool.gate.offer(&offer, |_, promise| {
             let task = Arc::new(LiveTask::new(TaskParts {
                 spec: spec.clone(),
                 prompt: prompt.clone(),
                 loaded: loaded.clone(),
-                session: session.clone(),
+                gate: pool.gate.clone(),
+                account: account.clone(),
                 session_rules: state.sessions.rules,
                 correlation_id: correlation_id.to_owned(),
                 stream,
                 promise,
-                expected_tokens,
                 tokens_reserved,
                 budgets,
                 accepted_us,
@@ -354,53 +366,25 @@ impl Offer<'_> {
             made = Some(task.clone());
             Entry { task, writer }
         });
-        match placed {
-            Ok(_) => Ok(made.expect("the queue has made it")),
-            Err(full) => Err(queue_full(state, pool, spec, full)),
-        }
-    }
-
-    fn promise(&self, queue_position: u32, load: Load) -> Promise {
-        let Offer { pool, loaded, spec, .. } = *self;
-        let forecast = pool.forecast(loaded, queue_position, load);
-        let chance = loaded.lock_speed().chance_within(forecast.finish_ms, spec.deadline_ms as f64);
-        let queue_is_full = pool.queue.would_refuse(spec.priority);
-        Promise {
-            queue_position,
-            predicted_start_ms: forecast.start_ms.round() as u64,
-            // With room in the queue there is no reason to wait before the next task.
-            backoff_ms: if queue_is_full { forecast.place_free_ms.ceil() as u64 } else { 0 },
-            predicted_finish_ms: forecast.finish_ms,
-            on_time_probability: chance,
-        }
+        placed.map_err(|refusal| refused(state, spec, refusal))?;
+        Ok(made.expect("the queue has made it"))
     }
 }
 
-fn deadline_message(spec: &TaskSpec, promise: &Promise) -> String {
-    format!(
-        "the deadline of {} ms would be met with probability {:.3}: {} tasks are ahead and the finish is predicted in \
-         {:.0} ms; allow more time, ask for fewer tokens, or try another replica",
-        spec.deadline_ms, promise.on_time_probability, promise.queue_position, promise.predicted_finish_ms
-    )
-}
-
-fn write_started(writer: &mut StreamWriter, promise: &Promise) {
-    let started = Started { queue_position: promise.queue_position, predicted_start_ms: promise.predicted_start_ms };
-    writer.append(FrameBuffers::default().started(started)).expect("a new log has room");
-}
-
-fn budget_spent(spec: &TaskSpec, spent: BudgetSpent) -> OrchestratorError {
-    let what = match spent {
-        BudgetSpent::Tokens => "tokens",
-        BudgetSpent::Time => "decode time",
-        BudgetSpent::Cost => "cost",
+/// The error for a task that the gate did not let in.
+fn refused(state: &AppState, spec: &TaskSpec, refusal: Refusal) -> OrchestratorError {
+    let (full, retry_after_ms) = match refusal {
+        Refusal::Hopeless { queue_position, finish_us, on_time_probability } => {
+            let message = format!(
+                "the deadline of {} ms would be met with probability {on_time_probability:.3}: {queue_position} tasks are \
+                 ahead and the finish is predicted in {:.0} ms; allow more time, ask for fewer tokens, or try another replica",
+                spec.deadline_ms,
+                finish_us / 1000.0
+            );
+            return OrchestratorError::DeadlineUnmet { message };
+        }
+        Refusal::Full { full, retry_after_ms } => (full, Some(retry_after_ms)),
     };
-    let message = format!("session {} has spent its budget of {what}: use another session", spec.session_id);
-    OrchestratorError::AdmissionReject { message, policy_label: spent.label(), retry_after_ms: None }
-}
-
-fn queue_full(state: &AppState, pool: &Pool, spec: &TaskSpec, full: QueueFull) -> OrchestratorError {
-    let retry_after_ms = Some(pool.place_free_ms(spec.priority));
     if state.config.queue_capacity == 0 {
         let message = "every slot is taken and this server queues nothing: retry when one is free".into();
         return OrchestratorError::ReplicaExhausted { message, retry_after_ms };
@@ -408,7 +392,9 @@ fn queue_full(state: &AppState, pool: &Pool, spec: &TaskSpec, full: QueueFull) -
     let waiting = full.waiting;
     match full.policy {
         AdmissionPolicy::Reject => OrchestratorError::AdmissionReject {
-            message: format!("the queue is full: {waiting} tasks wait; retry when a place is free"),
+            message: format!(
+                "the queue is full: {waiting} tasks wait; send the same task again when you are told to, a place will be kept"
+            ),
             policy_label: "reject",
             retry_after_ms,
         },
@@ -417,6 +403,30 @@ fn queue_full(state: &AppState, pool: &Pool, spec: &TaskSpec, full: QueueFull) -
             retry_after_ms,
         },
     }
+}
+
+fn write_started(writer: &mut StreamWriter, promise: &Promise) {
+    let started = Started {
+        queue_position: promise.queue_position,
+        predicted_start_ms: promise.predicted_start_ms,
+        on_time_probability: thousandths(promise.outlook.on_time_probability),
+    };
+    writer.append(FrameBuffers::default().started(started)).expect("a new log has room");
+}
+
+fn budget_spent(spec: &TaskSpec, spent: BudgetSpent) -> OrchestratorError {
+    let what = match spent.what {
+        Spent::Tokens => "tokens",
+        Spent::Time => "decode time",
+        Spent::Cost => "cost",
+    };
+    let message = match spent.owner {
+        Owner::Session => format!("session {} has spent its budget of {what}: use another session", spec.session_id),
+        Owner::Key => {
+            format!("this API key has spent its budget of {what}: use another key, or ask the operator for more")
+        }
+    };
+    OrchestratorError::AdmissionReject { message, policy_label: spent.label(), retry_after_ms: None }
 }
 
 /// GET /v1/tasks/:id/stream: the task's events from the beginning, or from `Last-Event-ID` on.
@@ -464,7 +474,7 @@ fn open_stream(task: &Arc<LiveTask>, last_event_id: Option<u32>, wake: &Wake) ->
         .header("Content-Type", "text/event-stream")
         .header("Cache-Control", "no-cache")
         .header("X-Accel-Buffering", "no");
-    Ok(Reply::Stream { head: with_budgets(head, &task.session.budgets()), reader })
+    Ok(Reply::Stream { head: with_budgets(head, &task.account.budgets()), reader })
 }
 
 fn with_budgets(response: Response, left: &Budgets) -> Response {
@@ -516,8 +526,16 @@ async fn quiesce(state: &AppState, task: &LiveTask, wake: &Wake) {
 /// # Errors
 ///
 /// `NotFound` for a session that no task has named, or whose time is over.
-pub async fn get_session(state: &Arc<AppState>, id: &str, wake: &Wake) -> Result<Response, OrchestratorError> {
+pub async fn get_session(
+    state: &Arc<AppState>,
+    head: &RequestHead<'_>,
+    id: &str,
+    wake: &Wake,
+) -> Result<Response, OrchestratorError> {
     let session = find_session(state, id)?;
+    let client = require_api_key(head, &state.keys)?;
+    // What a task of this session, sent with this key, could spend: the same as on its headers.
+    let budgets = state.sessions.account(session.clone(), client).budgets();
     let kv = session_kv(state, &session, wake).await;
     let view = session.view(state.clock.now_ms(), &state.sessions.rules);
     let body = SessionBody {
@@ -526,9 +544,9 @@ pub async fn get_session(state: &Arc<AppState>, id: &str, wake: &Wake) -> Result
         turns: view.turns,
         kv_bytes: kv.bytes,
         kv_warmth: kv.warmth,
-        tokens_budget_remaining: view.budgets.tokens,
-        time_budget_remaining_ms: view.budgets.time_ms,
-        cost_budget_remaining: view.budgets.cost(),
+        tokens_budget_remaining: budgets.tokens,
+        time_budget_remaining_ms: budgets.time_ms,
+        cost_budget_remaining: budgets.cost(),
     };
     Ok(json(200, &body))
 }

@@ -25,34 +25,36 @@ impl ApiKeys {
         ApiKeys(keys.iter().map(|k| Sha256::digest(k).into()).collect())
     }
 
-    fn contains(&self, key: &[u8]) -> bool {
+    /// The number of a key, if it is one.
+    fn number_of(&self, key: &[u8]) -> Option<u16> {
         let digest: [u8; 32] = Sha256::digest(key).into();
-        // Every key is compared in full, whichever matches.
-        self.0.iter().fold(0u8, |found, known| found | known.ct_eq(&digest).unwrap_u8()) == 1
+        // Every key is compared in full, whichever matches; 0 is none.
+        let found = (1u16..)
+            .zip(&self.0)
+            .fold(0u16, |found, (number, known)| found | (u16::from(known.ct_eq(&digest).unwrap_u8()) * number));
+        found.checked_sub(1)
     }
 }
 
-/// Refuses a request without a valid `X-API-Key`.
+/// Refuses a request without a valid `X-API-Key`, and gives the key's number.
 ///
 /// # Errors
 ///
 /// `Unauthorized` without the header, `Forbidden` with a wrong one or more than one.
-pub fn require_api_key(head: &RequestHead<'_>, keys: &ApiKeys) -> Result<(), OrchestratorError> {
+pub fn require_api_key(head: &RequestHead<'_>, keys: &ApiKeys) -> Result<u16, OrchestratorError> {
     let mut values = head.headers_named("x-api-key");
     let key = values.next().ok_or(OrchestratorError::Unauthorized)?;
-    if values.next().is_some() || !keys.contains(key) {
-        return Err(OrchestratorError::Forbidden);
-    }
-    Ok(())
+    let number = keys.number_of(key).filter(|_| values.next().is_none());
+    number.ok_or(OrchestratorError::Forbidden)
 }
 
-/// Refuses a request without a valid key in `Authorization: Bearer` or `X-API-Key`. Where both are sent, both count:
+/// Refuses a request without a valid key in `Authorization: Bearer` or `X-API-Key`, and gives the key's number. Where both are sent, both count:
 /// some clients send a placeholder in one of them, but none sends two that are meant.
 ///
 /// # Errors
 ///
 /// `Unauthorized` without either, `Forbidden` when neither is one of ours.
-pub fn require_key(head: &RequestHead<'_>, keys: &ApiKeys) -> Result<(), OrchestratorError> {
+pub fn require_key(head: &RequestHead<'_>, keys: &ApiKeys) -> Result<u16, OrchestratorError> {
     let bearer = |value: &'_ [u8]| {
         let (scheme, token) = value.split_at_checked(7)?;
         scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii().to_vec())
@@ -62,11 +64,10 @@ pub fn require_key(head: &RequestHead<'_>, keys: &ApiKeys) -> Result<(), Orchest
         .filter_map(bearer)
         .chain(head.headers_named("x-api-key").map(<[u8]>::to_vec))
         .collect();
-    match sent.is_empty() {
-        true => Err(OrchestratorError::Unauthorized),
-        false if sent.iter().any(|key| keys.contains(key)) => Ok(()),
-        false => Err(OrchestratorError::Forbidden),
+    if sent.is_empty() {
+        return Err(OrchestratorError::Unauthorized);
     }
+    sent.iter().find_map(|key| keys.number_of(key)).ok_or(OrchestratorError::Forbidden)
 }
 
 /// The request's correlation id where it is fit to be echoed, else a fresh UUID.
@@ -464,6 +465,8 @@ pub struct Accepted {
     pub queue_position: u32,
     pub predicted_start_ms: u64,
     pub backoff_ms: u64,
+    /// Chance that the last token is there before the deadline.
+    pub on_time_probability: f64,
 }
 
 #[derive(Deserialize)]
@@ -680,7 +683,8 @@ mod tests {
         assert_eq!(check("X-API-Key: wrong\r\n"), Err(OrchestratorError::Forbidden));
         assert_eq!(check("X-API-Key: \r\n"), Err(OrchestratorError::Forbidden));
         assert_eq!(check("X-API-Key: first-key\r\nX-API-Key: first-key\r\n"), Err(OrchestratorError::Forbidden));
-        assert_eq!(check("x-api-key: second-key\r\n"), Ok(()));
+        assert_eq!(check("X-API-Key: first-key\r\n"), Ok(0));
+        assert_eq!(check("x-api-key: second-key\r\n"), Ok(1));
     }
 
     #[test]

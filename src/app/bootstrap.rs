@@ -68,7 +68,9 @@ impl Server {
     ///
     /// One line that says what is in the way.
     pub fn start(config: Config) -> Result<Server, String> {
-        Server::start_with(config, |config, pool| pool::load(config.model.as_deref(), &pool.rules, pool.engine_version))
+        Server::start_with(config, |config, pool| {
+            pool::load(config.model.as_deref(), &pool.rules, pool.engine_version, None)
+        })
     }
 
     /// The same with an engine that the caller brings: benches measure the server without a model.
@@ -260,7 +262,7 @@ fn start_pool(
     };
     let (scribe, _) = scribe::spawn(desk).map_err(|e| format!("no thread could be started: {e}"))?;
     let (pool, waiting) = Pool::new(config, state.metrics.clone(), state.clock.clone(), scribe, state.hub.clone());
-    let (loaded, engine) = load(config, &pool).map_err(|(v, why)| {
+    let (loaded, engine, speed) = load(config, &pool).map_err(|(v, why)| {
         state.metrics.verified(v);
         why
     })?;
@@ -269,7 +271,7 @@ fn start_pool(
     let done = Box::new(move || {
         let _ = sender.send(());
     });
-    pool.send(Control::Install { loaded, engine, done });
+    pool.send(Control::Install { loaded, engine, speed, done });
     let (worker, watched) = (pool.clone(), pool.clone());
     let thread = |name: &str| std::thread::Builder::new().name(name.into());
     let engine = thread("engine").spawn(move || engine_loop::run(worker, waiting)).map_err(|e| e.to_string())?;

@@ -21,7 +21,7 @@ pub fn api_key_layer(state: &AppState, head: &RequestHead<'_>, found: &Match<'_>
     if matches!(found, Match::Found(Route::Metrics, _)) || head.path() == "/metrics" {
         return Ok(());
     }
-    require_api_key(head, &state.keys)
+    require_api_key(head, &state.keys).map(drop)
 }
 
 /// The answer for an error, with everything that an answer has.

@@ -99,7 +99,7 @@ impl App {
             Route::CreateTask => data::create_task(state, head, body, correlation_id, wake).await,
             Route::StreamTask => data::stream_task(state, head, id, wake),
             Route::CancelTask => data::cancel_task(state, id, wake).await.map(full),
-            Route::GetSession => data::get_session(state, id, wake).await.map(full),
+            Route::GetSession => data::get_session(state, head, id, wake).await.map(full),
             Route::DeleteSession => data::delete_session(state, id).map(full),
             Route::CreateArtifact => artifacts::create_artifact(state, body, wake).await.map(full),
             Route::GetArtifact => artifacts::get_artifact(state, id, wake).await.map(full),

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use super::Call;
 use super::refusal::Refusal;
 use crate::api::data;
+use crate::api::types::require_key;
 use crate::domain::error::OrchestratorError;
 use crate::domain::ids::{SessionId, Uuid};
 use crate::domain::limits;
@@ -76,6 +77,7 @@ pub(super) fn model(state: &AppState, name: &str) -> Result<Arc<Loaded>, Refusal
 /// As POST /v1/tasks has them, in the dialect's fields.
 pub(super) async fn admit(call: &Call<'_>, ask: Ask) -> Result<Admitted, Refusal> {
     let state = call.state;
+    let client = require_key(call.head, &state.keys)?;
     let loaded = model(state, &ask.model)?;
     let choices = ask.prompts.len() * ask.copies as usize;
     if !(1..=limits::CHOICES_MAX).contains(&choices) {
@@ -127,7 +129,7 @@ pub(super) async fn admit(call: &Call<'_>, ask: Ask) -> Result<Admitted, Refusal
                     spec.sampling.min_tokens = spec.sampling.min_tokens.min(spec.max_tokens);
                 }
             };
-            match data::admit(state, spec, fit, call.request_id, call.wake).await {
+            match data::admit(state, client, spec, fit, call.request_id, call.wake).await {
                 Ok(task) => {
                     // The same prompt need not be tokenized again.
                     prompt = Prompt::Tokens(task.prompt.clone());

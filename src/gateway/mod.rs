@@ -55,7 +55,7 @@ impl Service for Gateway {
             return Err(answer);
         }
         let is_open = matches!(found, Match::Found(route, _) if route.is_open());
-        let key = if is_open { Ok(()) } else { require_key(head, &self.state.keys) };
+        let key = if is_open { Ok(()) } else { require_key(head, &self.state.keys).map(drop) };
         let refused = key.map_err(Refusal::from).and_then(|()| match found {
             Match::Found(..) => Ok(BodyLimit(self.state.config.body_len_max)),
             Match::MethodNotAllowed(allow) => Err(OrchestratorError::MethodNotAllowed { allow }.into()),

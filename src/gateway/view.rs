@@ -18,7 +18,6 @@ use crate::domain::task::Priority;
 use crate::infra::http::{RequestHead, Response, sse};
 use crate::infra::reactor::{Reply, View};
 use crate::infra::stream::ReadersFull;
-use crate::services::prediction::Load;
 use crate::services::task::{LiveTask, Outcome};
 use crate::state::AppState;
 
@@ -278,8 +277,7 @@ impl<D: Dialect> TaskView<D> {
         let seated = seated_count(&self.state, priority).saturating_sub(self.seated_before[index]);
         let position = task.promise.queue_position.saturating_sub(seated as u32);
         let position = position.min(pool.queue.ahead(priority).saturating_sub(1));
-        let load = Load { prompt_len: task.prompt.len() as u32, expected_tokens: task.expected_tokens };
-        let start_ms = pool.forecast(&task.loaded, position, load).start_ms.round() as u64;
+        let start_ms = pool.gate.start_ms(self.state.clock.now_us(), priority, position);
         Some(Waiting { position, start_ms })
     }
 

@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use orchestratord_engine::{
-    AdmitError, AdmitInfo, Engine, EngineOptions, KvUsage, Model, SequenceRequest, SessionKv, StepReport, TokenSink,
+    AdmitError, AdmitInfo, Engine, EngineOptions, KvUsage, Model, NextRows, Progress, SequenceRequest, SessionKv,
+    StepReport, TokenSink,
 };
 
 /// An engine as the engine thread uses it. All calls come from that thread.
@@ -42,6 +43,15 @@ pub trait Decoder: Send {
     fn kv_usage(&self) -> KvUsage;
     fn session_kv(&self, session: u128) -> SessionKv;
     fn drop_session(&mut self, session: u128);
+
+    /// What the next step will hold besides prompt rows.
+    fn next_rows(&self) -> NextRows;
+    /// Gives prompts at most so many rows of each step from now on.
+    fn limit_prefill(&mut self, rows_max: usize);
+    /// How far each sequence has come, by id; those that were put aside too.
+    fn progress(&self, each: &mut dyn FnMut(u64, Progress));
+    /// From now on nothing puts this sequence aside any more.
+    fn pin(&mut self, id: u64);
 }
 
 impl Decoder for Engine {
@@ -90,5 +100,21 @@ impl Decoder for Engine {
 
     fn drop_session(&mut self, session: u128) {
         Engine::drop_session(self, session);
+    }
+
+    fn next_rows(&self) -> NextRows {
+        Engine::next_rows(self)
+    }
+
+    fn limit_prefill(&mut self, rows_max: usize) {
+        Engine::limit_prefill(self, rows_max);
+    }
+
+    fn progress(&self, each: &mut dyn FnMut(u64, Progress)) {
+        Engine::progress(self, each);
+    }
+
+    fn pin(&mut self, id: u64) {
+        Engine::pin(self, id);
     }
 }

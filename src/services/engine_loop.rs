@@ -9,21 +9,18 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use orchestratord_engine::{
-    AdmitError, Detokenizer, EngineOptions, FinishReason as EngineFinish, SamplingParams, SequenceRequest, StopMatcher,
-    TokenSink, Verdict,
-};
+use orchestratord_engine::{EngineOptions, FinishReason as EngineFinish, TokenSink, Verdict};
 
-use super::decoder::Decoder;
 use super::pool::{Control, Entry, Loaded, Pool, PoolState, SessionKvView};
-use super::prediction::StepObservation;
+use super::prediction::{Distribution, Experience, StepObservation};
+use super::scheduler::Scheduler;
+use super::served::{Running, Served, outcome_of};
 use super::streaming::{FrameBuffers, StreamMetrics, TokenDetail};
 use super::task::{LiveTask, Outcome};
 use crate::admission::Waiting;
 use crate::domain::error::OrchestratorError;
-use crate::domain::task::{FinishReason, Priority};
-use crate::infra::stream::{AppendError, StreamWriter};
-use crate::metrics::CancelReason;
+use crate::domain::task::FinishReason;
+use crate::infra::stream::AppendError;
 
 /// Longest sleep: deadlines of waiting tasks are looked at this often at least.
 const NAP: Duration = Duration::from_millis(20);
@@ -32,57 +29,11 @@ const NAP: Duration = Duration::from_millis(20);
 const REBUILD_FIRST: Duration = Duration::from_millis(50);
 const REBUILD_LONGEST: Duration = Duration::from_secs(10);
 
-/// A task in its slot.
-struct Running {
-    task: Arc<LiveTask>,
-    writer: StreamWriter,
-    detokenizer: Detokenizer,
-    stops: StopMatcher,
-    tokens: u32,
-    last_metrics_us: u64,
-    /// Since when nobody has read the stream.
-    unread_since_us: Option<u64>,
-    kv_warmth: f64,
-}
-
-/// An engine and the tasks in its slots; ids of sequences are indices here.
-struct Served {
-    loaded: Arc<Loaded>,
-    engine: Box<dyn Decoder>,
-    running: Vec<Option<Running>>,
-    /// Places in `running` that nobody has.
-    vacant: Vec<usize>,
-}
-
-impl Served {
-    fn new(loaded: Arc<Loaded>, engine: Box<dyn Decoder>) -> Served {
-        Served { loaded, engine, running: Vec::new(), vacant: Vec::new() }
-    }
-
-    /// A place for a sequence; nobody else gets it before `take_place`.
-    fn vacant_id(&self) -> usize {
-        self.vacant.last().copied().unwrap_or(self.running.len())
-    }
-
-    fn take_place(&mut self, id: usize, running: Running) {
-        match self.vacant.pop() {
-            Some(vacant) => {
-                assert_eq!(vacant, id, "a place was given away");
-                self.running[id] = Some(running);
-            }
-            None => self.running.push(Some(running)),
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.vacant.len() == self.running.len()
-    }
-}
-
 /// Runs a pool until it is stopped.
 pub fn run(pool: Arc<Pool>, waiting: Waiting<Entry>) {
     pool.doorbell.belongs_to_this_thread();
-    let mut thread = EngineThread { waiting, served: Vec::new(), buffers: Buffers::default(), failures: 0, pool };
+    let scheduler = Scheduler::new(pool.scheduler_rules, waiting, pool.gate.clone());
+    let mut thread = EngineThread { scheduler, served: Vec::new(), buffers: Buffers::default(), failures: 0, pool };
     while thread.turn() {}
 }
 
@@ -97,7 +48,7 @@ struct Buffers {
 
 struct EngineThread {
     pool: Arc<Pool>,
-    waiting: Waiting<Entry>,
+    scheduler: Scheduler<Entry>,
     /// The one that new tasks get is last; those before it are finishing what they have.
     served: Vec<Served>,
     buffers: Buffers,
@@ -115,13 +66,13 @@ impl EngineThread {
         self.seat(now_us);
         self.retire_old_models();
         let stepped = self.step_all();
-        self.publish();
+        self.publish(now_us);
         self.pool.hub.ring_all();
         if self.pool.state() == PoolState::Stopped {
             return false;
         }
         if !stepped {
-            let (pool, waiting) = (&self.pool, &self.waiting);
+            let (pool, waiting) = (&self.pool, self.scheduler.waiting());
             pool.doorbell.sleep(NAP, || pool.has_controls() || pool.queue.depth() > waiting.len());
         }
         true
@@ -130,8 +81,11 @@ impl EngineThread {
     fn obey_controls(&mut self) {
         while let Some(control) = self.pool.next_control() {
             match control {
-                Control::Install { loaded, engine, done } => {
-                    self.served.push(Served::new(loaded.clone(), engine));
+                Control::Install { loaded, engine, speed, done } => {
+                    self.served.push(Served::new(self.pool.clone(), loaded.clone(), engine, *speed));
+                    // The first task is to be predicted from what was measured.
+                    self.scheduler.note_freed();
+                    self.publish(self.pool.clock.now_us());
                     self.pool.serve(loaded);
                     done();
                 }
@@ -155,9 +109,9 @@ impl EngineThread {
 
     fn drain_arrivals(&mut self, now_us: u64) {
         let pool = &self.pool;
-        self.waiting.drain(|entry| {
+        self.scheduler.drain(|entry| {
             let message = "a newer task took this task's place in the full queue: send it again later".into();
-            let retry_after_ms = Some(pool.place_free_ms(entry.task.spec.priority));
+            let retry_after_ms = Some(pool.gate.place_free_ms(now_us));
             end(
                 pool,
                 &entry.task,
@@ -170,15 +124,9 @@ impl EngineThread {
     /// Lets go of everything that was ended by others or whose time is over.
     fn expire(&mut self, now_us: u64) {
         let pool = self.pool.clone();
-        self.waiting.remove_if(
-            |entry| {
-                if let Some(outcome) = overdue(&pool, &entry.task, now_us, true) {
-                    end(&pool, &entry.task, outcome, now_us);
-                }
-                entry.task.stream.is_closed()
-            },
-            drop,
-        );
+        self.scheduler.expire(now_us, pool.drain_until_us(), |entry, why| {
+            end(&pool, &entry.task, outcome_of(why, &entry.task, "was still waiting"), now_us);
+        });
         for served in &mut self.served {
             for id in 0..served.running.len() {
                 let Some(running) = &mut served.running[id] else { continue };
@@ -187,75 +135,25 @@ impl EngineThread {
                 }
                 if running.task.stream.is_closed() {
                     served.engine.cancel(id as u64);
-                    unseat(&pool, served, id);
+                    served.unseat(id);
+                    self.scheduler.note_freed();
                 }
             }
         }
     }
 
-    /// Gives free slots to waiting tasks: interactive before batch, in the order of arrival.
     fn seat(&mut self, now_us: u64) {
-        for priority in Priority::ALL {
-            while self.seat_next(priority, now_us) {}
-        }
+        let pool = &self.pool;
+        self.scheduler.seat(now_us, &mut self.served, |entry, why| {
+            let message = format!("this task can never run here: {why}");
+            let error = OrchestratorError::ReplicaExhausted { message, retry_after_ms: None };
+            end(pool, &entry.task, Outcome::Failed(error), now_us);
+        });
         let seats = match self.served.last() {
             Some(served) if self.pool.state() == PoolState::Ready => served.engine.slots_free(),
             _ => 0,
         };
-        self.waiting.publish_seats_free(seats);
-    }
-
-    fn seat_next(&mut self, priority: Priority, now_us: u64) -> bool {
-        let Some(front) = self.waiting.front(priority) else { return false };
-        let wanted = &front.task.loaded;
-        let Some(served) = self.served.iter_mut().find(|s| Arc::ptr_eq(&s.loaded, wanted)) else { return false };
-        // Batch sequences that were preempted go on before new ones begin.
-        if priority == Priority::Batch && served.engine.paused_count() > 0 {
-            return false;
-        }
-        let id = served.vacant_id();
-        match served.engine.admit(sequence_request(id as u64, &front.task)) {
-            Ok(info) => {
-                let Some(entry) = self.waiting.take(priority) else {
-                    // A newcomer has taken this task's place and is on its way through the ring.
-                    served.engine.cancel(id as u64);
-                    return false;
-                };
-                self.begin(entry, id, info.cached_tokens, now_us);
-                true
-            }
-            Err(AdmitError::NoSlot | AdmitError::NoBlocks) => false,
-            Err(error) => {
-                let Some(entry) = self.waiting.take(priority) else { return false };
-                let message = format!("this task can never run here: {error}");
-                let error = OrchestratorError::ReplicaExhausted { message, retry_after_ms: None };
-                end(&self.pool, &entry.task, Outcome::Failed(error), now_us);
-                true
-            }
-        }
-    }
-
-    fn begin(&mut self, entry: Entry, id: usize, cached_tokens: usize, now_us: u64) {
-        let Entry { task, writer } = entry;
-        let pool = &self.pool;
-        pool.metrics.tasks_started[task.spec.priority.index()].add(1);
-        pool.metrics.prefix_cache_hit_tokens.add(cached_tokens as u64);
-        task.times.seated_us.store(now_us.max(1), Relaxed);
-        task.times.cached_tokens.store(cached_tokens as u32, Relaxed);
-        pool.running.lock().expect("nothing panics under this lock").push(task.clone());
-        let served = self.served.iter_mut().find(|s| Arc::ptr_eq(&s.loaded, &task.loaded));
-        let served = served.expect("it was seated there just now");
-        let running = Running {
-            detokenizer: Detokenizer::default(),
-            stops: StopMatcher::new(&task.spec.stop),
-            tokens: 0,
-            last_metrics_us: 0,
-            unread_since_us: None,
-            kv_warmth: cached_tokens as f64 / task.prompt.len().max(1) as f64,
-            task,
-            writer,
-        };
-        served.take_place(id, running);
+        self.scheduler.publish_seats_free(seats);
     }
 
     /// Drops engines that have nothing left to finish.
@@ -264,10 +162,10 @@ impl EngineThread {
             return;
         }
         let newest = self.served.len() - 1;
-        let waiting = &self.waiting;
+        let waiting = self.scheduler.waiting();
         let mut index = 0;
         self.served.retain(|served| {
-            let awaited = waiting.iter().any(|entry| Arc::ptr_eq(&entry.task.loaded, &served.loaded));
+            let awaited = waiting.iter().any(|w| Arc::ptr_eq(&w.entry.task.loaded, &served.loaded));
             let stays = index == newest || awaited || !served.is_empty();
             index += 1;
             stays
@@ -295,11 +193,16 @@ impl EngineThread {
     fn step(&mut self, index: usize) -> Result<(), String> {
         let pool = &*self.pool;
         let served = &mut self.served[index];
+        let next = served.next_step();
+        served.engine.limit_prefill(self.scheduler.rules.prefill_rows(&served.speed, next) as usize);
+        let token_us = served.speed.step_us(next.rows_decode.max(1).into(), 0.0, next.decode_cells as f64);
         let began_us = pool.clock.now_us();
         pool.step_began_us.store(began_us.max(1), SeqCst);
         let mut sink = Sink {
             pool,
             loaded: &served.loaded,
+            token_us,
+            experience: self.scheduler.experience(),
             running: &mut served.running,
             buffers: &mut self.buffers,
             ended: Vec::new(),
@@ -319,14 +222,17 @@ impl EngineThread {
         let duration_us = pool.clock.now_us() - began_us;
         pool.metrics.step.observe_thousandths(duration_us * 1000);
         pool.metrics.preemptions.add(u64::from(report.preempted));
-        served.loaded.lock_speed().observe(StepObservation {
+        served.speed.observe(StepObservation {
             rows_decode: report.rows_decode,
             rows_prefill: report.rows_prefill,
             context_cells: report.context_cells,
             duration_us: duration_us as f64,
         });
+        let (rows, interactive) = served.rows();
+        self.scheduler.note_step(duration_us as f64, rows, interactive);
         for id in ended {
-            unseat(pool, served, id);
+            served.unseat(id);
+            self.scheduler.note_freed();
         }
         self.failures = 0;
         if pool.state() == PoolState::Unready {
@@ -350,7 +256,8 @@ impl EngineThread {
                 let message = "the engine failed under this task and was restarted: send it again".into();
                 let outcome = Outcome::Failed(OrchestratorError::WorkerReset { message });
                 end(&pool, &running.task, outcome, now_us);
-                unseat(&pool, served, id);
+                served.unseat(id);
+                self.scheduler.note_freed();
             }
         }
         pool.hub.ring_all();
@@ -382,106 +289,19 @@ impl EngineThread {
     }
 
     /// Tells the others what they predict and show from.
-    fn publish(&mut self) {
+    fn publish(&mut self, now_us: u64) {
         let pool = &self.pool;
         let Some(served) = self.served.last() else { return };
         let usage = served.engine.kv_usage();
         pool.metrics.kv_blocks_used.set(usage.blocks_used as u64);
         pool.metrics.kv_blocks_max.set(usage.blocks_max as u64);
         pool.metrics.sequences_running.set(served.engine.running_count() as u64);
-        let rules = &pool.rules;
-        let running = served.running.iter().flatten();
-        pool.publish_snapshot(|snapshot| {
-            snapshot.slots_max = rules.slots_max as u32;
-            snapshot.step_rows_max = rules.step_rows_max as u32;
-            snapshot.running_steps.clear();
-            snapshot.context_cells = 0;
-            for r in running {
-                // A task that has outlived its expectation is expected to end any moment.
-                snapshot.running_steps.push(r.task.expected_tokens.saturating_sub(r.tokens).max(1));
-                snapshot.context_cells += u64::from(r.tokens) + r.task.prompt.len() as u64;
-            }
-        });
+        self.scheduler.publish(now_us, served, &served.speed);
     }
-}
-
-impl Running {
-    /// Why this running task must end now, if it must.
-    fn overdue(&mut self, pool: &Pool, now_us: u64) -> Option<Outcome> {
-        let task = &self.task;
-        if task.stream.reader_count() > 0 || !task.stream.was_opened() {
-            self.unread_since_us = None;
-        } else if task.spec.cancel_on_disconnect {
-            let since = *self.unread_since_us.get_or_insert(now_us);
-            if now_us - since >= pool.rules.disconnect_grace_us {
-                return Some(Outcome::Canceled(CancelReason::Disconnect));
-            }
-        }
-        let seated_us = task.times.seated_us.load(Relaxed);
-        if now_us.saturating_sub(seated_us) / 1000 >= task.budgets.time_ms {
-            return Some(Outcome::Finished(FinishReason::Length));
-        }
-        overdue(pool, task, now_us, false)
-    }
-}
-
-fn overdue(pool: &Pool, task: &LiveTask, now_us: u64, waiting: bool) -> Option<Outcome> {
-    if now_us >= task.deadline_us {
-        let doing = if waiting { "was still waiting" } else { "was still decoding" };
-        let message = format!(
-            "the deadline of {} ms passed while the task {doing}: allow more time or ask for fewer tokens",
-            task.spec.deadline_ms
-        );
-        return Some(Outcome::Failed(OrchestratorError::DeadlineUnmet { message }));
-    }
-    if pool.drain_until_us().is_some_and(|until| now_us >= until) {
-        let message = "the pool was drained and this task's time is over: send it to another replica".into();
-        let error = OrchestratorError::PoolUnavailable { message, retry_after_ms: None };
-        return Some(Outcome::Failed(error));
-    }
-    None
 }
 
 fn end(pool: &Pool, task: &Arc<LiveTask>, outcome: Outcome, now_us: u64) {
     task.end(outcome, &pool.scribe, now_us);
-}
-
-fn unseat(pool: &Pool, served: &mut Served, id: usize) {
-    if let Some(gone) = served.running[id].take() {
-        served.vacant.push(id);
-        let mut running = pool.running.lock().expect("nothing panics under this lock");
-        if let Some(index) = running.iter().position(|task| Arc::ptr_eq(task, &gone.task)) {
-            running.swap_remove(index);
-        }
-    }
-}
-
-fn sequence_request(id: u64, task: &LiveTask) -> SequenceRequest {
-    let spec = &task.spec;
-    let s = &spec.sampling;
-    SequenceRequest {
-        id,
-        prompt: task.prompt.clone(),
-        max_tokens: task.tokens_reserved,
-        sampling: SamplingParams {
-            temperature: s.temperature,
-            top_k: s.top_k,
-            top_p: s.top_p,
-            min_p: s.min_p,
-            repetition_penalty: s.repetition_penalty,
-            presence_penalty: s.presence_penalty,
-            frequency_penalty: s.frequency_penalty,
-            seed: s.seed,
-            logit_bias: s.logit_bias.clone(),
-            min_tokens: s.min_tokens,
-        },
-        preemptible: spec.priority == Priority::Batch,
-        session: Some(spec.session_id.0),
-        reuse: spec.reuse_kv,
-        want_logprobs: spec.logprobs,
-        top_logprobs: spec.top_logprobs,
-        ignore_end: spec.ignore_end,
-    }
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
@@ -493,6 +313,9 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 struct Sink<'a> {
     pool: &'a Pool,
     loaded: &'a Loaded,
+    /// Time of a step with what runs now.
+    token_us: f64,
+    experience: &'a Experience,
     running: &'a mut [Option<Running>],
     buffers: &'a mut Buffers,
     /// Sequences that ended in this step.
@@ -530,8 +353,9 @@ impl TokenSink for Sink<'_> {
         self.pool.count_token(running, now_us);
         if running.tokens == 1 || now_us - running.last_metrics_us >= self.pool.rules.metrics_interval_us {
             running.last_metrics_us = now_us;
-            let metrics = self.pool.stream_metrics(self.loaded, running, now_us);
-            let frame = frames.metrics(running.writer.next_id(), &metrics);
+            let metrics = self.stream_metrics(id, now_us);
+            let running = self.running[id as usize].as_mut().expect("the engine gives tokens of seated tasks only");
+            let frame = self.buffers.frames.metrics(running.writer.next_id(), &metrics);
             if let Err(error) = running.writer.append(frame) {
                 return self.pool.refused(running, error, now_us);
             }
@@ -594,21 +418,30 @@ impl Pool {
             l.between_tokens_us.saturating_record(now_us - last_us);
         }
     }
+}
 
-    fn stream_metrics(&self, loaded: &Loaded, running: &Running, now_us: u64) -> StreamMetrics {
+impl Sink<'_> {
+    fn stream_metrics(&self, id: u64, now_us: u64) -> StreamMetrics {
+        let running = self.running[id as usize].as_ref().expect("the engine gives tokens of seated tasks only");
         let task = &running.task;
-        let speed = loaded.lock_speed();
-        let rows = self.metrics.sequences_running.value().max(1) as f64;
-        let cells = rows * (task.prompt.len() as f64 + f64::from(running.tokens));
-        let left = f64::from(task.expected_tokens.saturating_sub(running.tokens).max(1));
-        let left_ms = left * speed.step_us(rows, 0.0, cells) / 1000.0;
-        let allowed_ms = task.deadline_us.saturating_sub(now_us) as f64 / 1000.0;
-        let chance = speed.chance_within(left_ms, allowed_ms);
-        drop(speed);
+        let distribution = if task.spec.ignore_end {
+            Distribution::certain(task.tokens_reserved)
+        } else {
+            let lengths = task.account.session.lengths.lock().expect("nothing panics under this lock");
+            let (said, most) = (task.spec.expected_tokens, task.tokens_reserved);
+            self.experience.lengths.distribution(&lengths, said, running.tokens, most)
+        };
+        let allowed_us = task.deadline_us.saturating_sub(now_us) as f64;
+        let priority = task.spec.priority;
+        let (raw, chance) =
+            self.experience.chance_running(priority, &distribution, running.tokens, self.token_us, allowed_us);
+        if running.tokens == 1 {
+            task.times.raw_running_chance.store(raw.to_bits(), Relaxed);
+        }
         let spent_ms = now_us.saturating_sub(task.times.seated_us.load(Relaxed)).div_ceil(1000);
         let rules = &task.session_rules;
-        let budgets = task.session.budgets().less(u64::from(running.tokens), spent_ms, rules);
-        StreamMetrics::new(self.queue.depth() as u64, chance, running.kv_warmth, budgets)
+        let budgets = task.account.budgets().less(u64::from(running.tokens), spent_ms, rules);
+        StreamMetrics::new(self.pool.queue.depth() as u64, chance, running.kv_warmth, budgets)
     }
 }
 

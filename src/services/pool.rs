@@ -4,7 +4,7 @@
 //! `engine_loop`.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::thread::Thread;
 
@@ -13,14 +13,15 @@ use hdrhistogram::Histogram;
 use orchestratord_engine::{Engine, EngineOptions, LoadError, Model, ModelInfo, SequenceRequest, TokenSink, Verdict};
 
 use super::decoder::Decoder;
-use super::prediction::{EngineModel, Forecast, Load, Snapshot, StepObservation, forecast};
+use super::gate::{Gate, GateRules};
+use super::prediction::{StepModel, StepObservation};
 use super::prompt_cache::PromptCache;
+use super::scheduler::SchedulerRules;
 use super::scribe::Scribe;
 use super::task::LiveTask;
 use crate::admission::{QueueWithMetrics, Waiting};
 use crate::config::Config;
 use crate::domain::error::OrchestratorError;
-use crate::domain::task::Priority;
 use crate::infra::clock::Clock;
 use crate::infra::reactor::WakeHub;
 use crate::infra::stream::StreamWriter;
@@ -47,31 +48,10 @@ pub struct Loaded {
     pub arithmetic: String,
     /// Where it was loaded from; none: built in.
     pub path: Option<PathBuf>,
-    pub speed: Mutex<EngineModel>,
     /// When it was loaded, milliseconds since 1970.
     pub loaded_unix_ms: u64,
     /// Tokens of prompts that came before.
     pub prompts: PromptCache,
-}
-
-impl Loaded {
-    /// Learns from a finished task how good its prediction was.
-    pub fn learn_from(&self, task: &LiveTask, tokens_out: u32) {
-        let last_us = task.times.last_token_us.load(Relaxed);
-        if last_us == 0 {
-            return;
-        }
-        let actual_ms = last_us.saturating_sub(task.accepted_us) as f64 / 1000.0;
-        let mut speed = self.lock_speed();
-        speed.observe_finish(task.promise.predicted_finish_ms, actual_ms);
-        if task.spec.expected_tokens.is_none() {
-            speed.observe_length(tokens_out, task.spec.max_tokens);
-        }
-    }
-
-    pub fn lock_speed(&self) -> std::sync::MutexGuard<'_, EngineModel> {
-        self.speed.lock().expect("nothing panics under this lock")
-    }
 }
 
 /// Where a pool stands.
@@ -97,6 +77,8 @@ pub enum Control {
     Install {
         loaded: Arc<Loaded>,
         engine: Box<dyn Decoder>,
+        /// What its first steps took.
+        speed: Box<StepModel>,
         done: Box<dyn FnOnce() + Send>,
     },
     /// The truth about a session's KV, milliseconds old at most.
@@ -164,7 +146,6 @@ pub struct PoolRules {
     pub metrics_interval_us: u64,
     pub decode_timeout_ms: u64,
     pub disconnect_grace_us: u64,
-    pub on_time_probability_floor: f64,
     pub models_dir: Option<PathBuf>,
     pub prompt_cache_bytes_max: usize,
 }
@@ -180,7 +161,6 @@ impl PoolRules {
             metrics_interval_us: config.metrics_interval_ms * 1000,
             decode_timeout_ms: config.decode_timeout_ms,
             disconnect_grace_us: config.disconnect_grace_ms * 1000,
-            on_time_probability_floor: config.on_time_probability_floor,
             models_dir: config.models_dir.clone().or_else(beside_model),
             prompt_cache_bytes_max: config.prompt_cache_bytes_max,
         }
@@ -193,7 +173,10 @@ pub struct Pool {
     pub engine: &'static str,
     pub engine_version: &'static str,
     pub rules: PoolRules,
+    pub scheduler_rules: SchedulerRules,
+    /// The gate's queue.
     pub queue: Arc<QueueWithMetrics<Entry>>,
+    pub gate: Arc<Gate<Entry>>,
     pub doorbell: Doorbell,
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
@@ -208,7 +191,6 @@ pub struct Pool {
     drain_until_us: AtomicU64,
     reloading: AtomicBool,
     last_error: Mutex<Option<String>>,
-    snapshot: Mutex<Snapshot>,
     pub latencies: Mutex<Latencies>,
     /// Tasks in slots, for the watchdog; the engine thread changes it when a task is seated or ends.
     pub running: Mutex<Vec<Arc<LiveTask>>>,
@@ -226,6 +208,10 @@ impl Pool {
         hub: WakeHub,
     ) -> (Arc<Pool>, Waiting<Entry>) {
         let (queue, waiting) = QueueWithMetrics::new(config.queue_capacity, config.admission_policy, metrics.clone());
+        let scheduler_rules = SchedulerRules::from_config(config);
+        // An order of magnitude, until a model is there and has been measured.
+        let speed = StepModel::new(10_000.0);
+        let gate = Gate::new(queue, GateRules::from_config(config), scheduler_rules.first_shape(), speed);
         let histogram = || Histogram::new_with_bounds(1, 3_600_000_000, 3).expect("the bounds are legal");
         let labels = metrics.labels().clone();
         let pool = Pool {
@@ -233,7 +219,9 @@ impl Pool {
             engine: labels.engine,
             engine_version: labels.engine_version,
             rules: PoolRules::from_config(config),
-            queue,
+            scheduler_rules,
+            queue: gate.queue.clone(),
+            gate: Arc::new(gate),
             doorbell: Doorbell::default(),
             metrics,
             clock,
@@ -247,7 +235,6 @@ impl Pool {
             drain_until_us: AtomicU64::new(0),
             reloading: AtomicBool::new(false),
             last_error: Mutex::default(),
-            snapshot: Mutex::default(),
             latencies: Mutex::new(Latencies { first_token_us: histogram(), between_tokens_us: histogram() }),
             running: Mutex::default(),
             step_began_us: AtomicU64::new(0),
@@ -371,28 +358,6 @@ impl Pool {
         Err(unavailable(format!("no pool serves model {model_ref:?}: pool {} serves {serves:?}", self.id), None))
     }
 
-    /// Publishes what runs, for predictions. Skipped rather than waited for when somebody is reading.
-    pub fn publish_snapshot(&self, fill: impl FnOnce(&mut Snapshot)) {
-        if let Ok(mut snapshot) = self.snapshot.try_lock() {
-            fill(&mut snapshot);
-        }
-    }
-
-    /// When a newcomer would start and finish with `ahead` tasks before it.
-    pub fn forecast(&self, loaded: &Loaded, ahead: u32, newcomer: Load) -> Forecast {
-        let snapshot = self.snapshot.lock().expect("nothing panics under this lock").clone();
-        // Who waits is as long as the newcomer for all we know.
-        forecast(&loaded.lock_speed(), &snapshot, ahead, newcomer, newcomer)
-    }
-
-    /// When a place in the full queue will be free.
-    pub fn place_free_ms(&self, priority: Priority) -> u64 {
-        let Some(loaded) = self.loaded() else { return 1000 };
-        let load = Load { prompt_len: 1, expected_tokens: 1 };
-        let forecast = self.forecast(&loaded, self.queue.ahead(priority), load);
-        (forecast.place_free_ms.ceil() as u64).max(1)
-    }
-
     /// Begins a reload; false when one is under way.
     pub fn begin_reload(&self) -> bool {
         !self.reloading.swap(true, SeqCst)
@@ -426,10 +391,10 @@ impl Pool {
     }
 }
 
-/// A model and an engine for it, ready to be installed.
-pub type Installable = (Arc<Loaded>, Box<dyn Decoder>);
+/// A model, an engine for it, and what its first steps took, ready to be installed.
+pub type Installable = (Arc<Loaded>, Box<dyn Decoder>, Box<StepModel>);
 
-/// Loads a model, makes its engine, and measures how fast it is.
+/// Loads a model, makes its engine, and measures how fast it is; what was learned of the model before it is where that begins.
 ///
 /// # Errors
 ///
@@ -438,6 +403,7 @@ pub fn load(
     path: Option<&Path>,
     rules: &PoolRules,
     engine_version: &'static str,
+    prior: Option<StepModel>,
 ) -> Result<Installable, (Verification, String)> {
     let model = match path {
         None => Model::from_static(crate::default_model::bytes()),
@@ -452,7 +418,7 @@ pub fn load(
         ..EngineOptions::default()
     };
     let mut engine = Engine::new(model.clone(), options).map_err(|e| (Verification::Unsupported, e.to_string()))?;
-    let speed = measure(&mut engine, rules);
+    let speed = measure(&mut engine, rules, prior);
     let model_ref = match path {
         None => crate::default_model::NAME.to_owned(),
         // A folder's name may well have a dot in it, and no extension.
@@ -469,16 +435,15 @@ pub fn load(
         engine_version,
         arithmetic: engine.arithmetic().to_owned(),
         path: path.map(Path::to_owned),
-        speed: Mutex::new(speed),
         prompts: PromptCache::new(rules.prompt_cache_bytes_max),
         loaded_unix_ms: Clock::system().unix_ms(),
         model,
     };
-    Ok((Arc::new(loaded), Box::new(engine)))
+    Ok((Arc::new(loaded), Box::new(engine), Box::new(speed)))
 }
 
 /// A few dozen steps of several shapes, so that the first prediction is not a guess.
-fn measure(engine: &mut Engine, rules: &PoolRules) -> EngineModel {
+fn measure(engine: &mut Engine, rules: &PoolRules, prior: Option<StepModel>) -> StepModel {
     struct Ignore;
     impl TokenSink for Ignore {
         fn token(&mut self, _: u64, _: u32, _: Option<f32>) -> Verdict {
@@ -486,8 +451,13 @@ fn measure(engine: &mut Engine, rules: &PoolRules) -> EngineModel {
         }
         fn finished(&mut self, _: u64, _: orchestratord_engine::FinishReason) {}
     }
-    let mut model: Option<EngineModel> = None;
-    for (count, prompt_len) in [(1, 1), (1, 64), (rules.slots_max.min(8), 16)] {
+    let mut model: Option<StepModel> = None;
+    let context_length = engine.model().info().context_length as usize;
+    for (count, prompt_len) in [(1, Some(1)), (1, Some(64)), (rules.slots_max.min(8), Some(16)), (1, None)] {
+        // The last one is as long as takes no longer than a twentieth of a second.
+        let row_us = model.as_ref().map_or(f64::MAX, |m: &StepModel| m.step_us(0.0, 64.0, 2048.0) / 64.0);
+        let longest = ((50_000.0 / row_us) as usize).clamp(64, 1024);
+        let prompt_len = prompt_len.unwrap_or(longest).min(context_length.saturating_sub(9).max(1));
         for id in 0..count {
             let request = SequenceRequest {
                 id: id as u64,
@@ -504,7 +474,11 @@ fn measure(engine: &mut Engine, rules: &PoolRules) -> EngineModel {
             let began = std::time::Instant::now();
             let Ok(report) = engine.step(&mut Ignore) else { break };
             let duration_us = began.elapsed().as_secs_f64() * 1e6;
-            let model = model.get_or_insert_with(|| EngineModel::new(duration_us));
+            let (rows, cells) = ([report.rows_decode, report.rows_prefill].map(f64::from), report.context_cells as f64);
+            let model = model.get_or_insert_with(|| match &prior {
+                Some(prior) => prior.as_prior(rows, cells, duration_us),
+                None => StepModel::new(duration_us),
+            });
             model.observe(StepObservation {
                 rows_decode: report.rows_decode,
                 rows_prefill: report.rows_prefill,
@@ -513,7 +487,7 @@ fn measure(engine: &mut Engine, rules: &PoolRules) -> EngineModel {
             });
         }
     }
-    model.unwrap_or_else(|| EngineModel::new(10_000.0))
+    model.or(prior).unwrap_or_else(|| StepModel::new(10_000.0))
 }
 
 /// One line that names the file, which an error from inside a file does not.

@@ -5,19 +5,20 @@
 //! event; whoever sees the event finds the other two done.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use serde_json::{Value, json};
 
 use super::artifacts::ArtifactService;
-use super::session::SessionService;
+use super::prediction::{End, Record};
+use super::session::{Bill, SessionService};
 use super::streaming::{self, Ended};
 use super::task::{LiveTask, Outcome};
 use super::transcript::Events;
 use crate::api::types::{Envelope, ErrorContext};
+use crate::domain::error::OrchestratorError;
 use crate::domain::task::{FinishReason, Prompt};
 use crate::infra::clock::Clock;
 use crate::metrics::Metrics;
@@ -98,8 +99,15 @@ impl Desk {
 
     fn settle(&self, task: &LiveTask, tokens_out: u32, decode_ms: u64, outcome: &Outcome) {
         let now_ms = self.clock.now_ms();
-        let reserved = u64::from(task.tokens_reserved);
-        task.session.settle(reserved, u64::from(tokens_out), decode_ms, now_ms, &self.sessions.rules);
+        let seated_us = task.times.seated_us.load(Relaxed);
+        let bill = Bill {
+            reserved: task.tokens_reserved.into(),
+            tokens: tokens_out.into(),
+            time_ms: decode_ms,
+            seated_us: (seated_us > 0).then_some(seated_us),
+            now_ms,
+        };
+        task.account.settle(bill, &self.sessions.rules);
         match outcome {
             Outcome::Canceled(reason) => self.metrics.canceled(*reason),
             // An eviction was counted when it was decided.
@@ -112,9 +120,36 @@ impl Desk {
             let decode = &self.metrics.latency_decode[task.spec.priority.index()];
             decode.observe_thousandths(last.saturating_sub(first));
         }
-        if matches!(outcome, Outcome::Finished(_)) {
-            task.loaded.learn_from(task, tokens_out);
+        self.learn(task, tokens_out, outcome);
+    }
+
+    /// What this task teaches about lengths, and about how far off its predictions were.
+    fn learn(&self, task: &LiveTask, tokens_out: u32, outcome: &Outcome) {
+        let end = match outcome {
+            Outcome::Finished(_) => End::Finished,
+            Outcome::Failed(OrchestratorError::DeadlineUnmet { .. }) => End::Late,
+            Outcome::Canceled(_) | Outcome::Failed(_) => End::Other,
+        };
+        let at = |time: &AtomicU64| Some(time.load(Relaxed)).filter(|us| *us > 0);
+        let since = |from: u64, to: u64| to.saturating_sub(from) as f64;
+        let (seated_us, last_us) = (at(&task.times.seated_us), at(&task.times.last_token_us));
+        let record = Record {
+            priority: task.spec.priority,
+            outlook: task.promise.outlook,
+            raw_running: at(&task.times.raw_running_chance).map(f64::from_bits),
+            waited_us: seated_us.map(|us| since(task.accepted_us, us)),
+            served_us: seated_us.zip(last_us).map_or(0.0, |(from, to)| since(from, to)),
+            tokens: tokens_out,
+            lived_us: at(&task.times.ended_us).map_or(0.0, |us| since(task.accepted_us, us)),
+            end,
+        };
+        let by_itself = matches!(outcome, Outcome::Finished(FinishReason::Stop));
+        let mut desk = task.gate.desk();
+        if tokens_out > 0 && !task.spec.ignore_end {
+            let mut session = task.account.session.lengths.lock().expect("nothing panics under this lock");
+            desk.experience.lengths.observe(&mut session, task.spec.expected_tokens, tokens_out, by_itself);
         }
+        desk.experience.learn(&record);
     }
 
     fn keep_transcript(&self, task: &LiveTask, events: &Events) -> Option<String> {

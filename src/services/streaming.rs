@@ -14,6 +14,8 @@ use crate::infra::http::sse;
 pub struct Started {
     pub queue_position: u32,
     pub predicted_start_ms: u64,
+    /// Chance that the last token is there before the deadline.
+    pub on_time_probability: f64,
 }
 
 /// Numbers of a `metrics` event.
@@ -41,7 +43,7 @@ impl StreamMetrics {
 }
 
 /// Three digits say all that a prediction can.
-fn thousandths(value: f64) -> f64 {
+pub fn thousandths(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
 

@@ -4,9 +4,10 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use super::pool::Loaded;
+use super::gate::{Gate, Promise};
+use super::pool::{Entry, Loaded};
 use super::scribe::Scribe;
-use super::session::{Budgets, Session, SessionRules};
+use super::session::{Account, Budgets, SessionRules};
 use crate::domain::error::OrchestratorError;
 use crate::domain::ids::TaskId;
 use crate::domain::task::{FinishReason, TaskSpec};
@@ -21,29 +22,19 @@ pub enum Outcome {
     Failed(OrchestratorError),
 }
 
-/// What the client was told when its task was accepted.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Promise {
-    pub queue_position: u32,
-    pub predicted_start_ms: u64,
-    pub backoff_ms: u64,
-    /// The whole task, from acceptance to its last token.
-    pub predicted_finish_ms: f64,
-    pub on_time_probability: f64,
-}
-
 /// A task that was accepted.
 pub struct LiveTask {
     pub spec: TaskSpec,
     pub prompt: Arc<[u32]>,
     /// The model that the prompt was tokenized for, and that will answer it.
     pub loaded: Arc<Loaded>,
-    pub session: Arc<Session>,
+    /// Whose predictions learn from it.
+    pub gate: Arc<Gate<Entry>>,
+    pub account: Account,
     pub session_rules: SessionRules,
     pub correlation_id: String,
     pub stream: Arc<TaskStream>,
     pub promise: Promise,
-    pub expected_tokens: u32,
     /// At most so many tokens: `max_tokens`, or what the session's budget left of it.
     pub tokens_reserved: u32,
     /// Budgets when the task was accepted, for its headers.
@@ -66,6 +57,8 @@ pub struct Times {
     pub ended_us: AtomicU64,
     pub cached_tokens: AtomicU32,
     pub tokens_out: AtomicU32,
+    /// The chance that was computed at the first token, before experience put it right: bits of an `f64`.
+    pub raw_running_chance: AtomicU64,
 }
 
 impl Times {
@@ -81,12 +74,12 @@ pub struct TaskParts {
     pub spec: TaskSpec,
     pub prompt: Arc<[u32]>,
     pub loaded: Arc<Loaded>,
-    pub session: Arc<Session>,
+    pub gate: Arc<Gate<Entry>>,
+    pub account: Account,
     pub session_rules: SessionRules,
     pub correlation_id: String,
     pub stream: Arc<TaskStream>,
     pub promise: Promise,
-    pub expected_tokens: u32,
     pub tokens_reserved: u32,
     pub budgets: Budgets,
     pub accepted_us: u64,
@@ -99,12 +92,12 @@ impl LiveTask {
             spec: parts.spec,
             prompt: parts.prompt,
             loaded: parts.loaded,
-            session: parts.session,
+            gate: parts.gate,
+            account: parts.account,
             session_rules: parts.session_rules,
             correlation_id: parts.correlation_id,
             stream: parts.stream,
             promise: parts.promise,
-            expected_tokens: parts.expected_tokens,
             tokens_reserved: parts.tokens_reserved,
             budgets: parts.budgets,
             accepted_us: parts.accepted_us,

@@ -88,6 +88,8 @@ pub struct Engine<B: Backend = CpuBackend> {
     pub(super) tickets: u64,
     /// Sequences put aside since the last step.
     pub(super) preempted: u32,
+    /// Most rows of a step that prompts get.
+    pub(super) prefill_rows_max: usize,
     pub(super) sampler: Sampler,
     pub(super) batch: Batch,
     /// Slots of this step's samples.
@@ -141,6 +143,7 @@ impl<B: Backend> Engine<B> {
             paused: Vec::with_capacity(o.slots_max),
             tickets: 0,
             preempted: 0,
+            prefill_rows_max: o.step_rows_max,
             sampler: Sampler::new(model.config.vocab_len, model.tokenizer().ends_of_generation()),
             batch,
             sample_slots: Vec::with_capacity(o.slots_max),

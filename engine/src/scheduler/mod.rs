@@ -5,8 +5,10 @@
 
 mod admit;
 mod engine;
+mod outlook;
 mod sequence;
 mod step;
 
 pub use engine::{Engine, EngineError, EngineOptions};
+pub use outlook::{NextRows, Progress};
 pub use sequence::{AdmitError, AdmitInfo, FinishReason, SequenceRequest, StepReport, TokenSink, Verdict};

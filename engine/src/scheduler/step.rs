@@ -8,8 +8,8 @@ use crate::sampler::{logprob, top_logprobs};
 impl<B: Backend> Engine<B> {
     /// Runs one step over all sequences and gives the tokens to `sink`.
     ///
-    /// Every sequence that is generating gets one row; what is left of `step_rows_max` goes to prompts, the first come
-    /// first. With nothing to do it returns at once.
+    /// Every sequence that is generating gets one row; what is left of `step_rows_max`, or as much of it as `limit_prefill`
+    /// allows, goes to prompts, the first come first. With nothing to do it returns at once.
     ///
     /// # Errors
     ///
@@ -35,7 +35,10 @@ impl<B: Backend> Engine<B> {
         for turn in [true, false] {
             for index in 0..self.order.len() {
                 let slot = self.order[index];
-                let left = self.options.step_rows_max - self.batch.rows();
+                let mut left = self.options.step_rows_max - self.batch.rows();
+                if !turn {
+                    left = left.min(self.prefill_rows_max - report.rows_prefill as usize);
+                }
                 let sequence = self.slots[slot].as_ref().expect("a slot in the order is taken");
                 if sequence.decodes() != turn || left == 0 {
                     continue;

@@ -1,0 +1,144 @@
+//! Runs the simulator and prints the table of grades; with `--record DIR` it leaves the table and the plots there.
+//!
+//! ```text
+//! simulate [--seed N] [--tasks N] [--seeds N] [--million] [--record DIR]
+//! ```
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use orchestratord_bench::sim::grade::Grades;
+use orchestratord_bench::sim::{Kind, plot, suite};
+
+struct Options {
+    seed: u64,
+    tasks: usize,
+    seeds: u64,
+    million: bool,
+    record: Option<PathBuf>,
+}
+
+fn options() -> Result<Options, String> {
+    let mut options = Options { seed: 1, tasks: 20_000, seeds: 60, million: false, record: None };
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        let mut value = || words.next().ok_or(format!("{word} needs a value"));
+        let number = |text: String| text.parse::<u64>().map_err(|_| format!("{text:?} is not a whole number"));
+        match word.as_str() {
+            "--seed" => options.seed = number(value()?)?,
+            "--tasks" => options.tasks = number(value()?)?.max(1000) as usize,
+            "--seeds" => options.seeds = number(value()?)?,
+            "--million" => options.million = true,
+            "--record" => options.record = Some(value()?.into()),
+            _ => return Err(format!("{word} is not known; there are --seed, --tasks, --seeds, --million, --record")),
+        }
+    }
+    Ok(options)
+}
+
+fn main() {
+    let options = options().unwrap_or_else(|why| {
+        eprintln!("simulate: {why}");
+        std::process::exit(2);
+    });
+    let mut table = String::new();
+    let mut say = |line: String| {
+        println!("{line}");
+        let _ = writeln!(table, "{line}");
+    };
+    let (seed, tasks) = (options.seed, options.tasks);
+    say(format!("seed {seed}, {tasks} tasks a trace"));
+    say("| measure | trace | value |".into());
+    say("|---|---|---|".into());
+    for kind in Kind::ALL {
+        let grades = suite::calibration(kind, seed, tasks);
+        calibration_rows(&mut say, kind, &grades);
+        if let Some(folder) = &options.record {
+            let path = folder.join(format!("calibration-{}.svg", kind.name()));
+            let title = format!("{}: {tasks} tasks, seed {seed}", kind.name());
+            if let Err(error) = std::fs::write(&path, plot::svg(&title, &grades)) {
+                eprintln!("simulate: {}: {error}", path.display());
+                std::process::exit(1);
+            }
+        }
+    }
+    for (kind, in_seconds) in [(Kind::Poisson, false), (Kind::Poisson, true), (Kind::Bursts, false)] {
+        let grades = suite::retry(kind, seed, tasks, in_seconds);
+        let what = if in_seconds { "Retry-After, whole seconds" } else { "X-Backoff-Ms" };
+        let (kept, told) = (grades.admitted_at_first_retry, grades.told_to_retry);
+        let share = 100.0 * kept as f64 / told.max(1) as f64;
+        say(format!("| {what}: admitted at the first retry, load 2 | {} | {share:.1} % of {told} |", kind.name()));
+    }
+    let g = suite::goodput(seed, tasks);
+    let over = |met: u64| met as f64 / g.fifo.max(1) as f64;
+    say(format!("| deadlines met at load 2, plain FIFO | poisson | {} of {} |", g.fifo, g.offered));
+    let floor = suite::FLOOR_GRADED;
+    say(format!("| with a floor of {floor}, over plain FIFO | poisson | {:.2} x |", over(g.fifo_with_floor)));
+    say(format!("| with the earliest deadline first as well | poisson | {:.2} x |", over(g.deadline_with_floor)));
+    for step_ms_max in [0.0, 2.9] {
+        let gaps = suite::gaps(seed, step_ms_max);
+        say(format!(
+            "| time between tokens, p99, with {} prompts of 8 k over without; step_ms_max {step_ms_max} | 15 streams | {:.2} x \
+             ({:.2} ms over {:.2} ms; first token of a prompt {:.0} ms) |",
+            gaps.prompts,
+            gaps.with_us / gaps.without_us,
+            gaps.with_us / 1e3,
+            gaps.without_us / 1e3,
+            gaps.first_token_us / 1e3
+        ));
+    }
+    let (predicted, offered) = suite::prediction_cost(1000);
+    say(format!("| a prediction behind 1000 waiting tasks | - | {:.2} us |", predicted / 1e3));
+    say(format!("| a whole offer that is accepted behind 1000 | - | {:.2} us |", offered / 1e3));
+    let r = suite::refusals(seed, tasks.min(6000), 200);
+    let share = 100.0 * r.would_have_made_it as f64 / r.looked_at.max(1) as f64;
+    say(format!(
+        "| refused deadlines that would have been met, floor {} | poisson, load 1.3 | {share:.1} % of {} looked at ({} refused) |",
+        r.floor, r.looked_at, r.refused
+    ));
+    let steps: u64 = (0..options.seeds).map(|n| suite::chaos(seed + n, 1500)).sum();
+    say(format!(
+        "| runs with everything going wrong, no invariant broken | {} seeds | {steps} rounds of steps |",
+        options.seeds
+    ));
+    if options.million {
+        let (wall, simulated, _) = suite::marathon(seed, 1_000_000);
+        say(format!("| a million tasks | poisson, load 0.85 | {wall:.1} s for {simulated:.0} simulated |"));
+    }
+    if let Some(folder) = &options.record {
+        let path = folder.join("grades.md");
+        if let Err(error) = std::fs::write(&path, table) {
+            eprintln!("simulate: {}: {error}", path.display());
+            std::process::exit(1);
+        }
+    }
+}
+
+fn calibration_rows(say: &mut impl FnMut(String), kind: Kind, grades: &Grades) {
+    let name = kind.name();
+    let (admission, running) = (&grades.at_admission, &grades.while_running);
+    say(format!(
+        "| on_time_probability at admission: ECE | {name} | {:.3} of {} |",
+        admission.error(),
+        admission.total()
+    ));
+    say(format!(
+        "| its Brier skill over the base rate {:.2} | {name} | {:.2} |",
+        admission.base_rate(),
+        admission.skill()
+    ));
+    say(format!(
+        "| on_time_probability at the first token: ECE, skill | {name} | {:.3}, {:.2} |",
+        running.error(),
+        running.skill()
+    ));
+    let starts = &grades.starts;
+    let (error, within) = (100.0 * starts.error_median(), 100.0 * starts.share_within_quarter());
+    say(format!(
+        "| predicted_start_ms: median error, share within 25 %, of {} | {name} | {error:.1} %, {within:.1} % |",
+        starts.pairs.len()
+    ));
+    let batch = &grades.starts_batch;
+    let (error, within) = (100.0 * batch.error_median(), 100.0 * batch.share_within_quarter());
+    say(format!("| the same for batch work alone, of {} | {name} | {error:.1} %, {within:.1} % |", batch.pairs.len()));
+}

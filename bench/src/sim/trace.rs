@@ -1,0 +1,152 @@
+//! Clients and when they come.
+
+use super::chance::Chance;
+use super::engine::Truth;
+use orchestratord::domain::task::Priority;
+
+/// How arrivals are spread over time, and how long their answers are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Independent arrivals.
+    Poisson,
+    /// Quiet for a while, then three times the mean rate for a while.
+    Bursts,
+    /// A day in ten minutes: the rate swings between a fifth and nine fifths of the mean.
+    Diurnal,
+    /// Independent arrivals whose answers have a heavy tail.
+    HeavyTailed,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 4] = [Kind::Poisson, Kind::Bursts, Kind::Diurnal, Kind::HeavyTailed];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kind::Poisson => "poisson",
+            Kind::Bursts => "bursts",
+            Kind::Diurnal => "diurnal",
+            Kind::HeavyTailed => "heavy-tailed",
+        }
+    }
+}
+
+/// One task as its client means it, and as it will turn out.
+#[derive(Clone, Copy, Debug)]
+pub struct Client {
+    pub arrival_us: u64,
+    pub priority: Priority,
+    pub session: u32,
+    pub key: u16,
+    pub prompt_len: u32,
+    pub tokens_max: u32,
+    /// Where the model would end by itself; hidden from the server.
+    pub tokens_true: u32,
+    pub tokens_said: Option<u32>,
+    pub deadline_us: u64,
+    /// Time after arrival at which the client cancels, if it is not done by then.
+    pub cancel_us: Option<u64>,
+}
+
+/// What a trace is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Trace {
+    pub kind: Kind,
+    pub seed: u64,
+    pub count: usize,
+    /// Offered work over what the engine can do.
+    pub load: f64,
+    pub sessions: u32,
+    pub keys: u16,
+    pub batch_share: f64,
+    /// Clients that say how many tokens they expect, give or take a sixth.
+    pub said_share: f64,
+    pub cancel_share: f64,
+    /// Median of the deadline over the time that the task would take on a busy engine without waiting, and its spread.
+    pub slack: f64,
+    pub slack_spread: f64,
+}
+
+impl Trace {
+    pub fn new(kind: Kind, seed: u64, count: usize, load: f64) -> Trace {
+        Trace {
+            kind,
+            seed,
+            count,
+            load,
+            sessions: 400,
+            keys: 4,
+            batch_share: 0.2,
+            said_share: 0.4,
+            cancel_share: 0.01,
+            slack: 6.0,
+            slack_spread: 1.0,
+        }
+    }
+
+    /// The tasks in order of arrival.
+    pub fn clients(&self, truth: &Truth, slots: u32) -> Vec<Client> {
+        let mut chance = Chance::new(self.seed);
+        // Each session has its own habit of length.
+        let habits: Vec<f64> = (0..self.sessions).map(|_| chance.lognormal(60.0, 0.8)).collect();
+        let mut clients: Vec<Client> =
+            (0..self.count).map(|_| self.client(&mut chance, &habits, truth, slots)).collect();
+        let work_us: f64 = clients.iter().map(|c| truth.service_us(c, slots)).sum::<f64>() / f64::from(slots);
+        let mean_us = work_us / self.count as f64 / self.load;
+        let mut now_us = 0.0;
+        let (mut busy, mut phase_until_us) = (false, 0.0);
+        for client in &mut clients {
+            let rate = match self.kind {
+                Kind::Poisson | Kind::HeavyTailed => 1.0,
+                Kind::Diurnal => 1.0 + 0.8 * (now_us / 600e6 * std::f64::consts::TAU).sin(),
+                Kind::Bursts => {
+                    while now_us > phase_until_us {
+                        busy = !busy;
+                        phase_until_us += chance.exponential(if busy { 150.0 } else { 250.0 }) * mean_us;
+                    }
+                    if busy { 3.0 } else { 0.4 }
+                }
+            };
+            now_us += chance.exponential(mean_us / rate);
+            client.arrival_us = now_us as u64;
+        }
+        clients
+    }
+
+    fn client(&self, chance: &mut Chance, habits: &[f64], truth: &Truth, slots: u32) -> Client {
+        let session = chance.below(habits.len());
+        let habit = habits[session];
+        let length = match self.kind {
+            Kind::HeavyTailed => chance.pareto(habit * 0.4, 1.3),
+            _ => chance.lognormal(habit, 0.35),
+        };
+        let tokens_true = length.clamp(1.0, 4000.0) as u32;
+        let tokens_max = [64, 128, 256, 512, 1024][chance.below(5)];
+        let prompt_len = chance.lognormal(90.0, 1.0).clamp(1.0, 3000.0) as u32;
+        let said = f64::from(tokens_true.min(tokens_max)) * chance.lognormal(1.0, 0.15);
+        let batch = chance.happens(self.batch_share);
+        let mut client = Client {
+            arrival_us: 0,
+            priority: if batch { Priority::Batch } else { Priority::Interactive },
+            session: session as u32,
+            key: (session % usize::from(self.keys.max(1))) as u16,
+            prompt_len,
+            tokens_max,
+            tokens_true,
+            tokens_said: chance.happens(self.said_share).then_some(said.max(1.0) as u32),
+            deadline_us: 0,
+            cancel_us: None,
+        };
+        let alone_us = truth.service_us(&client, slots);
+        let slack = chance.lognormal(self.slack, self.slack_spread) * if batch { 4.0 } else { 1.0 };
+        client.deadline_us = (alone_us * slack).max(1000.0) as u64;
+        client.cancel_us = chance.happens(self.cancel_share).then(|| chance.exponential(3.0 * alone_us) as u64);
+        client
+    }
+}
+
+impl Client {
+    /// Tokens it will really be sent, if nothing stops it.
+    pub fn tokens(&self, granted: u32) -> u32 {
+        self.tokens_true.min(granted).max(1)
+    }
+}

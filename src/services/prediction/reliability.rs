@@ -1,0 +1,147 @@
+//! How far predictions were off, and what that makes of the next one.
+
+/// A running mean and spread of ln(actual / predicted).
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogRatio {
+    mean: f64,
+    variance: f64,
+    count: u32,
+}
+
+impl LogRatio {
+    /// Weight of a new outcome once there are enough.
+    const WEIGHT: f64 = 0.02;
+
+    pub fn new(spread: f64) -> LogRatio {
+        LogRatio { mean: 0.0, variance: spread * spread, count: 0 }
+    }
+
+    pub fn observe(&mut self, predicted: f64, actual: f64) {
+        let error = (actual.max(1e-3) / predicted.max(1e-3)).ln().clamp(-2.0, 2.0);
+        self.count = self.count.saturating_add(1);
+        let weight = Self::WEIGHT.max(1.0 / (f64::from(self.count) + 8.0));
+        let off = error - self.mean;
+        self.mean += weight * off;
+        self.variance = (1.0 - weight) * (self.variance + weight * off * off);
+    }
+
+    /// What to multiply a prediction with.
+    pub fn factor(&self) -> f64 {
+        self.mean.exp()
+    }
+
+    /// Standard deviation over mean that remains.
+    pub fn spread(&self) -> f64 {
+        self.variance.sqrt()
+    }
+}
+
+/// What became of predictions of one probability: a map from what was computed to what came true.
+///
+/// Piecewise linear over the log odds, with forgetting; where little was seen it is the identity.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reliability {
+    came_true: [f32; Reliability::KNOTS],
+    seen: [f32; Reliability::KNOTS],
+}
+
+impl Default for Reliability {
+    fn default() -> Reliability {
+        let prior: [f32; Self::KNOTS] = std::array::from_fn(|k| Self::PRIOR * Self::at(k));
+        Reliability { came_true: prior, seen: [Self::PRIOR; Self::KNOTS] }
+    }
+}
+
+impl Reliability {
+    const KNOTS: usize = 17;
+    /// Log odds of the outermost knots.
+    const REACH: f32 = 4.8;
+    /// What the assumption that predictions are true is worth, in outcomes.
+    const PRIOR: f32 = 12.0;
+    const KEPT: f32 = 0.997;
+
+    fn at(knot: usize) -> f32 {
+        let step = 2.0 * Self::REACH / (Self::KNOTS - 1) as f32;
+        1.0 / (1.0 + (Self::REACH - knot as f32 * step).exp())
+    }
+
+    /// The knot below and how far towards the next.
+    fn place(probability: f32) -> (usize, f32) {
+        let p = probability.clamp(1e-4, 1.0 - 1e-4);
+        let odds = (p / (1.0 - p)).ln().clamp(-Self::REACH, Self::REACH);
+        let x = (odds + Self::REACH) / (2.0 * Self::REACH) * (Self::KNOTS - 1) as f32;
+        let knot = (x as usize).min(Self::KNOTS - 2);
+        (knot, x - knot as f32)
+    }
+
+    pub fn observe(&mut self, computed: f64, came_true: bool) {
+        let (knot, part) = Self::place(computed as f32);
+        for (k, weight) in [(knot, 1.0 - part), (knot + 1, part)] {
+            let (prior, kept) = (Self::PRIOR, 1.0 - (1.0 - Self::KEPT) * weight);
+            // Forgetting goes towards the assumption, not towards nothing.
+            self.seen[k] = prior + (self.seen[k] - prior) * kept + weight;
+            self.came_true[k] = prior * Self::at(k) + (self.came_true[k] - prior * Self::at(k)) * kept;
+            self.came_true[k] += weight * f32::from(u8::from(came_true));
+        }
+    }
+
+    pub fn correct(&self, computed: f64) -> f64 {
+        let (knot, part) = Self::place(computed as f32);
+        let share = |k: usize| f64::from(self.came_true[k] / self.seen[k]);
+        let part = f64::from(part);
+        ((1.0 - part) * share(knot) + part * share(knot + 1)).clamp(0.0, 1.0)
+    }
+}
+
+/// Abramowitz and Stegun 7.1.26; absolute error under 2e-7.
+pub fn normal_cdf(z: f64) -> f64 {
+    let x = z.abs() / std::f64::consts::SQRT_2;
+    if x > 5.0 {
+        return if z < 0.0 { 0.0 } else { 1.0 };
+    }
+    let t = 1.0 / (1.0 + 0.327_591_1 * x);
+    let poly =
+        t * (0.254_829_592 + t * (-0.284_496_736 + t * (1.421_413_741 + t * (-1.453_152_027 + t * 1.061_405_429))));
+    let erf = 1.0 - poly * (-x * x).exp();
+    if z < 0.0 { 0.5 * (1.0 - erf) } else { 0.5 * (1.0 + erf) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bias_is_learned_and_what_remains_is_the_spread() {
+        let mut ratio = LogRatio::new(0.5);
+        for n in 0..2000 {
+            ratio.observe(100.0, if n % 2 == 0 { 160.0 } else { 140.0 });
+        }
+        assert!((ratio.factor() - 1.5).abs() < 0.03, "{}", ratio.factor());
+        assert!((ratio.spread() - 0.067).abs() < 0.02, "{}", ratio.spread());
+    }
+
+    #[test]
+    fn without_outcomes_a_probability_stands_as_it_is() {
+        let map = Reliability::default();
+        for p in [0.01, 0.1, 0.37, 0.5, 0.9, 0.99] {
+            assert!((map.correct(p) - p).abs() < 0.02, "{p} became {}", map.correct(p));
+        }
+    }
+
+    #[test]
+    fn probabilities_that_proved_wrong_are_put_right() {
+        let mut map = Reliability::default();
+        for n in 0..3000u32 {
+            map.observe(0.7, n.is_multiple_of(2));
+        }
+        assert!((map.correct(0.7) - 0.5).abs() < 0.05, "{}", map.correct(0.7));
+        assert!((map.correct(0.05) - 0.05).abs() < 0.03, "far away nothing was learned");
+    }
+
+    #[test]
+    fn the_normal_distribution_has_its_known_values() {
+        for (z, p) in [(0.0, 0.5), (1.0, 0.841_344_7), (-1.96, 0.024_997_9), (3.0, 0.998_650_1), (-9.0, 0.0)] {
+            assert!((normal_cdf(z) - p).abs() < 1e-6);
+        }
+    }
+}

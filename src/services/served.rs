@@ -1,0 +1,280 @@
+//! An engine and the tasks in its slots, as the scheduler sees them.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use orchestratord_engine::{AdmitError, Detokenizer, SamplingParams, SequenceRequest, StopMatcher};
+
+use super::decoder::Decoder;
+use super::gate::Promise;
+use super::pool::{Entry, Loaded, Pool};
+use super::prediction::{Seated, StepModel};
+use super::scheduler::{BatchSeat, Job, Machine, NextStep, NoSeat, Overdue, overdue};
+use super::task::{LiveTask, Outcome};
+use crate::admission::Waiter;
+use crate::domain::error::OrchestratorError;
+use crate::domain::task::{FinishReason, Priority};
+use crate::infra::stream::StreamWriter;
+use crate::metrics::CancelReason;
+
+/// A task in its slot.
+pub struct Running {
+    pub task: Arc<LiveTask>,
+    pub writer: StreamWriter,
+    pub detokenizer: Detokenizer,
+    pub stops: StopMatcher,
+    pub tokens: u32,
+    pub last_metrics_us: u64,
+    /// Since when nobody has read the stream.
+    unread_since_us: Option<u64>,
+    pub kv_warmth: f64,
+    ticket: u32,
+    /// Batch work that nothing displaces any more.
+    pinned: bool,
+}
+
+impl Running {
+    /// Why this running task must end now, if it must.
+    pub fn overdue(&mut self, pool: &Pool, now_us: u64) -> Option<Outcome> {
+        let task = &self.task;
+        if task.stream.reader_count() > 0 || !task.stream.was_opened() {
+            self.unread_since_us = None;
+        } else if task.spec.cancel_on_disconnect {
+            let since = *self.unread_since_us.get_or_insert(now_us);
+            if now_us - since >= pool.rules.disconnect_grace_us {
+                return Some(Outcome::Canceled(CancelReason::Disconnect));
+            }
+        }
+        if task.account.time_left_us(now_us) == 0 {
+            return Some(Outcome::Finished(FinishReason::Length));
+        }
+        let why = overdue(now_us, task.deadline_us, None, pool.drain_until_us())?;
+        Some(outcome_of(why, task, "was still decoding"))
+    }
+}
+
+/// What a task is told that ran out of time.
+pub fn outcome_of(why: Overdue, task: &LiveTask, doing: &str) -> Outcome {
+    let deadline_ms = task.spec.deadline_ms;
+    Outcome::Failed(match why {
+        Overdue::Deadline => OrchestratorError::DeadlineUnmet {
+            message: format!(
+                "the deadline of {deadline_ms} ms passed while the task {doing}: allow more time or ask for fewer tokens"
+            ),
+        },
+        Overdue::Hopeless => OrchestratorError::DeadlineUnmet {
+            message: format!(
+                "the deadline of {deadline_ms} ms could not be met any more while the task {doing}, so it was taken out of \
+                 the queue: allow more time or ask for fewer tokens"
+            ),
+        },
+        Overdue::Drained => OrchestratorError::PoolUnavailable {
+            message: "the pool was drained and this task's time is over: send it to another replica".into(),
+            retry_after_ms: None,
+        },
+    })
+}
+
+impl Job for Entry {
+    fn promise(&self) -> &Promise {
+        &self.task.promise
+    }
+
+    fn accepted_us(&self) -> u64 {
+        self.task.accepted_us
+    }
+
+    fn deadline_us(&self) -> u64 {
+        self.task.deadline_us
+    }
+
+    fn is_over(&self) -> bool {
+        self.task.stream.is_closed()
+    }
+}
+
+/// An engine and the tasks in its slots; ids of sequences are indices here.
+pub struct Served {
+    pool: Arc<Pool>,
+    pub loaded: Arc<Loaded>,
+    pub engine: Box<dyn Decoder>,
+    pub speed: StepModel,
+    pub running: Vec<Option<Running>>,
+    /// Places in `running` that nobody has.
+    vacant: Vec<usize>,
+    /// Tokens of the prompt that the latest seat found in the cache.
+    cached_tokens: usize,
+}
+
+impl Served {
+    pub fn new(pool: Arc<Pool>, loaded: Arc<Loaded>, engine: Box<dyn Decoder>, speed: StepModel) -> Served {
+        Served { pool, loaded, engine, speed, running: Vec::new(), vacant: Vec::new(), cached_tokens: 0 }
+    }
+
+    /// A place for a sequence; nobody else gets it before `take_place`.
+    fn vacant_id(&self) -> usize {
+        self.vacant.last().copied().unwrap_or(self.running.len())
+    }
+
+    fn take_place(&mut self, id: usize, running: Running) {
+        match self.vacant.pop() {
+            Some(vacant) => {
+                assert_eq!(vacant, id, "a place was given away");
+                self.running[id] = Some(running);
+            }
+            None => self.running.push(Some(running)),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.vacant.len() == self.running.len()
+    }
+
+    /// Takes the task out of its slot; the engine has let go of it already.
+    pub fn unseat(&mut self, id: usize) {
+        if let Some(gone) = self.running[id].take() {
+            self.vacant.push(id);
+            let mut running = self.pool.running.lock().expect("nothing panics under this lock");
+            if let Some(index) = running.iter().position(|task| Arc::ptr_eq(task, &gone.task)) {
+                running.swap_remove(index);
+            }
+        }
+    }
+
+    pub fn next_step(&self) -> NextStep {
+        let next = self.engine.next_rows();
+        NextStep {
+            rows_decode: next.decode,
+            decode_cells: next.decode_cells,
+            prefill_position: next.prefill_position.unwrap_or(0),
+        }
+    }
+
+    /// Sequences in slots, and those of them that are interactive.
+    pub fn rows(&self) -> (u32, u32) {
+        let interactive = |r: &&Running| r.task.spec.priority == Priority::Interactive;
+        let interactive = self.running.iter().flatten().filter(interactive).count() as u32;
+        (self.engine.running_count() as u32, interactive)
+    }
+}
+
+impl Machine<Entry> for Served {
+    fn serves(&self, entry: &Entry) -> bool {
+        Arc::ptr_eq(&self.loaded, &entry.task.loaded)
+    }
+
+    fn slots_free(&self) -> usize {
+        self.engine.slots_free()
+    }
+
+    fn seat(&mut self, entry: &Entry, priority: Priority, pinned: bool) -> Result<usize, NoSeat> {
+        // Batch sequences that were preempted go on before new ones begin.
+        if priority == Priority::Batch && !pinned && self.engine.paused_count() > 0 {
+            return Err(NoSeat::Now);
+        }
+        let id = self.vacant_id();
+        let preemptible = priority == Priority::Batch && !pinned;
+        match self.engine.admit(sequence_request(id as u64, &entry.task, preemptible)) {
+            Ok(info) => {
+                self.cached_tokens = info.cached_tokens;
+                Ok(id)
+            }
+            Err(AdmitError::NoSlot | AdmitError::NoBlocks) => Err(NoSeat::Now),
+            Err(error) => Err(NoSeat::Never(error.to_string())),
+        }
+    }
+
+    fn undo(&mut self, id: usize) {
+        self.engine.cancel(id as u64);
+    }
+
+    fn begin(&mut self, id: usize, waiter: Waiter<Entry>, pinned: bool, now_us: u64) {
+        let Entry { task, writer } = waiter.entry;
+        let pool = &self.pool;
+        pool.metrics.tasks_started[waiter.priority.index()].add(1);
+        pool.metrics.prefix_cache_hit_tokens.add(self.cached_tokens as u64);
+        task.account.seated(now_us.max(1));
+        task.times.seated_us.store(now_us.max(1), Relaxed);
+        task.times.cached_tokens.store(self.cached_tokens as u32, Relaxed);
+        pool.running.lock().expect("nothing panics under this lock").push(task.clone());
+        let running = Running {
+            detokenizer: Detokenizer::default(),
+            stops: StopMatcher::new(&task.spec.stop),
+            tokens: 0,
+            last_metrics_us: 0,
+            unread_since_us: None,
+            kv_warmth: self.cached_tokens as f64 / task.prompt.len().max(1) as f64,
+            ticket: waiter.ticket,
+            pinned,
+            task,
+            writer,
+        };
+        self.take_place(id, running);
+    }
+
+    fn batch_seats(&self) -> impl Iterator<Item = BatchSeat> {
+        let mut aside = Vec::new();
+        if self.engine.paused_count() > 0 {
+            self.engine.progress(&mut |id, progress| {
+                if progress.paused {
+                    aside.push(id as usize);
+                }
+            });
+        }
+        self.running.iter().enumerate().filter_map(move |(id, running)| {
+            let running = running.as_ref().filter(|r| r.task.spec.priority == Priority::Batch)?;
+            let paused = aside.contains(&id);
+            Some(BatchSeat { id, accepted_us: running.task.accepted_us, paused, pinned: running.pinned })
+        })
+    }
+
+    fn pin(&mut self, id: usize) {
+        if let Some(running) = &mut self.running[id] {
+            running.pinned = true;
+            self.engine.pin(id as u64);
+        }
+    }
+
+    fn seated(&self, out: &mut Vec<Seated>) {
+        self.engine.progress(&mut |id, progress| {
+            let Some(running) = self.running.get(id as usize).and_then(Option::as_ref) else { return };
+            out.push(Seated {
+                work: running.task.promise.work,
+                ticket: running.ticket,
+                made: running.tokens,
+                prefill_left: progress.prefill_left,
+                preemptible: running.task.spec.priority == Priority::Batch && !running.pinned,
+                paused: progress.paused,
+                deadline_us: running.task.deadline_us,
+            });
+        });
+    }
+}
+
+fn sequence_request(id: u64, task: &LiveTask, preemptible: bool) -> SequenceRequest {
+    let spec = &task.spec;
+    let s = &spec.sampling;
+    SequenceRequest {
+        id,
+        prompt: task.prompt.clone(),
+        max_tokens: task.tokens_reserved,
+        sampling: SamplingParams {
+            temperature: s.temperature,
+            top_k: s.top_k,
+            top_p: s.top_p,
+            min_p: s.min_p,
+            repetition_penalty: s.repetition_penalty,
+            presence_penalty: s.presence_penalty,
+            frequency_penalty: s.frequency_penalty,
+            seed: s.seed,
+            logit_bias: s.logit_bias.clone(),
+            min_tokens: s.min_tokens,
+        },
+        preemptible,
+        session: Some(spec.session_id.0),
+        reuse: spec.reuse_kv,
+        want_logprobs: spec.logprobs,
+        top_logprobs: spec.top_logprobs,
+        ignore_end: spec.ignore_end,
+    }
+}
