@@ -7,6 +7,7 @@
 #   ROUNDS=3 WINDOW=2                    rounds, and seconds of each measurement
 #   CASES="post stream-64"               some cases only
 #   OUT=/elsewhere                       another folder for the record
+#   BUILD=no                             measures what was built before
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,8 +18,10 @@ LLAMA_SERVER=${LLAMA_SERVER:-}
 ulimit -n "$(ulimit -Hn)"
 
 target=$(cargo metadata --no-deps --format-version 1 | grep -o '"target_directory":"[^"]*"' | cut -d'"' -f4)
-cargo build --release --locked -p orchestratord -p orchestratord-bench --bins
-(cd bench/peers && CARGO_TARGET_DIR="$target/peers" cargo build --release --locked)
+if [ "${BUILD:-yes}" = yes ]; then
+  cargo build --release --locked -p orchestratord -p orchestratord-bench --bins
+  (cd bench/peers && CARGO_TARGET_DIR="$target/peers" cargo build --release --locked)
+fi
 bench="$target/release/orchestratord-bench" ours="$target/release/orchestratord" peers="$target/peers/release"
 
 work=$(mktemp -d) server=

@@ -1,5 +1,6 @@
 //! The load generator, our server on a paced engine, and inputs that several benches share.
 
+pub mod counting;
 pub mod load;
 pub mod null_server;
 pub mod pace;
