@@ -9,14 +9,14 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::artifacts::ArtifactService;
 use super::prediction::{End, Record};
 use super::session::{Bill, SessionService};
 use super::streaming::{self, Ended};
 use super::task::{LiveTask, Outcome};
-use super::transcript::Events;
+use super::transcript::{Events, Object};
 use crate::api::types::{Envelope, ErrorContext};
 use crate::domain::error::OrchestratorError;
 use crate::domain::task::{FinishReason, Prompt};
@@ -185,43 +185,44 @@ impl Desk {
     }
 }
 
-/// What it takes to decode the same stream again.
-fn metadata(task: &LiveTask) -> Value {
+/// What it takes to decode the same stream again, canonical.
+fn metadata(task: &LiveTask) -> Vec<u8> {
     let spec = &task.spec;
     let sampling = &spec.sampling;
-    let info = &task.loaded.info;
+    let loaded = &task.loaded;
     let prompt_source = match &spec.prompt {
         Prompt::Text(_) => "prompt",
         Prompt::Messages(_) => "messages",
         Prompt::Tokens(_) => "tokens",
     };
-    json!({
-        "task_id": spec.task_id.to_string(),
-        "session_id": spec.session_id.to_string(),
-        "correlation_id": task.correlation_id,
-        "model_ref": task.loaded.model_ref,
-        "model_digest": info.digest,
-        "engine": task.loaded.engine,
-        "engine_version": task.loaded.engine_version,
-        "arithmetic": task.loaded.arithmetic,
-        "sampler_profile_version": "v1",
-        "determinism": if spec.deterministic { "strict" } else { "best_effort" },
-        "prompt_source": prompt_source,
-        "prompt_tokens": task.prompt.to_vec(),
-        "max_tokens": task.tokens_reserved,
-        "seed": sampling.seed,
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-        "min_p": sampling.min_p,
-        "repetition_penalty": sampling.repetition_penalty,
-        "presence_penalty": sampling.presence_penalty,
-        "frequency_penalty": sampling.frequency_penalty,
-        "stop": spec.stop,
-        "logprobs": spec.logprobs,
-        "top_logprobs": spec.top_logprobs,
-        "logit_bias": sampling.logit_bias.iter().map(|(t, b)| (t.to_string(), *b)).collect::<BTreeMap<_, _>>(),
-        "min_tokens": sampling.min_tokens,
-        "ignore_end": spec.ignore_end,
-    })
+    let logit_bias = sampling.logit_bias.iter().map(|(t, b)| (t.to_string(), *b)).collect::<BTreeMap<_, _>>();
+    let mut object = Object::new();
+    object.text("arithmetic", &loaded.arithmetic);
+    object.text("correlation_id", &task.correlation_id);
+    object.text("determinism", if spec.deterministic { "strict" } else { "best_effort" });
+    object.text("engine", loaded.engine);
+    object.text("engine_version", loaded.engine_version);
+    object.number("frequency_penalty", sampling.frequency_penalty);
+    object.value("ignore_end", &json!(spec.ignore_end));
+    object.value("logit_bias", &json!(logit_bias));
+    object.value("logprobs", &json!(spec.logprobs));
+    object.integer("max_tokens", task.tokens_reserved.into());
+    object.number("min_p", sampling.min_p);
+    object.integer("min_tokens", sampling.min_tokens.into());
+    object.text("model_digest", &loaded.info.digest);
+    object.text("model_ref", &loaded.model_ref);
+    object.number("presence_penalty", sampling.presence_penalty);
+    object.text("prompt_source", prompt_source);
+    object.integers("prompt_tokens", &task.prompt);
+    object.number("repetition_penalty", sampling.repetition_penalty);
+    object.text("sampler_profile_version", "v1");
+    object.integer("seed", sampling.seed);
+    object.text("session_id", &spec.session_id.to_string());
+    object.value("stop", &json!(spec.stop));
+    object.text("task_id", &spec.task_id.to_string());
+    object.number("temperature", sampling.temperature);
+    object.integer("top_k", sampling.top_k.into());
+    object.integer("top_logprobs", spec.top_logprobs.into());
+    object.number("top_p", sampling.top_p);
+    object.finish()
 }

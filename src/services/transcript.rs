@@ -49,18 +49,91 @@ impl Events {
         self.tokens
     }
 
-    /// The whole document, canonical: its keys are in their order here.
-    pub fn document(&self, metadata: &Value) -> Vec<u8> {
+    /// The whole document, canonical as `metadata` is: its keys are in their order here.
+    pub fn document(&self, metadata: &[u8]) -> Vec<u8> {
         let items = self.items.strip_suffix(b",").unwrap_or(&self.items);
-        let metadata = canonical(metadata);
         let parts: [&[u8]; 5] = [
             b"{\"content\":{\"events\":[",
             items,
             b"]},\"kind\":\"trace\",\"metadata\":",
-            &metadata,
+            metadata,
             b",\"tags\":[\"transcript\"]}",
         ];
         parts.concat()
+    }
+}
+
+/// A canonical object under construction: whoever writes it gives the keys in their order.
+pub struct Object {
+    out: Vec<u8>,
+    last_key: &'static str,
+}
+
+impl Object {
+    pub fn new() -> Object {
+        Object { out: b"{".to_vec(), last_key: "" }
+    }
+
+    pub fn text(&mut self, key: &'static str, text: &str) {
+        self.key(key);
+        // The escapes of this writer are those of the canonical form.
+        serde_json::to_writer(&mut self.out, text).expect("a buffer takes everything");
+    }
+
+    /// A whole number up to 2^53, beyond which JSON does not keep them.
+    pub fn integer(&mut self, key: &'static str, value: u64) {
+        self.key(key);
+        self.push_integer(value);
+    }
+
+    pub fn integers(&mut self, key: &'static str, values: &[u32]) {
+        self.key(key);
+        self.out.push(b'[');
+        for (index, value) in values.iter().enumerate() {
+            if index > 0 {
+                self.out.push(b',');
+            }
+            self.push_integer(u64::from(*value));
+        }
+        self.out.push(b']');
+    }
+
+    /// A finite number.
+    pub fn number(&mut self, key: &'static str, value: f32) {
+        let is_small_integer = (0.0..1e6).contains(&value) && value.fract() == 0.0;
+        if is_small_integer { self.integer(key, value as u64) } else { self.value(key, &Value::from(value)) }
+    }
+
+    /// Anything else.
+    pub fn value(&mut self, key: &'static str, value: &Value) {
+        self.key(key);
+        self.out.extend_from_slice(&canonical(value));
+    }
+
+    pub fn finish(mut self) -> Vec<u8> {
+        self.out.push(b'}');
+        self.out
+    }
+
+    fn key(&mut self, key: &'static str) {
+        assert!(self.last_key < key, "the canonical form has {key:?} before {:?}", self.last_key);
+        if !self.last_key.is_empty() {
+            self.out.push(b',');
+        }
+        self.last_key = key;
+        self.out.push(b'"');
+        self.out.extend_from_slice(key.as_bytes());
+        self.out.extend_from_slice(b"\":");
+    }
+
+    fn push_integer(&mut self, value: u64) {
+        self.out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+    }
+}
+
+impl Default for Object {
+    fn default() -> Self {
+        Object::new()
     }
 }
 
@@ -105,10 +178,29 @@ mod tests {
         let document =
             json!({"kind": "trace", "content": {"events": tree}, "tags": ["transcript"], "metadata": metadata});
         assert_eq!(
-            String::from_utf8(events.document(&metadata)).unwrap(),
+            String::from_utf8(events.document(&canonical(&metadata))).unwrap(),
             String::from_utf8(canonical(&document)).unwrap()
         );
-        let none = Events::default().document(&metadata);
+        let none = Events::default().document(&canonical(&metadata));
         assert!(serde_json::from_slice::<Value>(&none).unwrap()["content"]["events"].as_array().unwrap().is_empty());
+    }
+    #[test]
+    fn an_object_is_written_as_its_tree_would_be() {
+        let mut object = Object::new();
+        object.integers("a", &[]);
+        object.integers("b", &[1, 20_000, u32::MAX]);
+        object.number("c", 0.7);
+        object.number("d", -0.0);
+        object.number("e", 100.0);
+        object.number("f", 1e9);
+        object.text("g", "quote \" slash \\ line\nend é🦀\u{1}\u{7f}\u{2028}");
+        object.integer("h", (1 << 53) - 1);
+        object.value("i", &json!({"z": [true, null], "y": 1e-7}));
+        let tree = json!({
+            "i": {"z": [true, null], "y": 1e-7}, "h": (1u64 << 53) - 1,
+            "g": "quote \" slash \\ line\nend é🦀\u{1}\u{7f}\u{2028}",
+            "f": 1e9f32, "e": 100.0, "d": -0.0f32, "c": 0.7f32, "b": [1, 20_000, u32::MAX], "a": [],
+        });
+        assert_eq!(String::from_utf8(object.finish()).unwrap(), String::from_utf8(canonical(&tree)).unwrap());
     }
 }
