@@ -103,7 +103,7 @@ impl App {
             Route::DeleteSession => data::delete_session(state, id).map(full),
             Route::CreateArtifact => artifacts::create_artifact(state, body, wake).await.map(full),
             Route::GetArtifact => artifacts::get_artifact(state, id, wake).await.map(full),
-            Route::Metrics => Ok(full(observability::metrics_endpoint(state))),
+            Route::Metrics => observability::metrics_endpoint(state, wake).await.map(full),
         }
     }
 }

@@ -121,7 +121,7 @@ async fn dispatch(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Refusal> {
         Route::CancelTask => page::cancel(call, id).await.map(Reply::Full),
         Route::Live => Ok(Reply::Full(about::live(call.state))),
         Route::Ready => Ok(Reply::Full(about::ready(call.state))),
-        Route::Metrics => Ok(Reply::Full(observability::metrics_endpoint(call.state))),
+        Route::Metrics => Ok(Reply::Full(observability::metrics_endpoint(call.state, call.wake).await?)),
     }
 }
 
