@@ -368,6 +368,11 @@ impl StreamReader {
             return Claim::Done;
         }
         let stream = &self.stream;
+        // Most claims come after a write and find nothing: these need not be counted, for they take no bytes.
+        let committed = stream.committed.load(SeqCst);
+        if committed & CLOSED == 0 && self.at == Position::unpack(committed) {
+            return Claim::Wait;
+        }
         stream.in_flight.fetch_add(1, SeqCst);
         let guard = InFlight(stream.clone());
         let muted = stream.muted.load(SeqCst);
