@@ -34,13 +34,14 @@ port=18100
 start() {
   port=$((port + 1)) address="127.0.0.1:$port"
   local paced=(--listen "$address" --interval-us "$3") pin=(taskset -c "$SERVER_CPU")
+  # The server takes the place of the subshell, so that its number is the one that is known here.
   case $1 in
-    floor) "${pin[@]}" "$peers/floor" "${paced[@]}" --measure "$2" --max-tokens "$4" ;;
-    axum) "${pin[@]}" "$peers/axum-server" "${paced[@]}" ;;
-    hyper) "${pin[@]}" "$peers/hyper-server" "${paced[@]}" ;;
-    ours) "${pin[@]}" "$bench" null-server "${paced[@]}" --set "slots_max=$5" --set "step_rows_max=$5" ;;
+    floor) exec "${pin[@]}" "$peers/floor" "${paced[@]}" --measure "$2" --max-tokens "$4" ;;
+    axum) exec "${pin[@]}" "$peers/axum-server" "${paced[@]}" ;;
+    hyper) exec "${pin[@]}" "$peers/hyper-server" "${paced[@]}" ;;
+    ours) exec "${pin[@]}" "$bench" null-server "${paced[@]}" --set "slots_max=$5" --set "step_rows_max=$5" ;;
     ours-epoll)
-      "${pin[@]}" "$bench" null-server "${paced[@]}" --set "slots_max=$5" --set "step_rows_max=$5" --set driver=legacy
+      exec "${pin[@]}" "$bench" null-server "${paced[@]}" --set "slots_max=$5" --set "step_rows_max=$5" --set driver=legacy
       ;;
   esac >"$work/out" 2>"$work/log" &
   server=$!
@@ -93,8 +94,8 @@ real() {
     done
     [ -n "$up" ] || { echo "$name did not come up:" && tail "$work/out" "$work/log" && exit 1; }
     sleep 0.3
-    load --server "$name" --case "$case" --api "$api" --connections "$connections" --max-tokens "$tokens" \
-      --prompt-len 60 --warmup 2 --window $((WINDOW * 2))
+    WINDOW=$((WINDOW * 2)) load --server "$name" --case "$case" --api "$api" --connections "$connections" \
+      --max-tokens "$tokens" --prompt-len 60 --warmup 2
     stop
   done
 }

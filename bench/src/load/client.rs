@@ -32,7 +32,6 @@ struct Task {
     last_ns: u64,
     /// When each token came, if the schedule of the engine is known.
     arrivals: Vec<u64>,
-    is_measured: bool,
 }
 
 pub(super) struct Client {
@@ -140,8 +139,7 @@ impl Client {
         .expect("a buffer takes everything");
         let mut arrivals = std::mem::take(&mut self.arrivals_spare);
         arrivals.clear();
-        self.task =
-            Some(Task { intended_ns, status: 0, check: None, first_ns: 0, last_ns: 0, arrivals, is_measured: false });
+        self.task = Some(Task { intended_ns, status: 0, check: None, first_ns: 0, last_ns: 0, arrivals });
     }
 
     pub(super) fn flush(&mut self) -> io::Result<()> {
@@ -202,10 +200,9 @@ impl Client {
             return;
         };
         let first_due = earliest / interval * interval;
-        if tally.open && task.is_measured {
-            for (index, at) in task.arrivals.iter().enumerate() {
-                tally.push_to_read.record(at.saturating_sub(first_due + due_at(index)));
-            }
+        let (is_open, opened_ns) = (tally.open, tally.opened_ns);
+        for (index, at) in task.arrivals.iter().enumerate().filter(|(_, at)| is_open && **at >= opened_ns) {
+            tally.push_to_read.record(at.saturating_sub(first_due + due_at(index)));
         }
     }
 
@@ -239,7 +236,6 @@ impl Task {
     fn token(&mut self, now: u64, tally: &mut Tally) {
         if self.first_ns == 0 {
             self.first_ns = now;
-            self.is_measured = tally.open;
         }
         if tally.open {
             tally.tokens += 1;

@@ -94,6 +94,7 @@ impl Random {
 pub(crate) struct Tally {
     api: Api,
     open: bool,
+    opened_ns: u64,
     requests: u64,
     tokens: u64,
     refused: u64,
@@ -112,6 +113,7 @@ impl Tally {
         Tally {
             api,
             open: false,
+            opened_ns: 0,
             requests: 0,
             tokens: 0,
             refused: 0,
@@ -146,8 +148,8 @@ pub fn run(plan: &Plan) -> Result<Report, String> {
     let ends_ns = opens_ns + plan.window.as_nanos() as u64;
     load.run_until(opens_ns)?;
     let from = plan.pid.map(Spending::of).transpose()?;
-    load.tally.open = true;
     let opened_ns = now_ns();
+    (load.tally.open, load.tally.opened_ns) = (true, opened_ns);
     load.run_until(ends_ns)?;
     let to = plan.pid.map(Spending::of).transpose()?;
     let seconds = (now_ns() - opened_ns) as f64 / 1e9;
