@@ -31,6 +31,7 @@ pub struct Activations {
 }
 
 /// Sixteen units of one row.
+#[derive(Clone, Copy)]
 pub struct Group<'a> {
     pub words: &'a [[i32; LANES]; GROUP_UNITS],
     pub scales: &'a [f32; LANES],

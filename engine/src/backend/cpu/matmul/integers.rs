@@ -101,6 +101,22 @@ fn in_place<S: Simd, F: Integers>(
     }
 }
 
+/// Does the same for every unit of a group, whose number is a constant each time: what lies where is known when it is
+/// compiled, and sixteen sums stay in registers.
+macro_rules! for_each_unit {
+    ($unit:ident, $body:expr) => {
+        for_each_unit!(@ $unit, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    (@ $unit:ident, $body:expr, $($number:literal)*) => {{
+        $({
+            const $unit: usize = $number;
+            $body
+        })*
+    }};
+}
+
+const _: () = assert!(GROUP_UNITS == 16, "as many as `for_each_unit` has numbers");
+
 /// One weight row times `X` rows of activations.
 #[inline(always)]
 fn in_place_row<S: Simd, F: Integers, const X: usize>(
@@ -117,16 +133,20 @@ fn in_place_row<S: Simd, F: Integers, const X: usize>(
     let mut lanes = [simd.splat(0.0); X];
     for g in 0..x.groups() {
         let bytes = group_bytes::<F>(row, g, &mut filled);
-        let mut dots = [[simd.zeros(); GROUP_UNITS]; X];
-        for unit in 0..GROUP_UNITS {
-            let words = weight.format.words(simd, block_of::<F>(bytes, unit), unit % F::BLOCK_UNITS);
-            for j in 0..X {
-                dots[j][unit] = simd.dot(simd.zeros(), words, simd.load_words(&x.group(r + j, g).words[unit]));
-            }
+        let mut groups = [x.group(r, g); X];
+        for j in 1..X {
+            groups[j] = x.group(r + j, g);
         }
+        let mut dots = [[simd.zeros(); GROUP_UNITS]; X];
+        for_each_unit!(UNIT, {
+            let words = weight.format.words(simd, block_of::<F>(bytes, UNIT), UNIT % F::BLOCK_UNITS);
+            for j in 0..X {
+                dots[j][UNIT] = simd.dot(simd.zeros(), words, simd.load_words(&groups[j].words[UNIT]));
+            }
+        });
         let (scale, minimum) = weight.format.scales(simd, bytes);
         for j in 0..X {
-            let x = x.group(r + j, g);
+            let x = groups[j];
             let mut dot = simd.sum_each(&dots[j]);
             if let Some(bits) = F::OFFSET_BITS {
                 dot = simd.sub_ints(dot, simd.shift_ints_left(simd.load_ints(x.sums), bits));
@@ -300,13 +320,13 @@ fn tile<S: Simd, F: Integers, const W: usize, const X: usize>(
         for (i, at) in at.iter_mut().enumerate() {
             *at = ((half + i) * GROUP_UNITS + lane) * groups + g;
         }
-        let mut w_units = [&panel.words[..0]; W];
+        let mut w_units = [&[[0; LANES]; PAIRS]; W];
         for i in 0..W {
-            w_units[i] = &panel.words[at[i] * PAIRS..][..PAIRS];
+            w_units[i] = panel.words[at[i] * PAIRS..].first_chunk().expect("a unit of the panel");
         }
-        let mut x_units = [&[0; LANES]; X];
-        for j in 0..X {
-            x_units[j] = &x.group(first + r + j, g).words[lane];
+        let mut x_groups = [x.group(first + r, g); X];
+        for j in 1..X {
+            x_groups[j] = x.group(first + r + j, g);
         }
         let mut dots = [[simd.zeros(); X]; W];
         for pair in 0..PAIRS {
@@ -315,7 +335,7 @@ fn tile<S: Simd, F: Integers, const W: usize, const X: usize>(
                 words[i] = simd.load_words(&w_units[i][pair]);
             }
             for j in 0..X {
-                let x = simd.splat_pair(x_units[j][pair]);
+                let x = simd.splat_pair(x_groups[j].words[lane][pair]);
                 for i in 0..W {
                     dots[i][j] = simd.dot(dots[i][j], words[i], x);
                 }
@@ -324,7 +344,7 @@ fn tile<S: Simd, F: Integers, const W: usize, const X: usize>(
         for i in 0..W {
             let scale = simd.load(&panel.scales[at[i]]);
             for j in 0..X {
-                let x = x.group(first + r + j, g);
+                let x = x_groups[j];
                 let both = simd.mul(scale, simd.splat(x.scales[lane]));
                 lanes[i][j] = simd.mul_add(both, simd.ints_to_floats(dots[i][j]), lanes[i][j]);
                 if F::MINIMUMS {
