@@ -159,7 +159,10 @@ fn a_response_is_answered_whole_and_streamed_as_a_chat_is() {
         "response.output_item.done",
         "response.completed",
     ];
-    assert_eq!(types(&streamed), wanted);
+    // Whether the task was still waiting when its stream began is a matter of microseconds.
+    let mut seen = types(&streamed);
+    seen.retain(|kind| *kind != "response.queued");
+    assert_eq!(seen, wanted);
     let numbers: Vec<u64> = streamed.iter().map(|e| e["sequence_number"].as_u64().expect("a number")).collect();
     assert_eq!(numbers, (0..numbers.len() as u64).collect::<Vec<_>>());
     let joined: String = streamed.iter().filter_map(|e| e["delta"].as_str()).collect();
