@@ -11,7 +11,7 @@ use crate::harness::server::POOL;
 use crate::harness::{PATIENCE, Request, wait_for};
 
 impl TestWorld {
-    fn health(&mut self) -> Result<Value> {
+    pub(super) fn health(&mut self) -> Result<Value> {
         self.send(&Request::get(&format!("/v1/pools/{POOL}/health")))?.json()
     }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::streams::token_count;
 use super::tasks::{lengthen, task};
 use super::world::{TestWorld, shown};
-use crate::harness::{Event, PATIENCE, Request};
+use crate::harness::{Event, PATIENCE, Request, wait_for};
 
 const RUNNING: &str = "the one that runs";
 
@@ -70,7 +70,12 @@ fn cancel_everything(world: &mut TestWorld) -> Result<()> {
     // Those who wait first, or they would start when their turn comes.
     names.sort_by_key(|name| name.starts_with(RUNNING));
     names.iter().try_for_each(|name| world.cancel(name))?;
-    names.iter().try_for_each(|name| world.read_to_end(name))
+    names.iter().try_for_each(|name| world.read_to_end(name))?;
+    // A stream ends at once; its slot and its place are free when the engine has looked up from its step.
+    wait_for("the slots to be free", || {
+        let figures = &world.health()?["metrics"];
+        Ok((figures["sequences_running"] == 0 && figures["queue_depth"] == 0).then_some(()))
+    })
 }
 
 #[when("I cancel the task that runs")]

@@ -37,7 +37,12 @@ pub struct StepModel {
     observations: u64,
     /// Of (actual - fitted) / fitted.
     variance: f64,
+    /// The fastest step lately. Whatever a fit of a few noisy steps says of shapes it has not seen, none is faster.
+    fastest_us: f64,
 }
+
+/// The fastest step is forgotten this slowly, for an engine may become slower.
+const FASTEST_DRIFT: f64 = 1.00005;
 
 impl StepModel {
     /// Knows nothing yet but an order of magnitude: `step_us` for a step of one row.
@@ -47,7 +52,7 @@ impl StepModel {
             row[i] = UNKNOWN[i];
         }
         let weights = [step_us * 0.5, step_us * 0.5, step_us * 0.25, 0.0];
-        StepModel { weights, covariance, observations: 0, variance: 0.04 }
+        StepModel { weights, covariance, observations: 0, variance: 0.04, fastest_us: step_us }
     }
 
     /// What to assume of another model: the same shape, scaled so that its first step of these rows and cells fits, and
@@ -82,6 +87,7 @@ impl StepModel {
             }
         }
         self.observations += 1;
+        self.fastest_us = (self.fastest_us * FASTEST_DRIFT).min(step.duration_us);
         if self.observations > 8 {
             let relative = (error / fitted.max(1.0)).clamp(-1.0, 1.0);
             self.variance += SPREAD_WEIGHT * (relative * relative - self.variance);
@@ -92,7 +98,7 @@ impl StepModel {
     pub fn step_us(&self, rows_decode: f64, rows_prefill: f64, context_cells: f64) -> f64 {
         let fitted = dot(&self.weights, &terms(rows_decode, rows_prefill, context_cells));
         // More work takes no less time, whatever noise says.
-        fitted.max(self.weights[0]).max(1.0)
+        fitted.max(self.weights[0]).max(self.fastest_us).max(1.0)
     }
 
     /// Standard deviation of a step's time over its mean.
@@ -192,6 +198,20 @@ mod tests {
                 |rows: u32| model.step_us(10.0, rows.into(), 500.0 + prefill_cells(position.into(), rows.into()));
             assert!(rows == 1 || time(rows) <= limit_us);
             assert!(rows == 128 || time(rows + 1) > limit_us, "{rows} rows in {limit_us}");
+        }
+    }
+
+    /// One slot and short contexts: what a stalled step taught of long ones was that they take no time.
+    #[test]
+    fn no_step_is_predicted_to_be_faster_than_any_was() {
+        let mut model = StepModel::new(900.0);
+        let mut see = |rows_decode, rows_prefill, context_cells, duration_us| {
+            model.observe(StepObservation { rows_decode, rows_prefill, context_cells, duration_us });
+        };
+        see(0, 8, 36, 30_000.0);
+        (9..40).for_each(|cells| see(1, 0, cells, if cells < 12 { 9_000.0 } else { 900.0 }));
+        for cells in [1.0, 500.0, 2000.0] {
+            assert!(model.step_us(1.0, 0.0, cells) >= 900.0, "{}", model.step_us(1.0, 0.0, cells));
         }
     }
 
