@@ -12,7 +12,9 @@ pub mod sim;
 
 use std::sync::Arc;
 
-use orchestratord_engine::{Engine, EngineOptions, FinishReason, Model, SequenceRequest, TokenSink, Verdict};
+use orchestratord_engine::{
+    BLOCK_LEN, Engine, EngineOptions, FinishReason, Model, SequenceRequest, TokenSink, Verdict,
+};
 
 /// A POST's head as a browser-like client sends it: 11 lines, about 420 bytes.
 pub const HEAD: &str = "POST /v1/tasks HTTP/1.1\r\n\
@@ -46,7 +48,9 @@ pub fn task_body(prompt_len: usize) -> Vec<u8> {
 /// When the built-in model cannot be loaded.
 pub fn engine(slots_max: usize) -> Engine {
     let model = Model::from_static(orchestratord::default_model::bytes()).expect("the built-in model is sound");
-    let options = EngineOptions { slots_max, step_rows_max: 128.max(slots_max), ..EngineOptions::default() };
+    let kv_blocks_max = slots_max * (model.info().context_length as usize).div_ceil(BLOCK_LEN);
+    let options =
+        EngineOptions { slots_max, step_rows_max: 128.max(slots_max), kv_blocks_max, ..EngineOptions::default() };
     Engine::new(Arc::new(model), options).expect("the options are legal")
 }
 

@@ -14,7 +14,8 @@ use std::collections::HashMap;
 
 use cursor::Cursor;
 pub use file::FileBytes;
-pub use tensor::{TensorInfo, TensorType};
+pub use orchestratord_cpu::TensorType;
+pub use tensor::TensorInfo;
 pub use value::{Array, Value};
 
 use crate::LoadError;

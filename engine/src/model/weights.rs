@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use orchestratord_cpu::Weight;
+
 use super::tensors::{Tensor, Tensors};
 use crate::LoadError;
 use crate::gguf::{FileBytes, TensorInfo, TensorType};
@@ -50,6 +52,11 @@ impl Matrix {
     /// Bytes of one row.
     pub fn row_bytes(&self) -> usize {
         self.cols / self.tensor_type.block_len() * self.tensor_type.block_bytes()
+    }
+
+    /// As the CPU's kernels take it.
+    pub fn as_weight(&self) -> Weight<'_> {
+        Weight { tensor_type: self.tensor_type, bytes: self.bytes(), rows: self.rows, cols: self.cols }
     }
 }
 

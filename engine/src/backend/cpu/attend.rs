@@ -11,9 +11,11 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::math::{exp_lanes, tanh};
-use super::pool::{SharedSlice, WorkerPool};
-use super::simd::{Isa, LANES, Simd, instantiate};
+use orchestratord_cpu::instantiate;
+use orchestratord_cpu::math::{exp_lanes, tanh};
+use orchestratord_cpu::pool::{SharedSlice, WorkerPool};
+use orchestratord_cpu::simd::{Isa, LANES, Simd, sum_lanes};
+
 use crate::backend::{Attention, BLOCK_LEN, Batch, KvShape};
 
 const _: () = assert!(BLOCK_LEN == LANES, "a block of keys is read as vectors of one lane per cell");
@@ -222,7 +224,7 @@ fn softmax(scores: &mut [[f32; BLOCK_LEN]], unseen: usize, cells: usize) -> f32 
             *sum += *score;
         }
     }
-    super::simd::sum_lanes(&sums)
+    sum_lanes(&sums)
 }
 
 /// `out = weight * sum over cells of scores[cell] * value[cell]`.

@@ -1,20 +1,14 @@
 //! The CPU backend: what every operation means.
 
 mod attend;
-mod format;
-mod math;
-mod matmul;
-mod pool;
-mod simd;
 
 use std::ops::Range;
 
 pub use attend::CpuCache;
-use format::{Floats, Integers, Rows, UNIT_LEN, decode_floats, decode_integers, with_format};
-use matmul::Activations;
-use pool::{SharedSlice, WorkerPool};
-pub use simd::Isa;
-use simd::{LANES, Simd, instantiate};
+pub use orchestratord_cpu::Isa;
+use orchestratord_cpu::pool::{SharedSlice, WorkerPool};
+use orchestratord_cpu::simd::{LANES, Simd};
+use orchestratord_cpu::{Activations, decode_row, instantiate, math, matmul};
 
 use super::{Attention, Backend, Batch, DeviceError, KvShape, RopePairs};
 use crate::model::{Matrix, Rope, Vector};
@@ -106,11 +100,7 @@ impl Backend for CpuBackend {
         for (token, out) in batch.tokens.iter().zip(out.chunks_exact_mut(table.cols)) {
             let row = *token as usize * table.row_bytes()..(*token as usize + 1) * table.row_bytes();
             let bytes = &table.bytes()[row];
-            with_format!(
-                table.tensor_type,
-                format => floats decode_floats_on(self.isa, format, bytes, out),
-                integers decode_integers_on(self.isa, format, bytes, out)
-            );
+            decode_row(self.isa, table.tensor_type, bytes, out);
         }
     }
 
@@ -124,11 +114,7 @@ impl Backend for CpuBackend {
     }
 
     fn matmul(&mut self, out: &mut Vec<f32>, x: &Vec<f32>, weight: &Matrix, rows: usize) {
-        with_format!(
-            weight.tensor_type,
-            format => floats self.matmul_floats(format, out, x, weight, rows),
-            integers self.matmul_integers(format, out, x, weight, rows)
-        );
+        matmul(&self.pool, self.isa, &mut self.activations, out, x, rows, &weight.as_weight());
     }
 
     fn add_bias(&mut self, x: &mut Vec<f32>, bias: &Vector, rows: usize) {
@@ -241,17 +227,6 @@ impl CpuBackend {
             kernel(isa, gate, &up[range]);
         });
     }
-
-    fn matmul_floats<F: Floats>(&self, format: F, out: &mut [f32], x: &[f32], weight: &Matrix, rows: usize) {
-        let weight_rows = Rows { format, bytes: weight.bytes(), row_bytes: weight.row_bytes(), cols: weight.cols };
-        matmul::matmul_floats(&self.pool, self.isa, out, weight.rows, x, rows, weight_rows);
-    }
-
-    fn matmul_integers<F: Integers>(&mut self, format: F, out: &mut [f32], x: &[f32], weight: &Matrix, rows: usize) {
-        self.activations.fill(self.isa, x, rows, weight.cols);
-        let weight_rows = Rows { format, bytes: weight.bytes(), row_bytes: weight.row_bytes(), cols: weight.cols };
-        matmul::matmul_integers(&self.pool, self.isa, out, weight.rows, &self.activations, rows, weight_rows);
-    }
 }
 
 instantiate!(fn gelu_mul_on = gelu_mul(gate: &mut [f32], up: &[f32]));
@@ -269,23 +244,6 @@ instantiate!(fn soft_cap_on = soft_cap(x: &mut [f32], cap: f32));
 fn soft_cap<S: Simd>(_: S, x: &mut [f32], cap: f32) {
     for x in x {
         *x = cap * math::tanh(*x / cap);
-    }
-}
-
-instantiate!(fn decode_floats_on = decode_floats_row<F: Floats>(format: F, row: &[u8], out: &mut [f32]));
-instantiate!(fn decode_integers_on = decode_integers<F: Integers>(format: F, row: &[u8], out: &mut [f32]));
-
-/// Decodes a row of any length into exactly as many elements.
-#[inline(always)]
-fn decode_floats_row<S: Simd, F: Floats>(simd: S, format: F, row: &[u8], out: &mut [f32]) {
-    let whole = out.len() / UNIT_LEN * UNIT_LEN;
-    let (out, tail) = out.split_at_mut(whole);
-    let bytes = whole / UNIT_LEN / F::BLOCK_UNITS * F::BLOCK_BYTES;
-    decode_floats(simd, format, &row[..bytes], out);
-    if !tail.is_empty() {
-        let mut unit = [0.0; UNIT_LEN];
-        decode_floats(simd, format, &row[bytes..], &mut unit);
-        tail.copy_from_slice(&unit[..tail.len()]);
     }
 }
 

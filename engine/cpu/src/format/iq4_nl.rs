@@ -1,7 +1,7 @@
 //! Scale, 16 bytes of nibbles that are looked up in a table of unevenly spaced values.
 
 use super::{Integers, halves_of_blocks, part};
-use crate::backend::cpu::simd::Simd;
+use crate::simd::Simd;
 
 /// See `TensorType::Iq4Nl`.
 #[derive(Clone, Copy)]

@@ -4,7 +4,7 @@
 use super::iq4_nl::VALUES;
 use super::k::{self, BLOCK_UNITS};
 use super::{Integers, from, part};
-use crate::backend::cpu::simd::{LANES, Simd};
+use crate::simd::{LANES, Simd};
 
 /// See `TensorType::Iq4Xs`.
 #[derive(Clone, Copy)]

@@ -13,6 +13,7 @@ impl Simd for Avx2 {
     type I = [__m256i; 2];
     type W = [__m256i; 2];
     const MANY_REGISTERS: bool = false;
+    const UNROLLS: bool = true;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {

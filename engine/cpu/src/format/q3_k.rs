@@ -4,7 +4,7 @@
 
 use super::k::{self, BLOCK_UNITS};
 use super::{Integers, from, part};
-use crate::backend::cpu::simd::Simd;
+use crate::simd::Simd;
 
 /// See `TensorType::Q3K`.
 #[derive(Clone, Copy)]

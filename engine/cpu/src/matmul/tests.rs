@@ -1,10 +1,10 @@
 //! Both kernels, every tensor type and instruction set, against plain sums over decoded weights.
 
 use super::*;
-use crate::backend::cpu::format::{Floats, Integers, Rows, decode_floats, decode_integers, with_format};
-use crate::backend::cpu::pool::WorkerPool;
-use crate::backend::cpu::simd::{Isa, Portable};
-use crate::gguf::TensorType;
+use crate::TensorType;
+use crate::format::{Floats, Integers, Rows, decode_floats, decode_integers, with_format};
+use crate::pool::WorkerPool;
+use crate::simd::{Isa, Portable};
 use crate::testing::{Dice, encode};
 
 struct Case {

@@ -1,7 +1,7 @@
 //! Single precision.
 
 use super::{Floats, part};
-use crate::backend::cpu::simd::Simd;
+use crate::simd::Simd;
 
 /// See `TensorType::F32`.
 #[derive(Clone, Copy)]

@@ -13,6 +13,7 @@ impl Simd for Avx512 {
     type I = __m512i;
     type W = __m512i;
     const MANY_REGISTERS: bool = true;
+    const UNROLLS: bool = true;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {

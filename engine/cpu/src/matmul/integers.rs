@@ -16,11 +16,11 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::activations::Activations;
+use super::activations::{Activations, Group};
 use super::{GRAIN_OPERATIONS, put};
-use crate::backend::cpu::format::{GROUP_BYTES_MAX, GROUP_UNITS, Integers, Rows, UNIT_LEN};
-use crate::backend::cpu::pool::{SharedSlice, WorkerPool};
-use crate::backend::cpu::simd::{Isa, LANES, Simd, instantiate};
+use crate::format::{GROUP_BYTES_MAX, GROUP_UNITS, Integers, Rows, UNIT_LEN};
+use crate::pool::{SharedSlice, WorkerPool};
+use crate::simd::{Isa, LANES, Simd, instantiate};
 
 /// With more rows than this, weights are unpacked to a panel.
 const IN_PLACE_ROWS_MAX: usize = 2;
@@ -55,7 +55,7 @@ pub fn matmul_integers<F: Integers>(
     }
     pool.run(out_len.div_ceil(PANEL_ROWS), grain.div_ceil(PANEL_ROWS), |range| {
         let range = range.start * PANEL_ROWS..(range.end * PANEL_ROWS).min(out_len);
-        PANEL.with_borrow_mut(|panel| paneled_on(isa, &out, out_len, x, rows, weight, range, panel));
+        PANEL.with_borrow_mut(|panel| paneled(isa, &out, out_len, x, rows, weight, range, panel));
     });
 }
 
@@ -138,12 +138,15 @@ fn in_place_row<S: Simd, F: Integers, const X: usize>(
             groups[j] = x.group(r + j, g);
         }
         let mut dots = [[simd.zeros(); GROUP_UNITS]; X];
-        for_each_unit!(UNIT, {
-            let words = weight.format.words(simd, block_of::<F>(bytes, UNIT), UNIT % F::BLOCK_UNITS);
-            for j in 0..X {
-                dots[j][UNIT] = simd.dot(simd.zeros(), words, simd.load_words(&groups[j].words[UNIT]));
+        if S::UNROLLS {
+            for_each_unit!(UNIT, {
+                dots_of_unit::<S, F, X>(simd, weight.format, bytes, UNIT, &groups, &mut dots);
+            });
+        } else {
+            for unit in 0..GROUP_UNITS {
+                dots_of_unit::<S, F, X>(simd, weight.format, bytes, unit, &groups, &mut dots);
             }
-        });
+        }
         let (scale, minimum) = weight.format.scales(simd, bytes);
         for j in 0..X {
             let x = groups[j];
@@ -159,6 +162,21 @@ fn in_place_row<S: Simd, F: Integers, const X: usize>(
     }
     for j in 0..X {
         put(out, (r + j) * out_len + o, simd.sum(lanes[j]));
+    }
+}
+
+#[inline(always)]
+fn dots_of_unit<S: Simd, F: Integers, const X: usize>(
+    simd: S,
+    format: F,
+    bytes: &[u8],
+    unit: usize,
+    groups: &[Group<'_>; X],
+    dots: &mut [[S::I; GROUP_UNITS]; X],
+) {
+    let words = format.words(simd, block_of::<F>(bytes, unit), unit % F::BLOCK_UNITS);
+    for j in 0..X {
+        dots[j][unit] = simd.dot(simd.zeros(), words, simd.load_words(&groups[j].words[unit]));
     }
 }
 
@@ -181,15 +199,10 @@ thread_local! {
     static PANEL: RefCell<Panel> = RefCell::default();
 }
 
-instantiate!(fn paneled_on = paneled<F: Integers>(
-    out: &SharedSlice<'_>, out_len: usize, x: &Activations, rows: usize, weight: Rows<'_, F>, range: Range<usize>,
-    panel: &mut Panel,
-));
-
-#[inline(always)]
+/// Many rows: a panel of weights is unpacked to memory and used for all of them. Only the unpacking knows the format.
 #[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
-fn paneled<S: Simd, F: Integers>(
-    simd: S,
+fn paneled<F: Integers>(
+    isa: Isa,
     out: &SharedSlice<'_>,
     out_len: usize,
     x: &Activations,
@@ -207,19 +220,47 @@ fn paneled<S: Simd, F: Integers>(
     let mut o = range.start;
     while o < range.end {
         let count = (range.end - o).min(PANEL_ROWS);
-        unpack::<S, F>(simd, weight, o, count, panel);
-        let mut first = 0;
-        while first < rows {
-            let block = (rows - first).min(ROWS_BLOCK);
-            for lane in 0..GROUP_UNITS {
-                sum_lane::<S, F>(simd, x, first, block, lane, panel);
-            }
-            finish(simd, out, out_len, o, count, first, block, panel);
-            first += block;
-        }
+        unpack_on(isa, weight, o, count, panel);
+        multiply_on(isa, out, out_len, x, rows, o, count, F::MINIMUMS, panel);
         o += count;
     }
 }
+
+instantiate!(fn multiply_on = multiply(
+    out: &SharedSlice<'_>, out_len: usize, x: &Activations, rows: usize, o: usize, count: usize, minimums: bool,
+    panel: &mut Panel,
+));
+
+/// The panel's `count` weight rows, which are those from `o` on, times all rows of activations.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
+fn multiply<S: Simd>(
+    simd: S,
+    out: &SharedSlice<'_>,
+    out_len: usize,
+    x: &Activations,
+    rows: usize,
+    o: usize,
+    count: usize,
+    minimums: bool,
+    panel: &mut Panel,
+) {
+    let mut first = 0;
+    while first < rows {
+        let block = (rows - first).min(ROWS_BLOCK);
+        for lane in 0..GROUP_UNITS {
+            if minimums {
+                sum_lane::<S, true>(simd, x, first, block, lane, panel);
+            } else {
+                sum_lane::<S, false>(simd, x, first, block, lane, panel);
+            }
+        }
+        finish(simd, out, out_len, o, count, first, block, panel);
+        first += block;
+    }
+}
+
+instantiate!(fn unpack_on = unpack<F: Integers>(weight: Rows<'_, F>, o: usize, count: usize, panel: &mut Panel));
 
 /// Fills the panel with `count` rows from `o`; the others are zero.
 #[inline(always)]
@@ -266,7 +307,7 @@ fn unpack<S: Simd, F: Integers>(simd: S, weight: Rows<'_, F>, o: usize, count: u
 
 /// Sums one lane for a block of activation rows.
 #[inline(always)]
-fn sum_lane<S: Simd, F: Integers>(
+fn sum_lane<S: Simd, const MINIMUMS: bool>(
     simd: S,
     x: &Activations,
     first: usize,
@@ -277,34 +318,34 @@ fn sum_lane<S: Simd, F: Integers>(
     let mut r = 0;
     if S::MANY_REGISTERS {
         while r + 6 <= block {
-            tile::<S, F, 2, 6>(simd, x, first, r, lane, 0, panel);
+            tile::<S, MINIMUMS, 2, 6>(simd, x, first, r, lane, 0, panel);
             r += 6;
         }
         match block - r {
             0 => {}
-            1 => tile::<S, F, 2, 1>(simd, x, first, r, lane, 0, panel),
-            2 => tile::<S, F, 2, 2>(simd, x, first, r, lane, 0, panel),
-            3 => tile::<S, F, 2, 3>(simd, x, first, r, lane, 0, panel),
-            4 => tile::<S, F, 2, 4>(simd, x, first, r, lane, 0, panel),
-            _ => tile::<S, F, 2, 5>(simd, x, first, r, lane, 0, panel),
+            1 => tile::<S, MINIMUMS, 2, 1>(simd, x, first, r, lane, 0, panel),
+            2 => tile::<S, MINIMUMS, 2, 2>(simd, x, first, r, lane, 0, panel),
+            3 => tile::<S, MINIMUMS, 2, 3>(simd, x, first, r, lane, 0, panel),
+            4 => tile::<S, MINIMUMS, 2, 4>(simd, x, first, r, lane, 0, panel),
+            _ => tile::<S, MINIMUMS, 2, 5>(simd, x, first, r, lane, 0, panel),
         }
         return;
     }
     for half in 0..2 {
         r = 0;
         while r + 2 <= block {
-            tile::<S, F, 1, 2>(simd, x, first, r, lane, half, panel);
+            tile::<S, MINIMUMS, 1, 2>(simd, x, first, r, lane, half, panel);
             r += 2;
         }
         if r < block {
-            tile::<S, F, 1, 1>(simd, x, first, r, lane, half, panel);
+            tile::<S, MINIMUMS, 1, 1>(simd, x, first, r, lane, half, panel);
         }
     }
 }
 
 /// `W` vectors of weight rows from `half` on times `X` activation rows.
 #[inline(always)]
-fn tile<S: Simd, F: Integers, const W: usize, const X: usize>(
+fn tile<S: Simd, const MINIMUMS: bool, const W: usize, const X: usize>(
     simd: S,
     x: &Activations,
     first: usize,
@@ -347,7 +388,7 @@ fn tile<S: Simd, F: Integers, const W: usize, const X: usize>(
                 let x = x_groups[j];
                 let both = simd.mul(scale, simd.splat(x.scales[lane]));
                 lanes[i][j] = simd.mul_add(both, simd.ints_to_floats(dots[i][j]), lanes[i][j]);
-                if F::MINIMUMS {
+                if MINIMUMS {
                     let minimum = simd.load(&panel.minimums[at[i]]);
                     lanes[i][j] = simd.mul_add(minimum, simd.splat(x.minus_sums[lane]), lanes[i][j]);
                 }

@@ -7,6 +7,7 @@ impl Simd for Portable {
     type I = [i32; LANES];
     type W = [i16; WORDS];
     const MANY_REGISTERS: bool = false;
+    const UNROLLS: bool = false;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {

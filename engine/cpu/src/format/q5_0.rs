@@ -1,7 +1,7 @@
 //! Scale, a fifth bit of each element, 16 bytes of nibbles; elements stand for themselves less 16.
 
 use super::{Integers, halves_of_blocks, part};
-use crate::backend::cpu::simd::Simd;
+use crate::simd::Simd;
 
 /// See `TensorType::Q5_0`.
 #[derive(Clone, Copy)]

@@ -1,7 +1,7 @@
 //! What the K types share: blocks of 256 elements.
 
 use super::{UNIT_LEN, from, part};
-use crate::backend::cpu::simd::{LANES, Simd};
+use crate::simd::{LANES, Simd};
 
 /// Units in a block.
 pub(super) const BLOCK_UNITS: usize = 256 / UNIT_LEN;

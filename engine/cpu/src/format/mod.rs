@@ -3,7 +3,7 @@
 //! A row is units of [`UNIT_LEN`] elements. There are two kinds of types: [`Floats`] are decoded to `f32` and multiplied
 //! as such; [`Integers`] are small whole numbers with a scale per unit, and are multiplied as integers.
 //!
-//! To add a tensor type: its code, name and block in `gguf::TensorType`, a file here, and a line in [`with_format`].
+//! To add a tensor type: its code, name and block in `tensor_type.rs`, a file here, and a line in [`with_format`].
 
 mod bf16;
 mod f16;
@@ -90,8 +90,8 @@ pub const WORD_MAX: i32 = 4096;
 /// Calls `$work` with a value of the tensor type's format in `$format`.
 macro_rules! with_format {
     ($tensor_type:expr, $format:ident => floats $floats:expr, integers $integers:expr) => {{
-        use $crate::backend::cpu::format as f;
-        use $crate::gguf::TensorType as T;
+        use $crate::TensorType as T;
+        use $crate::format as f;
         macro_rules! floats {
             ($value:expr) => {{
                 let $format = $value;

@@ -1,7 +1,7 @@
 //! Half precision.
 
 use super::{Floats, part};
-use crate::backend::cpu::simd::Simd;
+use crate::simd::Simd;
 
 /// See `TensorType::F16`.
 #[derive(Clone, Copy)]

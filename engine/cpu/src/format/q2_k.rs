@@ -5,7 +5,7 @@
 
 use super::k::{self, BLOCK_UNITS};
 use super::{Floats, from, part};
-use crate::backend::cpu::simd::Simd;
+use crate::simd::Simd;
 
 /// See `TensorType::Q2K`.
 #[derive(Clone, Copy)]

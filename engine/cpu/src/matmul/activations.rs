@@ -4,8 +4,8 @@
 //! elements alone. The error of an element is at most a 32766th of the unit's largest: a hundred times less than that of
 //! bytes, for twice the multiplications.
 
-use crate::backend::cpu::format::{GROUP_UNITS, UNIT_LEN, WORD_MAX};
-use crate::backend::cpu::simd::{Isa, LANES, Simd, instantiate};
+use crate::format::{GROUP_UNITS, UNIT_LEN, WORD_MAX};
+use crate::simd::{Isa, LANES, Simd, instantiate};
 
 /// Largest absolute value of an activation's word.
 pub const ACTIVATION_MAX: i32 = 16_383;

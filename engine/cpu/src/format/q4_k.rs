@@ -3,7 +3,7 @@
 
 use super::k::{self, BLOCK_UNITS};
 use super::{Integers, from};
-use crate::backend::cpu::simd::Simd;
+use crate::simd::Simd;
 
 /// See `TensorType::Q4K`.
 #[derive(Clone, Copy)]

@@ -1,7 +1,7 @@
 //! Scale, least value, 16 bytes of nibbles.
 
 use super::{Integers, halves_of_blocks, part};
-use crate::backend::cpu::simd::Simd;
+use crate::simd::Simd;
 
 /// See `TensorType::Q4_1`.
 #[derive(Clone, Copy)]

@@ -10,9 +10,9 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::{GRAIN_OPERATIONS, put};
-use crate::backend::cpu::format::{Floats, Rows, UNIT_LEN, decode_floats};
-use crate::backend::cpu::pool::{SharedSlice, WorkerPool};
-use crate::backend::cpu::simd::{Isa, LANES, Simd, instantiate};
+use crate::format::{Floats, Rows, UNIT_LEN, decode_floats};
+use crate::pool::{SharedSlice, WorkerPool};
+use crate::simd::{Isa, LANES, Simd, instantiate};
 
 /// With more rows than this, a weight is decoded once to memory and not once per tile.
 const FUSED_ROWS_MAX: usize = 4;
@@ -40,7 +40,7 @@ pub fn matmul_floats<F: Floats>(
         if rows <= FUSED_ROWS_MAX {
             fused_on(isa, &out, out_len, x, rows, weight, range);
         } else {
-            PANEL.with_borrow_mut(|panel| paneled_on(isa, &out, out_len, x, rows, weight, range, panel));
+            PANEL.with_borrow_mut(|panel| paneled(isa, &out, out_len, x, rows, weight, range, panel));
         }
     });
 }
@@ -52,11 +52,6 @@ thread_local! {
 
 instantiate!(fn fused_on = fused<F: Floats>(
     out: &SharedSlice<'_>, out_len: usize, x: &[f32], rows: usize, weight: Rows<'_, F>, range: Range<usize>,
-));
-
-instantiate!(fn paneled_on = paneled<F: Floats>(
-    out: &SharedSlice<'_>, out_len: usize, x: &[f32], rows: usize, weight: Rows<'_, F>, range: Range<usize>,
-    panel: &mut Vec<f32>,
 ));
 
 /// Few rows: weights are decoded in registers.
@@ -151,11 +146,10 @@ fn add_unit<S: Simd>(simd: S, w: [S::F; 2], x: &[f32], sum: S::F) -> S::F {
     simd.mul_add(w[1], simd.load(high), simd.mul_add(w[0], simd.load(low), sum))
 }
 
-/// Many rows: a panel of weights is decoded to memory and used for all of them.
-#[inline(always)]
+/// Many rows: a panel of weights is decoded to memory and used for all of them. Only the decoding knows the format.
 #[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
-fn paneled<S: Simd, F: Floats>(
-    simd: S,
+fn paneled<F: Floats>(
+    isa: Isa,
     out: &SharedSlice<'_>,
     out_len: usize,
     x: &[f32],
@@ -171,25 +165,65 @@ fn paneled<S: Simd, F: Floats>(
     let mut o = range.start;
     while o < range.end {
         let count = (range.end - o).min(PANEL_ROWS);
-        for i in 0..count {
-            decode_floats(simd, weight.format, weight.row(o + i), &mut panel[i * stride..][..stride]);
-        }
-        let mut i = 0;
-        if S::MANY_REGISTERS {
-            while i + 4 <= count {
-                tile_rows::<S, 4, 4>(simd, out, out_len, x, rows, weight.cols, &panel[i * stride..], stride, o + i);
-                i += 4;
-            }
-        }
-        while i + 2 <= count {
-            tile_rows::<S, 2, 2>(simd, out, out_len, x, rows, weight.cols, &panel[i * stride..], stride, o + i);
-            i += 2;
-        }
-        while i < count {
-            tile_rows::<S, 1, 4>(simd, out, out_len, x, rows, weight.cols, &panel[i * stride..], stride, o + i);
-            i += 1;
-        }
+        decode_rows_on(isa, weight, o, count, stride, panel);
+        multiply_on(isa, out, out_len, x, rows, weight.cols, o, count, stride, panel);
         o += count;
+    }
+}
+
+instantiate!(fn decode_rows_on = decode_rows<F: Floats>(
+    weight: Rows<'_, F>, o: usize, count: usize, stride: usize, panel: &mut [f32],
+));
+
+/// Decodes `count` weight rows from `o` on, `stride` elements apart.
+#[inline(always)]
+fn decode_rows<S: Simd, F: Floats>(
+    simd: S,
+    weight: Rows<'_, F>,
+    o: usize,
+    count: usize,
+    stride: usize,
+    panel: &mut [f32],
+) {
+    for i in 0..count {
+        decode_floats(simd, weight.format, weight.row(o + i), &mut panel[i * stride..][..stride]);
+    }
+}
+
+instantiate!(fn multiply_on = multiply(
+    out: &SharedSlice<'_>, out_len: usize, x: &[f32], rows: usize, cols: usize, o: usize, count: usize, stride: usize,
+    panel: &[f32],
+));
+
+/// The panel's `count` weight rows, which are those from `o` on, times all rows of activations.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
+fn multiply<S: Simd>(
+    simd: S,
+    out: &SharedSlice<'_>,
+    out_len: usize,
+    x: &[f32],
+    rows: usize,
+    cols: usize,
+    o: usize,
+    count: usize,
+    stride: usize,
+    panel: &[f32],
+) {
+    let mut i = 0;
+    if S::MANY_REGISTERS {
+        while i + 4 <= count {
+            tile_rows::<S, 4, 4>(simd, out, out_len, x, rows, cols, &panel[i * stride..], stride, o + i);
+            i += 4;
+        }
+    }
+    while i + 2 <= count {
+        tile_rows::<S, 2, 2>(simd, out, out_len, x, rows, cols, &panel[i * stride..], stride, o + i);
+        i += 2;
+    }
+    while i < count {
+        tile_rows::<S, 1, 4>(simd, out, out_len, x, rows, cols, &panel[i * stride..], stride, o + i);
+        i += 1;
     }
 }
 

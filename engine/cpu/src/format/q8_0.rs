@@ -1,7 +1,7 @@
 //! Scale, 32 signed bytes.
 
 use super::{Integers, halves_of_blocks, part};
-use crate::backend::cpu::simd::Simd;
+use crate::simd::Simd;
 
 /// See `TensorType::Q8_0`.
 #[derive(Clone, Copy)]

@@ -1,7 +1,7 @@
 //! Scale, 16 bytes of nibbles that stand for themselves less 8: first the low halves, then the high ones.
 
 use super::{Integers, halves_of_blocks, part};
-use crate::backend::cpu::simd::Simd;
+use crate::simd::Simd;
 
 /// See `TensorType::Q4_0`.
 #[derive(Clone, Copy)]

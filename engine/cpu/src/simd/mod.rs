@@ -90,6 +90,9 @@ pub trait Simd: Copy {
     /// True when 32 vectors fit the registers, so that large tiles pay.
     const MANY_REGISTERS: bool;
 
+    /// True when it pays to compile a loop's turns one by one.
+    const UNROLLS: bool;
+
     fn splat(self, x: f32) -> Self::F;
     fn load(self, x: &[f32; LANES]) -> Self::F;
     fn store(self, x: Self::F, to: &mut [f32; LANES]);
@@ -195,15 +198,16 @@ pub fn f16_to_f32(bits: u16) -> f32 {
 /// Makes a door to a kernel `fn kernel<S: Simd>(simd: S, ...)`: compiled once per instruction set, picked at run time.
 ///
 /// The kernel must be `#[inline(always)]` and without closures, which would be compiled without the features.
+#[macro_export]
 macro_rules! instantiate {
     ($(#[$meta:meta])* $vis:vis fn $door:ident = $kernel:ident $(<$t:ident: $bound:path>)? ($($name:ident: $ty:ty),* $(,)?)) => {
         $(#[$meta])*
         #[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
-        $vis fn $door $(<$t: $bound>)? (isa: $crate::backend::cpu::simd::Isa, $($name: $ty),*) {
-            use $crate::backend::cpu::simd::{Isa, Portable};
+        $vis fn $door $(<$t: $bound>)? (isa: $crate::simd::Isa, $($name: $ty),*) {
+            use $crate::simd::{Isa, Portable};
             #[cfg(target_arch = "x86_64")]
             {
-                use $crate::backend::cpu::simd::{Avx2, Avx512};
+                use $crate::simd::{Avx2, Avx512};
                 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
                 #[allow(clippy::too_many_arguments, reason = "as above")]
                 fn avx512 $(<$t: $bound>)? (simd: Avx512, $($name: $ty),*) {
@@ -229,7 +233,7 @@ macro_rules! instantiate {
         }
     };
 }
-pub(crate) use instantiate;
+pub use instantiate;
 
 #[cfg(test)]
 mod tests {

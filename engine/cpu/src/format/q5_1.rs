@@ -1,7 +1,7 @@
 //! Scale, least value, a fifth bit of each element, 16 bytes of nibbles.
 
 use super::{Integers, halves_of_blocks, part};
-use crate::backend::cpu::simd::Simd;
+use crate::simd::Simd;
 
 /// See `TensorType::Q5_1`.
 #[derive(Clone, Copy)]

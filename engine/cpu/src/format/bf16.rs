@@ -1,7 +1,7 @@
 //! The upper half of single precision.
 
 use super::{Floats, part};
-use crate::backend::cpu::simd::Simd;
+use crate::simd::Simd;
 
 /// See `TensorType::Bf16`.
 #[derive(Clone, Copy)]

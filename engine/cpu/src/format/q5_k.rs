@@ -2,7 +2,7 @@
 
 use super::k::{self, BLOCK_UNITS};
 use super::{Integers, from, part};
-use crate::backend::cpu::simd::Simd;
+use crate::simd::Simd;
 
 /// See `TensorType::Q5K`.
 #[derive(Clone, Copy)]
