@@ -68,7 +68,7 @@ grep -q 'event: end' "$work/answers" || { cat "$work/answers" && fail "the print
 grep -c 'event: token' "$work/answers" | sed 's/$/ tokens/'
 
 say "the README's curl lines"
-awk '/^## Use it/ { here = 1 } /^```/ { inside = here && !inside; if (!inside) here = 0; next } inside' README.md >"$work/lines"
+awk '/^## Use it$/ { here = 1 } /^```/ { inside = here && !inside; if (!inside) here = 0; next } inside' README.md >"$work/lines"
 grep -q '^curl' "$work/lines" || fail "the README has no curl lines under 'Use it'"
 (
   # As they stand, only that an error status is an error and nothing waits for ever.

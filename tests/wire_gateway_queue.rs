@@ -200,7 +200,10 @@ fn an_old_client_without_chunks_reads_the_same_stream() {
     let head = format!("POST {CHAT} HTTP/1.0\r\nX-API-Key: {KEY}\r\nContent-Length: {}\r\n\r\n", body.len());
     connection.write(format!("{head}{body}").as_bytes()).expect("a request");
     let answer = connection.receive("POST").expect("an answer");
-    assert!(answer.text().starts_with("data: {") && answer.text().ends_with("data: [DONE]\n\n"), "{}", answer.text());
+    // Whether it had to wait for a step, and was told so in comments, is chance.
+    let text = answer.text();
+    let events: Vec<&str> = text.split("\n\n").skip_while(|event| event.starts_with(": ")).collect();
+    assert!(events[0].starts_with("data: {") && events.ends_with(&["data: [DONE]", ""]), "{text}");
 }
 
 #[test]
