@@ -215,3 +215,18 @@ fn what_is_not_supported_is_named_in_one_line() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("\"mamba\""));
     std::fs::remove_dir_all(&folder).expect("it can be removed");
 }
+
+#[test]
+fn a_completion_takes_the_form_that_is_asked_for() {
+    let complete = |format: &[&str]| {
+        json(&[&["complete", "--json", "--prompt", "Once upon a time", "--max-tokens", "60"], format].concat(), "")
+    };
+    let got = complete(&["--regex", "[A-Z][a-z]{2,5} [0-9]{2}"]);
+    let text = got["text"].as_str().expect("text");
+    let (word, number) = text.split_once(' ').expect("a space");
+    assert!((3..=6).contains(&word.len()) && number.len() == 2 && got["finish_reason"] == "stop", "{text}");
+    let got = complete(&["--json-schema", r#"{"enum": ["fox", "owl"]}"#, "--temperature", "2"]);
+    assert!(["\"fox\"", "\"owl\""].contains(&got["text"].as_str().expect("text")), "{got}");
+    let output = run(&["complete", "--prompt", "a", "--regex", "("]);
+    assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+}

@@ -9,6 +9,7 @@
 
 pub mod backend;
 pub mod bench;
+mod constraint;
 pub mod gguf;
 mod kv;
 mod load_error;
@@ -21,6 +22,7 @@ pub mod testing;
 mod text;
 
 pub use backend::{BLOCK_LEN, CpuBackend, CpuOptions, DeviceError, Isa};
+pub use constraint::{Constraint, Grammar, GrammarError};
 pub use kv::{KvUsage, SessionKv};
 pub use load_error::LoadError;
 pub use model::{Matrix, Model, ModelInfo, Rope, Vector};

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use crate::constraint::Mask;
 use crate::philox::uniform;
 
 /// How a sequence picks its tokens.
@@ -109,9 +110,23 @@ impl Sampler {
     }
 
     /// Picks the token that follows `tokens`, the first `prompt_len` of which are the prompt.
+    #[cfg(test)]
     pub fn sample(&mut self, logits: &[f32], params: &SamplingParams, tokens: &[u32], prompt_len: usize) -> u32 {
-        let too_short = tokens.len() - prompt_len < params.min_tokens as usize;
-        let as_they_are = !params.has_penalties() && params.logit_bias.is_empty() && !too_short;
+        self.sample_masked(logits, params, tokens, prompt_len, None)
+    }
+
+    /// As `sample`, out of the tokens that the mask allows.
+    pub fn sample_masked(
+        &mut self,
+        logits: &[f32],
+        params: &SamplingParams,
+        tokens: &[u32],
+        prompt_len: usize,
+        mask: Option<&Mask>,
+    ) -> u32 {
+        // A grammar knows better than a number of tokens when an answer is complete.
+        let too_short = tokens.len() - prompt_len < params.min_tokens as usize && mask.is_none();
+        let as_they_are = !params.has_penalties() && params.logit_bias.is_empty() && !too_short && mask.is_none();
         if as_they_are && params.temperature == 0.0 {
             return argmax(logits);
         }
@@ -122,6 +137,9 @@ impl Sampler {
         }
         if params.has_penalties() {
             self.penalize(params, tokens, prompt_len);
+        }
+        if let Some(mask) = mask {
+            mask.apply(&mut self.scores);
         }
         if too_short {
             self.ends.iter().for_each(|end| self.scores[*end as usize] = f32::NEG_INFINITY);

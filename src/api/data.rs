@@ -1,21 +1,22 @@
 //! Tasks, their streams, and sessions.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use orchestratord_engine::ChatMessage;
+use orchestratord_engine::{ChatMessage, Constraint};
 
 use super::types::{Accepted, SessionBody, TaskRequest, from_json, json, require_api_key};
 use crate::config::AdmissionPolicy;
 use crate::domain::error::OrchestratorError;
 use crate::domain::ids::Uuid;
-use crate::domain::task::{Message, Prompt, TaskSpec, Workload};
+use crate::domain::task::{Message, Prompt, ResponseFormat, TaskSpec, Workload};
 use crate::infra::http::{RequestHead, Response};
 use crate::infra::reactor::{Reply, Wake, oneshot};
 use crate::infra::stream::{ReadersFull, StreamWriter, TaskStream};
 use crate::metrics::CancelReason;
 use crate::services::gate::{Offer, Promise, Refusal};
 use crate::services::pool::{Control, Entry, Loaded, Pool, PoolState, SessionKvView};
+use crate::services::response_format;
 use crate::services::session::{Account, Bill, BudgetSpent, Budgets, Owner, Session, Spent};
 use crate::services::streaming::{FrameBuffers, Started, thousandths};
 use crate::services::task::{Inserted, LiveTask, Outcome, TaskParts};
@@ -108,7 +109,23 @@ pub async fn admit(
     let prompt = tokenize(state, &loaded, &spec.prompt, wake).await?;
     fit(&mut spec, prompt.len());
     check_length(pool, &loaded, &spec, prompt.len())?;
-    enqueue(state, pool, client, loaded, spec, prompt, correlation_id)
+    let constraint = constrain(state, &loaded, &spec.response_format, wake).await?;
+    enqueue(state, pool, client, loaded, spec, prompt, constraint, correlation_id)
+}
+
+/// The grammar of the answer, compiled on a helper thread.
+async fn constrain(
+    state: &Arc<AppState>,
+    loaded: &Arc<Loaded>,
+    format: &ResponseFormat,
+    wake: &Wake,
+) -> Result<Option<Constraint>, OrchestratorError> {
+    if *format == ResponseFormat::Text {
+        return Ok(None);
+    }
+    let (loaded, format) = (loaded.clone(), format.clone());
+    let compiled = super::on_helper(state, wake, move || response_format::constraint(&loaded.model, &format)).await?;
+    compiled.map_err(|e| OrchestratorError::InvalidParams(format!("field `response_format`: cannot be followed: {e}")))
 }
 
 fn same_task(known: Arc<LiveTask>, spec: &TaskSpec) -> Result<Arc<LiveTask>, OrchestratorError> {
@@ -263,6 +280,7 @@ fn enqueue(
     loaded: Arc<Loaded>,
     spec: TaskSpec,
     prompt: Arc<[u32]>,
+    constraint: Option<Constraint>,
     correlation_id: &str,
 ) -> Result<Arc<LiveTask>, OrchestratorError> {
     let now_ms = state.clock.now_ms();
@@ -279,8 +297,16 @@ fn enqueue(
             account.reserve(spec.max_tokens.into(), now_us, rules).map_err(|spent| budget_spent(&spec, spent))?;
         let nothing = Bill { reserved, tokens: 0, time_ms: 0, seated_us: None, now_ms };
         let give_back = || account.settle(nothing, rules);
-        let newcomer =
-            Newcomer { state, pool, client, loaded: &loaded, spec: &spec, prompt: &prompt, account: &account };
+        let newcomer = Newcomer {
+            state,
+            pool,
+            client,
+            loaded: &loaded,
+            spec: &spec,
+            prompt: &prompt,
+            constraint: &constraint,
+            account: &account,
+        };
         newcomer.enqueue(reserved as u32, budgets, correlation_id).inspect_err(|_| give_back())
     });
     match inserted {
@@ -318,6 +344,7 @@ struct Newcomer<'a> {
     loaded: &'a Arc<Loaded>,
     spec: &'a TaskSpec,
     prompt: &'a Arc<[u32]>,
+    constraint: &'a Option<Constraint>,
     account: &'a Account,
 }
 
@@ -328,7 +355,7 @@ impl Newcomer<'_> {
         budgets: Budgets,
         correlation_id: &str,
     ) -> Result<Arc<LiveTask>, OrchestratorError> {
-        let Newcomer { state, pool, client, loaded, spec, prompt, account } = *self;
+        let Newcomer { state, pool, client, loaded, spec, prompt, constraint, account } = *self;
         let accepted_us = state.clock.now_us();
         let offer = Offer {
             id: spec.task_id.0,
@@ -351,6 +378,7 @@ impl Newcomer<'_> {
             let task = Arc::new(LiveTask::new(TaskParts {
                 spec: spec.clone(),
                 prompt: prompt.clone(),
+                constraint: Mutex::new(constraint.clone()),
                 loaded: loaded.clone(),
                 gate: pool.gate.clone(),
                 account: account.clone(),

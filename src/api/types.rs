@@ -12,8 +12,9 @@ use subtle::ConstantTimeEq;
 use crate::domain::error::OrchestratorError;
 use crate::domain::ids::Uuid;
 use crate::domain::limits;
-use crate::domain::task::{Message, Priority, Prompt, Sampling, TaskSpec, Workload};
+use crate::domain::task::{Message, Priority, Prompt, ResponseFormat, Sampling, TaskSpec, Workload};
 use crate::infra::http::{RequestHead, Response};
+use crate::services::response_format;
 
 const JSON: &str = "application/json";
 
@@ -307,10 +308,10 @@ impl TaskRequest {
         if self.sampler_profile_version.as_deref().is_some_and(|v| v != "v1") {
             return Err(invalid("sampler_profile_version", "must be \"v1\""));
         }
-        // A reader of the contract may send the format that is the default anyway.
-        let plain = |format: &Value| format.is_null() || format["type"] == "text";
-        if !self.response_format.as_ref().is_none_or(plain) {
-            return Err(invalid("response_format", "is not supported by this engine: leave it out"));
+        let response_format = self.response_format.as_ref().map_or(Ok(ResponseFormat::Text), response_format::parse);
+        let response_format = response_format.map_err(|why| invalid("response_format", &why))?;
+        if response_format != ResponseFormat::Text && self.ignore_end {
+            return Err(invalid("ignore_end", "cannot stand beside response_format, which says where the answer ends"));
         }
         let sampling = self.sampling()?;
         check_stop(&self.stop)?;
@@ -358,6 +359,7 @@ impl TaskRequest {
             reuse_kv: self.kv_hint == KvHintWire::Reuse,
             expected_tokens: self.expected_tokens,
             cancel_on_disconnect: self.on_disconnect == OnDisconnectWire::Cancel,
+            response_format,
             ignore_end: self.ignore_end,
             has_instructions: false,
             deterministic: self.determinism == DeterminismWire::Strict,
@@ -627,7 +629,7 @@ mod tests {
             ("stop", "[\"\"]"),
             ("messages", "[{\"role\":\"user\",\"content\":\"x\"}]"),
             ("sampler_profile_version", "\"v2\""),
-            ("response_format", "{\"type\":\"json_object\"}"),
+            ("response_format", "{\"type\":\"yaml\"}"),
             ("kv_hint", "\"hot\""),
             ("colour", "1"),
             ("seed", "9007199254740992"),

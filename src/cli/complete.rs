@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use orchestratord_engine::{
-    AdmitError, ChatMessage, Detokenizer, FinishReason, Model, SamplingParams, SequenceRequest, TokenSink, Verdict,
+    AdmitError, ChatMessage, Constraint, Detokenizer, FinishReason, Grammar, Model, SamplingParams, SequenceRequest,
+    TokenSink, Verdict,
 };
 use serde_json::json;
 
@@ -51,6 +52,13 @@ pub fn command() -> Command {
                 .action(ArgAction::SetTrue)
                 .help("go on after a token that ends the answer"),
         );
+    let format = |name: &'static str, value: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name(value).help(help).group("format").conflicts_with("ignore-end")
+    };
+    let command = command
+        .arg(format("json-schema", "JSON", "the answer is JSON that this schema describes"))
+        .arg(format("regex", "PATTERN", "this regular expression matches the answer, from its beginning to its end"))
+        .arg(format("grammar", "LARK", "the answer follows this context-free grammar"));
     let command = model::with_text_rules(model::with_threads(command));
     model::with_json(command, "print {\"prompt_tokens\", \"tokens\", \"text\", \"finish_reason\"} at the end instead")
 }
@@ -66,6 +74,7 @@ pub fn run(arguments: &ArgMatches) -> Result<(), Failure> {
         max_tokens,
         sampling: sampling(arguments),
         ignore_end: arguments.get_flag("ignore-end"),
+        constraint: constraint(&model, arguments)?,
         ..SequenceRequest::default()
     };
     engine.admit(request).map_err(|e| match e {
@@ -92,7 +101,13 @@ pub fn run(arguments: &ArgMatches) -> Result<(), Failure> {
         return Err(Failure::output(error));
     }
     let mut out = io::stdout().lock();
-    let finish_reason = if answer.reason == FinishReason::Stop { "stop" } else { "length" };
+    let finish_reason = match answer.reason {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+        FinishReason::ConstraintFailed => {
+            return Err(Failure::Failed("the grammar cannot be followed any further: make it simpler".to_owned()));
+        }
+    };
     let (tokens, text) = (answer.tokens, answer.text);
     let written = match json {
         true => writeln!(
@@ -115,6 +130,23 @@ fn prompt(model: &Model, arguments: &ArgMatches) -> Result<Vec<u32>, Failure> {
         return Ok(model::encode_chat(model, &[said])?.1);
     }
     Ok(model::encode(model, arguments, &content))
+}
+
+/// What the answer must look like, if one of the formats is given.
+fn constraint(model: &Model, arguments: &ArgMatches) -> Result<Option<Constraint>, Failure> {
+    let text = |name: &str| arguments.get_one::<String>(name);
+    let schema;
+    let grammar = if let Some(text) = text("json-schema") {
+        schema = serde_json::from_str(text).map_err(|e| Failure::Misused(format!("--json-schema is no JSON: {e}")))?;
+        Grammar::JsonSchema(&schema)
+    } else if let Some(pattern) = text("regex") {
+        Grammar::Regex(pattern)
+    } else if let Some(text) = text("grammar") {
+        Grammar::Lark(text)
+    } else {
+        return Ok(None);
+    };
+    model.constraint(grammar).map(Some).map_err(|e| Failure::Misused(format!("the format cannot be followed: {e}")))
 }
 
 fn sampling(arguments: &ArgMatches) -> SamplingParams {

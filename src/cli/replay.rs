@@ -15,6 +15,7 @@ use super::remote::{Remote, with_server};
 use super::{Failure, model};
 use crate::infra::storage::fs::FsStore;
 use crate::infra::storage::{ArtifactStore, id_of, is_id};
+use crate::services::response_format;
 
 pub fn command() -> Command {
     let command = Command::new("replay")
@@ -60,6 +61,8 @@ struct Metadata {
     logit_bias: std::collections::BTreeMap<String, f32>,
     #[serde(default)]
     min_tokens: u32,
+    #[serde(default)]
+    response_format: serde_json::Value,
 }
 
 /// One token as the transcript has it.
@@ -224,7 +227,11 @@ impl TokenSink for Recorder<'_> {
         if !text.is_empty() {
             self.replayed.said.push(Said { text, id: None });
         }
-        self.replayed.finish = if reason == FinishReason::Stop { Finish::Stop } else { Finish::Length };
+        self.replayed.finish = match reason {
+            FinishReason::Stop => Finish::Stop,
+            FinishReason::Length => Finish::Length,
+            FinishReason::ConstraintFailed => Finish::CutShort,
+        };
     }
 }
 
@@ -262,11 +269,15 @@ fn decode(
             .into(),
         min_tokens: m.min_tokens,
     };
+    let format = response_format::parse(&m.response_format)
+        .map_err(|why| Failure::Failed(format!("the transcript's response_format {why}")))?;
+    let constraint = response_format::constraint(&model, &format).map_err(Failure::failed)?;
     let request = SequenceRequest {
         prompt: m.prompt_tokens.as_slice().into(),
         max_tokens: m.max_tokens,
         sampling,
         ignore_end: m.ignore_end,
+        constraint,
         ..SequenceRequest::default()
     };
     engine.admit(request).map_err(Failure::failed)?;

@@ -117,6 +117,7 @@ pub struct TaskSpec {
     pub prompt: Prompt,
     pub sampling: Sampling,
     pub stop: Vec<String>,
+    pub response_format: ResponseFormat,
     /// Log-probability and id of each token are sent.
     pub logprobs: bool,
     /// So many of the likeliest tokens at each place are sent with theirs, too.
@@ -132,6 +133,19 @@ pub struct TaskSpec {
     /// The first of the messages is this task's instructions and no turn of the conversation.
     pub has_instructions: bool,
     pub deterministic: bool,
+}
+
+/// What an answer must look like.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ResponseFormat {
+    #[default]
+    Text,
+    JsonObject,
+    /// The schema as JSON.
+    JsonSchema(String),
+    Regex(String),
+    /// A grammar in llguidance's variant of Lark.
+    Grammar(String),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use crate::api::types::require_key;
 use crate::domain::error::OrchestratorError;
 use crate::domain::ids::{SessionId, Uuid};
 use crate::domain::limits;
-use crate::domain::task::{Priority, Prompt, Sampling, TaskSpec, Workload};
+use crate::domain::task::{Priority, Prompt, ResponseFormat, Sampling, TaskSpec, Workload};
 use crate::infra::http::{RequestHead, Response};
 use crate::metrics::CancelReason;
 use crate::services::pool::Loaded;
@@ -112,6 +112,7 @@ pub(super) async fn admit(call: &Call<'_>, ask: Ask) -> Result<Admitted, Refusal
                 prompt: prompt.clone(),
                 sampling,
                 stop: ask.stop.clone(),
+                response_format: ResponseFormat::Text,
                 logprobs: ask.logprobs,
                 top_logprobs: ask.top_logprobs,
                 reuse_kv: true,

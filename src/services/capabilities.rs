@@ -27,7 +27,7 @@ fn engine(pool: &Pool) -> Value {
         "models": models,
         "features": [
             "streaming", "resume", "cancel", "sessions", "prefix_cache", "chunked_prefill", "preemption",
-            "deterministic", "chat_template", "stop_strings", "sampling", "penalties", "logprobs",
+            "deterministic", "chat_template", "stop_strings", "sampling", "penalties", "logprobs", "response_format",
             "transcripts", "reload", "drain",
         ],
         "rate_limits": {

@@ -381,11 +381,15 @@ impl TokenSink for Sink<'_> {
         if let Some(stop) = running.stops.matched() {
             let _ = running.task.stopped_by.set(stop.into());
         }
-        let reason = match reason {
-            EngineFinish::Stop => FinishReason::Stop,
-            EngineFinish::Length => FinishReason::Length,
+        let outcome = match reason {
+            EngineFinish::Stop => Outcome::Finished(FinishReason::Stop),
+            EngineFinish::Length => Outcome::Finished(FinishReason::Length),
+            EngineFinish::ConstraintFailed => {
+                let message = "the response_format cannot be followed any further: make it simpler".to_owned();
+                Outcome::Failed(OrchestratorError::Internal(message))
+            }
         };
-        end(self.pool, &running.task, Outcome::Finished(reason), now_us);
+        end(self.pool, &running.task, outcome, now_us);
         self.ended.push(id as usize);
     }
 }

@@ -10,6 +10,7 @@ pub mod gate;
 pub mod pool;
 pub mod prediction;
 pub mod prompt_cache;
+pub mod response_format;
 pub mod scheduler;
 pub mod scribe;
 pub mod served;

@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::artifacts::ArtifactService;
 use super::prediction::{End, Record};
+use super::response_format;
 use super::session::{Bill, SessionService};
 use super::streaming::{self, Ended};
 use super::task::{LiveTask, Outcome};
@@ -216,6 +217,7 @@ fn metadata(task: &LiveTask) -> Vec<u8> {
     object.integers("prompt_tokens", &task.prompt);
     object.number("repetition_penalty", sampling.repetition_penalty);
     object.text("sampler_profile_version", "v1");
+    object.value("response_format", &response_format::wire(&spec.response_format));
     object.integer("seed", sampling.seed);
     object.text("session_id", &spec.session_id.to_string());
     object.value("stop", &json!(spec.stop));

@@ -190,6 +190,8 @@ impl Machine<Entry> for Served {
 
     fn begin(&mut self, id: usize, waiter: Waiter<Entry>, pinned: bool, now_us: u64) {
         let Entry { task, writer } = waiter.entry;
+        // The engine has it now; an ended task is remembered for a while, and need not keep it.
+        *task.constraint.lock().expect("nothing panics under this lock") = None;
         let pool = &self.pool;
         pool.metrics.tasks_started[waiter.priority.index()].add(1);
         pool.metrics.prefix_cache_hit_tokens.add(self.cached_tokens as u64);
@@ -276,5 +278,6 @@ fn sequence_request(id: u64, task: &LiveTask, preemptible: bool) -> SequenceRequ
         want_logprobs: spec.logprobs,
         top_logprobs: spec.top_logprobs,
         ignore_end: spec.ignore_end,
+        constraint: task.constraint.lock().expect("nothing panics under this lock").clone(),
     }
 }

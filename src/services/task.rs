@@ -4,6 +4,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use orchestratord_engine::Constraint;
+
 use super::gate::{Gate, Promise};
 use super::pool::{Entry, Loaded};
 use super::scribe::Scribe;
@@ -26,6 +28,8 @@ pub enum Outcome {
 pub struct LiveTask {
     pub spec: TaskSpec,
     pub prompt: Arc<[u32]>,
+    /// The grammar of the answer, until the engine takes it.
+    pub constraint: Mutex<Option<Constraint>>,
     /// The model that the prompt was tokenized for, and that will answer it.
     pub loaded: Arc<Loaded>,
     /// Whose predictions learn from it.
@@ -73,6 +77,7 @@ impl Times {
 pub struct TaskParts {
     pub spec: TaskSpec,
     pub prompt: Arc<[u32]>,
+    pub constraint: Mutex<Option<Constraint>>,
     pub loaded: Arc<Loaded>,
     pub gate: Arc<Gate<Entry>>,
     pub account: Account,
@@ -91,6 +96,7 @@ impl LiveTask {
         LiveTask {
             spec: parts.spec,
             prompt: parts.prompt,
+            constraint: parts.constraint,
             loaded: parts.loaded,
             gate: parts.gate,
             account: parts.account,

@@ -11,6 +11,7 @@ use super::info::{self, ModelInfo};
 use super::settings::Settings;
 use super::tensors::{Tensors, read_json};
 use crate::LoadError;
+use crate::constraint::Grammars;
 use crate::text::{ChatTemplate, Tokenizer};
 
 /// Bytes of a configuration file that are still believed to be meant.
@@ -45,7 +46,7 @@ pub(super) fn open(folder: &Path) -> Result<Model, LoadError> {
     let chat_template = chat_template(folder, &tokenizer_config, &tokenizer)?;
     let name = folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let info = ModelInfo::new(&name, &config, &tensors, info::digest_of_folder(folder)?);
-    Ok(Model { info, tokenizer, chat_template, config, weights })
+    Ok(Model { info, tokenizer, chat_template, grammars: Grammars::new(), config, weights })
 }
 
 /// The template in a file of its own, or the one in `tokenizer_config.json`: one text, or several of which one is the

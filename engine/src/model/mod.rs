@@ -21,6 +21,7 @@ use tensors::Tensors;
 pub use weights::{Matrix, Vector};
 
 use crate::LoadError;
+use crate::constraint::{Constraint, Grammar, GrammarError, Grammars};
 use crate::gguf::{FileBytes, Gguf};
 use crate::text::{ChatTemplate, Tokenizer};
 
@@ -32,6 +33,7 @@ pub struct Model {
     info: ModelInfo,
     tokenizer: Tokenizer,
     chat_template: Option<ChatTemplate>,
+    grammars: Grammars,
     pub(crate) config: NetworkConfig,
     pub(crate) weights: DecoderWeights,
 }
@@ -85,7 +87,7 @@ impl Model {
         let chat_template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
         let name = gguf.string("general.name")?.unwrap_or_default();
         let info = ModelInfo::new(name, &config, &tensors, info::digest_of_file(&file));
-        Ok(Model { info, tokenizer, chat_template, config, weights })
+        Ok(Model { info, tokenizer, chat_template, grammars: Grammars::new(), config, weights })
     }
 
     /// What is known about it.
@@ -96,6 +98,15 @@ impl Model {
     /// Text to tokens and back.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
+    }
+
+    /// Compiles what an answer of this model must look like. Takes milliseconds, the first time some more.
+    ///
+    /// # Errors
+    ///
+    /// When the grammar is none, uses what is not supported, or is too large.
+    pub fn constraint(&self, grammar: Grammar<'_>) -> Result<Constraint, GrammarError> {
+        self.grammars.compile(&self.tokenizer, grammar)
     }
 
     /// How its authors want a conversation written, if the file says.

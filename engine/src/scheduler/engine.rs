@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::sequence::{Sampled, Sequence};
 use crate::backend::{BLOCK_LEN, Backend, Batch, CpuBackend, CpuOptions, DeviceError, Isa};
+use crate::constraint::MaskMaker;
 use crate::kv::{KvBlocks, KvUsage, SessionKv, Sessions};
 use crate::model::{Decoder, Model};
 use crate::sampler::Sampler;
@@ -91,6 +92,7 @@ pub struct Engine<B: Backend = CpuBackend> {
     /// Most rows of a step that prompts get.
     pub(super) prefill_rows_max: usize,
     pub(super) sampler: Sampler,
+    pub(super) masks: MaskMaker,
     pub(super) batch: Batch,
     /// Slots of this step's samples.
     pub(super) sample_slots: Vec<usize>,
@@ -144,6 +146,7 @@ impl<B: Backend> Engine<B> {
             tickets: 0,
             preempted: 0,
             prefill_rows_max: o.step_rows_max,
+            masks: MaskMaker::default(),
             sampler: Sampler::new(model.config.vocab_len, model.tokenizer().ends_of_generation()),
             batch,
             sample_slots: Vec::with_capacity(o.slots_max),

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::SamplingParams;
+use crate::constraint::Progress;
+use crate::{Constraint, SamplingParams};
 
 /// What a sequence is to do.
 #[derive(Clone, Debug, Default)]
@@ -25,8 +26,10 @@ pub struct SequenceRequest {
     pub want_logprobs: bool,
     /// Give this many of the likeliest tokens at each place, too.
     pub top_logprobs: u32,
-    /// Go on after an end-of-generation token as after any other.
+    /// Go on after an end-of-generation token as after any other. Not with a constraint: it says where the answer ends.
     pub ignore_end: bool,
+    /// What the answer must look like.
+    pub constraint: Option<Constraint>,
 }
 
 /// What admission found.
@@ -94,6 +97,8 @@ pub enum FinishReason {
     Stop,
     /// It has generated as many tokens as were asked for.
     Length,
+    /// Its constraint cannot be followed any further: it has grown beyond its bounds, or no token of the vocabulary fits.
+    ConstraintFailed,
 }
 
 /// Hears of tokens, on the thread that steps the engine.
@@ -161,6 +166,8 @@ pub(super) struct Sequence {
     pub orphaned: bool,
     /// Set by commit, carried out by flush.
     pub ended: Option<FinishReason>,
+    /// Where it stands in its constraint, from the first token on.
+    pub progress: Option<Progress>,
 }
 
 impl Sequence {
@@ -168,7 +175,17 @@ impl Sequence {
         let mut tokens = Vec::with_capacity(request.prompt.len() + request.max_tokens as usize);
         tokens.extend_from_slice(&request.prompt);
         let table = Vec::with_capacity(block_count);
-        Sequence { request, tokens, computed: 0, table, published: 0, ticket, orphaned: false, ended: None }
+        Sequence {
+            request,
+            tokens,
+            computed: 0,
+            table,
+            published: 0,
+            ticket,
+            orphaned: false,
+            ended: None,
+            progress: None,
+        }
     }
 
     pub fn prompt_len(&self) -> usize {

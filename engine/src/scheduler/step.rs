@@ -61,6 +61,10 @@ impl<B: Backend> Engine<B> {
             report.context_cells += position as u64 + 1;
         }
         if count == sequence.pending() {
+            let sequence = self.slots[slot].as_mut().expect("a slot in the order is taken");
+            if let (Some(constraint), None) = (&sequence.request.constraint, &sequence.progress) {
+                sequence.progress = Some(self.masks.begin(constraint));
+            }
             self.batch.sample_rows.push(self.batch.rows() as u32 - 1);
             self.sample_slots.push(slot);
         }
@@ -73,10 +77,23 @@ impl<B: Backend> Engine<B> {
         self.sampled.clear();
         self.tops.clear();
         for (slot, logits) in self.sample_slots.iter().zip(logits.chunks_exact(vocab_len)) {
-            let sequence = self.slots[*slot].as_ref().expect("a planned slot is taken");
+            let sequence = self.slots[*slot].as_mut().expect("a planned slot is taken");
+            let prompt_len = sequence.prompt_len();
             let request = &sequence.request;
             sink.logits(request.id, logits);
-            let token = self.sampler.sample(logits, &request.sampling, &sequence.tokens, sequence.prompt_len());
+            // As a rule the mask was made while the logits were.
+            let mask = match &mut sequence.progress {
+                None => None,
+                Some(progress) => match progress.mask() {
+                    Some(mask) => Some(mask),
+                    None => {
+                        sequence.ended = Some(FinishReason::ConstraintFailed);
+                        self.sampled.push(Sampled { token: 0, logprob: None, top_end: self.tops.len() });
+                        continue;
+                    }
+                },
+            };
+            let token = self.sampler.sample_masked(logits, &request.sampling, &sequence.tokens, prompt_len, mask);
             if request.top_logprobs > 0 {
                 top_logprobs(logits, request.top_logprobs as usize, &mut self.tops);
             }
@@ -103,17 +120,27 @@ impl<B: Backend> Engine<B> {
         for (slot, &Sampled { token, logprob, top_end }) in self.sample_slots.iter().zip(&self.sampled) {
             let top = &self.tops[std::mem::replace(&mut top_start, top_end)..top_end];
             let sequence = self.slots[*slot].as_mut().expect("a planned slot is taken");
+            if sequence.ended.is_some() {
+                continue;
+            }
             let request = &sequence.request;
             sequence.tokens.push(token);
-            if self.model.tokenizer().is_end_of_generation(token) && !request.ignore_end {
+            let goes_on = request.ignore_end && request.constraint.is_none();
+            if self.model.tokenizer().is_end_of_generation(token) && !goes_on {
                 sequence.ended = Some(FinishReason::Stop);
                 continue;
             }
             if !top.is_empty() {
                 sink.top_logprobs(request.id, top);
             }
-            sequence.ended = match sink.token(request.id, token, logprob) {
+            let verdict = sink.token(request.id, token, logprob);
+            let is_complete = match &mut sequence.progress {
+                Some(progress) if verdict == Verdict::Continue => self.masks.advance(progress, token),
+                _ => false,
+            };
+            sequence.ended = match verdict {
                 Verdict::Stop => Some(FinishReason::Stop),
+                Verdict::Continue if is_complete => Some(FinishReason::Stop),
                 Verdict::Continue if sequence.tokens.len() == sequence.tokens_max() => Some(FinishReason::Length),
                 Verdict::Continue => None,
             };
