@@ -28,6 +28,17 @@ fn a_start_is_when_it_was_said_to_be() {
     assert!(error <= 0.25 && within >= 0.7, "{error} {within}");
 }
 
+/// Both headers, each obeyed to the millisecond, at twice what the engine can do.
+#[test]
+fn who_comes_back_when_told_to_gets_in() {
+    for in_seconds in [false, true] {
+        let grades = suite::retry(Kind::Poisson, 7, 6000, in_seconds);
+        assert!(grades.told_to_retry > 3000, "{}", grades.told_to_retry);
+        let share = grades.admitted_at_first_retry as f64 / grades.told_to_retry as f64;
+        assert!(share >= 0.8, "{share} with whole seconds {in_seconds}");
+    }
+}
+
 #[test]
 fn running_streams_hardly_notice_a_long_prompt() {
     let gaps = suite::gaps(7, 0.0);

@@ -27,9 +27,7 @@ Feature: More work than there is room for
     Then the stream of "back" ends properly
 
   Scenario: The advice follows the work ahead
-    # With promises the place of the one who was sent away would be kept, and the queue could not be filled a second time.
-    Given the setting retry_promises_max is "0"
-    And a quick task has been done
+    Given a quick task has been done
     When I fill the queue with tasks of 10 tokens and send one more
     And I remember the advice as "little work"
     And I cancel everything
