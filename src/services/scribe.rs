@@ -216,8 +216,8 @@ fn metadata(task: &LiveTask) -> Vec<u8> {
     object.text("prompt_source", prompt_source);
     object.integers("prompt_tokens", &task.prompt);
     object.number("repetition_penalty", sampling.repetition_penalty);
-    object.text("sampler_profile_version", "v1");
     object.value("response_format", &response_format::wire(&spec.response_format));
+    object.text("sampler_profile_version", "v1");
     object.integer("seed", sampling.seed);
     object.text("session_id", &spec.session_id.to_string());
     object.value("stop", &json!(spec.stop));
