@@ -44,7 +44,7 @@ __device__ __forceinline__ void matmul_floats(float* out, const float* x, const 
   }
   // Rows of activations that are no multiple of sixteen bytes are read one by one.
   int whole = cols % 4 == 0 ? cols / LEN : 0;
-#pragma unroll 2
+#pragma unroll(ROWS < 4 ? 2 : 1)
   for (int chunk = lane; chunk < w.row_chunks; chunk += 32) {
     float elements[OUTPUTS][LEN];
 #pragma unroll
@@ -97,7 +97,7 @@ __device__ __forceinline__ void matmul_integers(float* out, const Activations& x
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) sums[o][r] = 0.0f;
   }
-#pragma unroll 2
+#pragma unroll(ROWS < 4 ? 2 : 1)
   for (int chunk = lane; chunk < w.row_chunks; chunk += 32) {
     uint4 raw[OUTPUTS];
     typename Format::Scale scales[OUTPUTS];

@@ -8,6 +8,8 @@
 //! blocks its cells lie in.
 
 mod cpu;
+#[doc(hidden)]
+pub mod cuda;
 
 pub use cpu::{CpuBackend, CpuOptions, Isa};
 
@@ -175,6 +177,16 @@ pub trait Backend {
     /// `x[r] = x[r] / sqrt(mean(x[r]²) + eps) * weight`, for `count` vectors of the weight's length: rows, or heads of rows.
     fn rms_norm_in_place(&mut self, x: &mut Self::Buffer, weight: &Self::Vector, count: usize, eps: f32);
 
+    /// `x += y`, then `y[r] = x[r] / sqrt(mean(x[r]²) + eps) * weight`: the bits of the two operations one after the other.
+    fn add_rms_norm(
+        &mut self,
+        x: &mut Self::Buffer,
+        y: &mut Self::Buffer,
+        weight: &Self::Vector,
+        rows: usize,
+        eps: f32,
+    );
+
     /// `out[r] = weight · x[r]`, for a weight of shape `[out, in]`.
     fn matmul(&mut self, out: &mut Self::Buffer, x: &Self::Buffer, weight: &Self::Matrix, rows: usize);
 
@@ -241,7 +253,7 @@ pub trait Backend {
     /// # Errors
     ///
     /// When the device failed in this step.
-    fn read<'a>(&mut self, x: &'a Self::Buffer, len: usize) -> Result<&'a [f32], DeviceError>;
+    fn read<'a>(&'a mut self, x: &'a Self::Buffer, len: usize) -> Result<&'a [f32], DeviceError>;
 
     /// Names the arithmetic: streams are bit-identical between machines that give the same name.
     fn arithmetic(&self) -> &str;

@@ -299,7 +299,12 @@ impl<B: Backend> Decoder<B> {
     /// # Errors
     ///
     /// When the device fails. What the cache then holds is unknown.
-    pub fn forward(&mut self, be: &mut B, cache: &mut B::Cache, batch: &Batch) -> Result<&[f32], DeviceError> {
+    pub fn forward<'a>(
+        &'a mut self,
+        be: &'a mut B,
+        cache: &mut B::Cache,
+        batch: &Batch,
+    ) -> Result<&'a [f32], DeviceError> {
         self.run_layers(be, cache, batch)?;
 
         // Logits: of the rows that somebody wants to sample from.
@@ -344,10 +349,8 @@ impl<B: Backend> Decoder<B> {
             if let Some(norm) = &layer.attention_post_norm {
                 be.rms_norm_in_place(&mut s.y, norm, rows, c.norm_eps);
             }
-            be.add(&mut s.x, &s.y, rows * c.embedding_length);
-
             // Feed-forward: a gated unit, wide and back.
-            be.rms_norm(&mut s.y, &s.x, &layer.ffn_norm, rows, c.norm_eps);
+            be.add_rms_norm(&mut s.x, &mut s.y, &layer.ffn_norm, rows, c.norm_eps);
             project(be, &mut s.gate, &s.y, &layer.gate, rows);
             project(be, &mut s.up, &s.y, &layer.up, rows);
             match c.activation {

@@ -18,6 +18,7 @@ pub use info::ModelInfo;
 pub use rope::Rope;
 use settings::Settings;
 use tensors::Tensors;
+pub(crate) use weights::f16_to_f32;
 pub use weights::{Matrix, Vector};
 
 use crate::LoadError;

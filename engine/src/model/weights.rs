@@ -116,7 +116,7 @@ impl Vector {
 }
 
 /// Half precision, subnormal numbers included.
-fn f16_to_f32(half: u16) -> f32 {
+pub(crate) fn f16_to_f32(half: u16) -> f32 {
     let (exponent, fraction) = (u32::from(half >> 10 & 31), u32::from(half & 1023));
     let magnitude = match exponent {
         0 => fraction as f32 * f32::from_bits(0x3380_0000),

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use orchestratord_engine::backend::Backend;
 use orchestratord_engine::gguf::TensorType;
 use orchestratord_engine::testing::{Dice, TinyModel};
 use orchestratord_engine::{
@@ -88,7 +89,7 @@ impl Record {
 }
 
 /// Steps until nothing is left to do.
-pub fn drain(engine: &mut Engine, record: &mut Record) {
+pub fn drain<B: Backend>(engine: &mut Engine<B>, record: &mut Record) {
     while !engine.is_idle() {
         engine.step(record).expect("the CPU does not fail");
         engine.check_integrity();

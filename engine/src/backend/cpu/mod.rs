@@ -113,6 +113,11 @@ impl Backend for CpuBackend {
         rms_norm_in_place_on(self.isa, &mut x[..count * weight.len()], weight.as_slice(), eps);
     }
 
+    fn add_rms_norm(&mut self, x: &mut Vec<f32>, y: &mut Vec<f32>, weight: &Vector, rows: usize, eps: f32) {
+        self.add(x, y, rows * weight.len());
+        self.rms_norm(y, x, weight, rows, eps);
+    }
+
     fn matmul(&mut self, out: &mut Vec<f32>, x: &Vec<f32>, weight: &Matrix, rows: usize) {
         matmul(&self.pool, self.isa, &mut self.activations, out, x, rows, &weight.as_weight());
     }
@@ -204,7 +209,7 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn read<'a>(&mut self, x: &'a Vec<f32>, len: usize) -> Result<&'a [f32], DeviceError> {
+    fn read<'a>(&'a mut self, x: &'a Vec<f32>, len: usize) -> Result<&'a [f32], DeviceError> {
         Ok(&x[..len])
     }
 

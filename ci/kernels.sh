@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# The CUDA kernels without a GPU: compiled for every target by a pinned NVRTC and held against kernels.lock, then run on the
+# emulated device under the address sanitizer. Needs python3 with venv, cargo, and g++ on x86-64.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+target=$(cargo metadata --no-deps --format-version 1 | grep -o '"target_directory":"[^"]*"' | cut -d'"' -f4)
+work=$target/kernels
+venv=$work/nvrtc-12.9.86
+
+[ -x "$venv/bin/pip" ] || python3 -m venv "$venv"
+"$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps nvidia-cuda-nvrtc-cu12==12.9.86
+lib=$(echo "$venv"/lib/python3*/site-packages/nvidia/cuda_nvrtc/lib)
+"$venv/bin/python" engine/kernels/build.py "$lib" --check
+
+compiler=${CXX:-g++}
+command -v "$compiler" >/dev/null || { echo "FAILED: $compiler is missing: the kernels cannot be emulated" >&2 && exit 1; }
+"$compiler" -std=c++20 -O1 -g -march=native -ffp-contract=off -fno-strict-aliasing -fsanitize=address,undefined \
+  -fno-sanitize-recover=all -fPIC -shared -fvisibility=hidden -DEMULATED -x c++ engine/kernels/*.cu \
+  engine/kernels/emulator/fibers.cpp -o "$work/emulator.so"
+cargo test -p orchestratord-engine --test cuda --no-run
+asan=$("$compiler" -print-file-name=libasan.so)
+# What Rust's test harness keeps until the end is no leak of ours.
+export ORCH_EMULATOR=$work/emulator.so ASAN_OPTIONS=detect_leaks=0
+binary=$(cargo test -p orchestratord-engine --test cuda --no-run 2>&1 | grep -o '([^()]*/cuda-[0-9a-f]*)' | tr -d '()')
+[[ $binary == /* ]] || binary=$PWD/$binary
+(cd engine && LD_PRELOAD=$asan "$binary")

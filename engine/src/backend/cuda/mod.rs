@@ -1,0 +1,561 @@
+//! The CUDA backend: the operations of [`Backend`] as launches of the kernels in `engine/kernels`.
+//!
+//! Everything is asked of the device in order and nothing is waited for but in `read`; a failure in between is kept until
+//! then. The backend is generic over [`Device`], so that tests run all of it on an emulation of the device.
+
+mod device;
+mod repack;
+
+use std::sync::Arc;
+
+use device::pair;
+pub use device::{Arguments, Device, Memory};
+use repack::{Layout, repack_row};
+
+use super::{Attention, BLOCK_LEN, Backend, Batch, DeviceError, KvShape, RopePairs};
+use crate::model::{Matrix, Rope, Vector};
+
+/// Cells that one block of threads attends to. As in `engine/kernels/attend.cu`.
+const SPLIT_LEN: usize = 256;
+/// Query heads that share a block of threads there.
+const GROUP_MAX: usize = 8;
+/// Elements of a head that attention can have.
+const HEAD_LEN_MAX: usize = 256;
+/// Bytes of partial attention: with long contexts, rows of a prompt are attended to in portions.
+const PARTIAL_BYTES_MAX: usize = 64 << 20;
+/// Bytes of weights that are repacked and copied at once.
+const PORTION_BYTES: usize = 8 << 20;
+/// Goes up when a kernel gives other bits than before.
+const ARITHMETIC_VERSION: u32 = 1;
+
+/// Activations, `f32`.
+pub struct CudaBuffer<D: Device>(Memory<D>);
+
+/// A weight matrix in the layout of the kernels.
+pub struct CudaMatrix<D: Device> {
+    /// Elements, then scales.
+    memory: Memory<D>,
+    /// Where the scales begin.
+    scales: u64,
+    layout: Layout,
+    rows: usize,
+    cols: usize,
+}
+
+/// A norm's weights or a bias.
+pub struct CudaVector<D: Device> {
+    memory: Memory<D>,
+    len: usize,
+}
+
+/// Keys and values of all layers, `[layers, blocks, heads, BLOCK_LEN, head_len]` each.
+pub struct CudaCache<D: Device> {
+    keys: Memory<D>,
+    values: Memory<D>,
+    shape: KvShape,
+}
+
+/// Computes on a device.
+pub struct CudaBackend<D: Device> {
+    device: Arc<D>,
+    arithmetic: String,
+    /// What failed first since the last `read`.
+    failed: Option<DeviceError>,
+    step: Step<D>,
+    /// Matrices of the activations as whole numbers, and whose they are: address, rows, columns.
+    integers: Option<Integers<D>>,
+    integers_of: Option<(u64, usize, usize)>,
+    /// Partial attention: sums, then statistics.
+    partial: Option<Memory<D>>,
+    /// What `read` gave last.
+    host: Vec<f32>,
+    host_bytes: Vec<u8>,
+}
+
+/// State of the step on the device.
+struct Step<D: Device> {
+    /// Tokens, positions, tables of rows, sample rows and whether they are stretched, `capacity` of each.
+    rows: Option<Memory<D>>,
+    capacity: usize,
+    /// Block tables, and what they hold.
+    tables: Option<Memory<D>>,
+    tables_known: Vec<u32>,
+    table_len: usize,
+    ropes: Vec<StepRope<D>>,
+    /// Longest context of the step, in cells.
+    context: usize,
+    bytes: Vec<u8>,
+}
+
+/// A rotation's turns for a position, and the angles of the step's rows.
+struct StepRope<D: Device> {
+    rope: Rope,
+    turns: Memory<D>,
+    angles: Memory<D>,
+    capacity: usize,
+}
+
+struct Integers<D: Device> {
+    high: Memory<D>,
+    low: Memory<D>,
+    scales: Memory<D>,
+    sums: Memory<D>,
+    len: usize,
+}
+
+impl<D: Device> CudaBackend<D> {
+    /// A backend on a device.
+    pub fn new(device: Arc<D>) -> CudaBackend<D> {
+        let arithmetic = format!("{}-v{ARITHMETIC_VERSION}", device.arithmetic());
+        let step = Step {
+            rows: None,
+            capacity: 0,
+            tables: None,
+            tables_known: Vec::new(),
+            table_len: 0,
+            ropes: Vec::new(),
+            context: 0,
+            bytes: Vec::new(),
+        };
+        CudaBackend {
+            device,
+            arithmetic,
+            failed: None,
+            step,
+            integers: None,
+            integers_of: None,
+            partial: None,
+            host: Vec::new(),
+            host_bytes: Vec::new(),
+        }
+    }
+
+    fn memory_of(&self, bytes: &[u8]) -> Result<Memory<D>, DeviceError> {
+        let memory = Memory::new(&self.device, bytes.len())?;
+        self.device.upload(memory.address(), bytes)?;
+        Ok(memory)
+    }
+
+    fn keep<T>(&mut self, result: Result<T, DeviceError>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.failed.get_or_insert(error);
+                None
+            }
+        }
+    }
+
+    fn launch(&mut self, kernel: &'static str, grid: [usize; 3], threads: usize, shared: usize, arguments: Arguments) {
+        // After a failure nothing more is asked; a grid without blocks is no launch at all.
+        if self.failed.is_some() || grid.contains(&0) {
+            return;
+        }
+        let grid = grid.map(|n| u32::try_from(n).expect("shapes fit 32 bits"));
+        let launched = self.device.launch(kernel, grid, threads as u32, shared, &arguments);
+        self.keep(launched);
+    }
+
+    /// An operation over `len` elements, 256 in a block.
+    fn elementwise(&mut self, kernel: &'static str, len: usize, written: &CudaBuffer<D>, arguments: Arguments) {
+        self.written(written);
+        self.launch(kernel, [len.div_ceil(256), 1, 1], 256, 0, arguments.int(len));
+    }
+
+    /// What was made of a buffer is no longer what it holds.
+    fn written(&mut self, buffer: &CudaBuffer<D>) {
+        if self.integers_of.is_some_and(|(address, ..)| address == buffer.0.address()) {
+            self.integers_of = None;
+        }
+    }
+
+    /// Where one of the lists of `begin_step` lies.
+    fn list(&self, index: usize) -> u64 {
+        self.step.rows.as_ref().map_or(0, |m| m.address() + (index * self.step.capacity * 4) as u64)
+    }
+
+    fn tables(&self) -> u64 {
+        self.step.tables.as_ref().map_or(0, Memory::address)
+    }
+
+    /// Makes whole numbers of activations, unless they have been made already.
+    fn quantise(&mut self, x: &CudaBuffer<D>, rows: usize, cols: usize) -> Option<[u64; 4]> {
+        let len = rows * cols;
+        if self.integers.as_ref().is_none_or(|i| i.len < len) {
+            let room = |bytes| Memory::new(&self.device, bytes);
+            let made = (|| {
+                let (high, low) = (room(len)?, room(len)?);
+                Ok(Integers { high, low, scales: room(len / 8)?, sums: room(len / 4)?, len })
+            })();
+            self.integers = Some(self.keep(made)?);
+            self.integers_of = None;
+        }
+        let i = self.integers.as_ref().expect("was just made");
+        let places = [&i.high, &i.low, &i.scales, &i.sums].map(Memory::address);
+        let wanted = Some((x.0.address(), rows, cols));
+        if self.integers_of != wanted {
+            let units = len / 32;
+            let arguments = places.into_iter().fold(Arguments::new(), Arguments::pointer);
+            let arguments = arguments.pointer(x.0.address()).int(units);
+            self.launch("quantise", [units.div_ceil(4), 1, 1], 128, 0, arguments);
+            self.integers_of = wanted;
+        }
+        Some(places)
+    }
+
+    fn angles(&mut self, ropes: &[Rope], rows: usize) -> Result<(), DeviceError> {
+        let known = self.step.ropes.iter().map(|r| &r.rope).eq(ropes);
+        if !known || self.step.ropes.iter().any(|r| r.capacity < rows) {
+            let made: Result<Vec<_>, DeviceError> = ropes.iter().map(|rope| self.step_rope(rope, rows)).collect();
+            self.step.ropes = made?;
+        }
+        for index in 0..ropes.len() {
+            let rope = &self.step.ropes[index];
+            let half = rope.rope.frequencies.len();
+            let arguments = Arguments::new()
+                .pointer(rope.angles.address())
+                .pointer(rope.turns.address())
+                .pointer(self.list(1))
+                .pointer(self.list(4))
+                .int(half)
+                .double(rope.rope.magnitude);
+            self.launch("rope_angles", [half.div_ceil(128), rows, 1], 128, 0, arguments);
+        }
+        Ok(())
+    }
+
+    fn step_rope(&self, rope: &Rope, rows: usize) -> Result<StepRope<D>, DeviceError> {
+        let stretched = rope.stretched.as_ref().unwrap_or(&rope.frequencies);
+        let turns = rope.frequencies.iter().chain(stretched).map(|f| f / std::f64::consts::TAU);
+        let bytes: Vec<u8> = turns.flat_map(f64::to_le_bytes).collect();
+        let angles = Memory::new(&self.device, rows * rope.frequencies.len() * 8)?;
+        Ok(StepRope { rope: rope.clone(), turns: self.memory_of(&bytes)?, angles, capacity: rows })
+    }
+
+    /// Copies what has changed of the tables that this step uses.
+    fn upload_tables(&mut self, batch: &Batch) -> Result<(), DeviceError> {
+        let step = &mut self.step;
+        if step.tables_known.len() != batch.tables.len() || step.table_len != batch.table_len {
+            step.tables = Some(Memory::new(&self.device, batch.tables.len() * 4)?);
+            // No block has this number, so all of it counts as changed.
+            step.tables_known = vec![u32::MAX; batch.tables.len()];
+            step.table_len = batch.table_len;
+        }
+        let address = step.tables.as_ref().map_or(0, Memory::address);
+        for (row, position) in batch.positions.iter().enumerate() {
+            let start = batch.table_of_row[row] as usize * batch.table_len;
+            let used = start..start + *position as usize / BLOCK_LEN + 1;
+            let (known, wanted) = (&step.tables_known[used.clone()], &batch.tables[used.clone()]);
+            let Some(first) = known.iter().zip(wanted).position(|(k, w)| k != w) else { continue };
+            step.bytes.clear();
+            step.bytes.extend(wanted[first..].iter().flat_map(|block| block.to_le_bytes()));
+            self.device.upload(address + ((start + first) * 4) as u64, &step.bytes)?;
+            step.tables_known[used.clone()].copy_from_slice(&batch.tables[used]);
+        }
+        Ok(())
+    }
+}
+
+/// Threads for a row of this length: a function of the length alone.
+fn norm_threads(len: usize) -> usize {
+    (len.div_ceil(4)).next_multiple_of(32).min(1024)
+}
+
+impl<D: Device> Backend for CudaBackend<D> {
+    type Buffer = CudaBuffer<D>;
+    type Matrix = CudaMatrix<D>;
+    type Vector = CudaVector<D>;
+    type Cache = CudaCache<D>;
+
+    fn matrix(&self, matrix: &Matrix) -> Result<CudaMatrix<D>, DeviceError> {
+        let layout = Layout::of(matrix.tensor_type);
+        let [element_bytes, scale_bytes] = layout.row_bytes(matrix.cols);
+        let scales_start = (matrix.rows * element_bytes).next_multiple_of(256);
+        let memory = Memory::new(&self.device, scales_start + matrix.rows * scale_bytes)?;
+        let scales = memory.address() + scales_start as u64;
+        let portion = (PORTION_BYTES / (element_bytes + scale_bytes)).max(1);
+        let (mut element_plane, mut scale_plane) = (Vec::new(), Vec::new());
+        for start in (0..matrix.rows).step_by(portion) {
+            element_plane.clear();
+            scale_plane.clear();
+            for row in start..(start + portion).min(matrix.rows) {
+                repack_row(matrix, row, &mut element_plane, &mut scale_plane);
+            }
+            self.device.upload(memory.address() + (start * element_bytes) as u64, &element_plane)?;
+            if !scale_plane.is_empty() {
+                self.device.upload(scales + (start * scale_bytes) as u64, &scale_plane)?;
+            }
+        }
+        Ok(CudaMatrix { memory, scales, layout, rows: matrix.rows, cols: matrix.cols })
+    }
+
+    fn vector(&self, vector: &Vector) -> Result<CudaVector<D>, DeviceError> {
+        let bytes: Vec<u8> = vector.as_slice().iter().flat_map(|x| x.to_le_bytes()).collect();
+        Ok(CudaVector { memory: self.memory_of(&bytes)?, len: vector.len() })
+    }
+
+    fn buffer(&self, len: usize) -> Result<CudaBuffer<D>, DeviceError> {
+        let memory = Memory::new(&self.device, len * 4)?;
+        let zeros = vec![0; PORTION_BYTES.min(memory.bytes())];
+        for start in (0..memory.bytes()).step_by(PORTION_BYTES) {
+            let end = zeros.len().min(memory.bytes() - start);
+            self.device.upload(memory.address() + start as u64, &zeros[..end])?;
+        }
+        Ok(CudaBuffer(memory))
+    }
+
+    fn cache(&self, shape: KvShape) -> Result<CudaCache<D>, DeviceError> {
+        if shape.head_len > HEAD_LEN_MAX {
+            let why = format!("heads of {} elements: the kernels have room for {HEAD_LEN_MAX}", shape.head_len);
+            return Err(DeviceError(why));
+        }
+        let cells = shape.layer_count * shape.block_count * shape.head_count * BLOCK_LEN;
+        // What a cell holds before it is written is never read.
+        let room = || Memory::new(&self.device, cells * shape.head_len * 4);
+        Ok(CudaCache { keys: room()?, values: room()?, shape })
+    }
+
+    fn begin_step(&mut self, batch: &Batch, ropes: &[Rope]) -> Result<(), DeviceError> {
+        let rows = batch.rows();
+        self.integers_of = None;
+        if self.step.capacity < rows {
+            self.step.capacity = rows.next_power_of_two();
+            self.step.rows = Some(Memory::new(&self.device, 5 * 4 * self.step.capacity)?);
+        }
+        let capacity = self.step.capacity;
+        let bytes = &mut self.step.bytes;
+        bytes.clear();
+        for list in [&batch.tokens, &batch.positions, &batch.table_of_row, &batch.sample_rows] {
+            let end = bytes.len() + capacity * 4;
+            bytes.extend(list.iter().flat_map(|x| x.to_le_bytes()));
+            bytes.resize(end, 0);
+        }
+        bytes.extend((0..rows).flat_map(|row| u32::from(batch.is_stretched(row)).to_le_bytes()));
+        let address = self.step.rows.as_ref().map_or(0, Memory::address);
+        self.device.upload(address, &self.step.bytes)?;
+        self.step.context = batch.positions.iter().max().map_or(0, |p| *p as usize + 1);
+        self.upload_tables(batch)?;
+        self.angles(ropes, rows)
+    }
+
+    fn embed(&mut self, out: &mut CudaBuffer<D>, table: &CudaMatrix<D>, batch: &Batch) {
+        self.written(out);
+        let arguments =
+            Arguments::new().pointer(out.0.address()).pointer(self.list(0)).structure(&table.words()).int(table.cols);
+        self.launch(table.layout.kernels().embed, [batch.rows(), 1, 1], 128, 0, arguments);
+    }
+
+    fn rms_norm(&mut self, out: &mut CudaBuffer<D>, x: &CudaBuffer<D>, weight: &CudaVector<D>, rows: usize, eps: f32) {
+        self.written(out);
+        let arguments = Arguments::new().pointer(out.0.address()).pointer(x.0.address());
+        let arguments = arguments.pointer(weight.memory.address()).int(weight.len).float(eps);
+        self.launch("rms_norm", [rows, 1, 1], norm_threads(weight.len), 0, arguments);
+    }
+
+    fn rms_norm_in_place(&mut self, x: &mut CudaBuffer<D>, weight: &CudaVector<D>, count: usize, eps: f32) {
+        self.written(x);
+        let arguments = Arguments::new().pointer(x.0.address()).pointer(x.0.address());
+        let arguments = arguments.pointer(weight.memory.address()).int(weight.len).float(eps);
+        self.launch("rms_norm", [count, 1, 1], norm_threads(weight.len), 0, arguments);
+    }
+
+    fn add_rms_norm(
+        &mut self,
+        x: &mut CudaBuffer<D>,
+        y: &mut CudaBuffer<D>,
+        weight: &CudaVector<D>,
+        rows: usize,
+        eps: f32,
+    ) {
+        self.written(x);
+        self.written(y);
+        let arguments = Arguments::new().pointer(x.0.address()).pointer(y.0.address());
+        let arguments = arguments.pointer(weight.memory.address()).int(weight.len).float(eps);
+        self.launch("add_rms_norm", [rows, 1, 1], norm_threads(weight.len), 0, arguments);
+    }
+
+    fn matmul(&mut self, out: &mut CudaBuffer<D>, x: &CudaBuffer<D>, weight: &CudaMatrix<D>, rows: usize) {
+        if rows == 0 {
+            return;
+        }
+        let activations = match weight.layout.is_integers() {
+            false => vec_of_one(x.0.address()),
+            true => match self.quantise(x, rows, weight.cols) {
+                Some(places) => (places, 4),
+                None => return,
+            },
+        };
+        self.written(out);
+        let (places, count) = activations;
+        let index = rows.next_power_of_two().trailing_zeros().min(3) as usize;
+        let arguments = Arguments::new()
+            .pointer(out.0.address())
+            .structure(&places[..count])
+            .structure(&weight.words())
+            .int(rows)
+            .int(weight.rows)
+            .int(weight.cols);
+        let grid = [weight.rows.div_ceil(8), rows.div_ceil(1 << index), 1];
+        self.launch(weight.layout.kernels().matmul[index], grid, 128, 0, arguments);
+    }
+
+    fn add_bias(&mut self, x: &mut CudaBuffer<D>, bias: &CudaVector<D>, rows: usize) {
+        self.written(x);
+        let arguments = Arguments::new().pointer(x.0.address()).pointer(bias.memory.address()).int(bias.len);
+        self.launch("add_bias", [bias.len.div_ceil(256), rows, 1], 256, 0, arguments);
+    }
+
+    fn rope(
+        &mut self,
+        x: &mut CudaBuffer<D>,
+        batch: &Batch,
+        head_count: usize,
+        head_len: usize,
+        pairs: RopePairs,
+        rope: usize,
+    ) {
+        self.written(x);
+        let rope = &self.step.ropes[rope];
+        let arguments = Arguments::new()
+            .pointer(x.0.address())
+            .pointer(rope.angles.address())
+            .int(head_count)
+            .int(head_len)
+            .int(rope.rope.frequencies.len())
+            .int(usize::from(pairs == RopePairs::Neighbours));
+        self.launch("rope", [batch.rows(), 1, 1], 256, 0, arguments);
+    }
+
+    fn store(
+        &mut self,
+        cache: &mut CudaCache<D>,
+        layer: usize,
+        key: &CudaBuffer<D>,
+        value: &CudaBuffer<D>,
+        batch: &Batch,
+    ) {
+        let [keys, values] = cache.layer(layer);
+        let arguments = Arguments::new()
+            .pointer(keys)
+            .pointer(values)
+            .pointer(key.0.address())
+            .pointer(value.0.address())
+            .pointer(self.list(1))
+            .pointer(self.list(2))
+            .pointer(self.tables())
+            .int(batch.table_len)
+            .int(cache.shape.head_count)
+            .int(cache.shape.head_len);
+        self.launch("store_kv", [batch.rows(), 1, 1], 256, 0, arguments);
+    }
+
+    fn attend(
+        &mut self,
+        out: &mut CudaBuffer<D>,
+        query: &CudaBuffer<D>,
+        cache: &CudaCache<D>,
+        layer: usize,
+        batch: &Batch,
+        attention: &Attention,
+    ) {
+        self.written(out);
+        let KvShape { head_count: heads_kv, head_len, .. } = cache.shape;
+        let heads = attention.head_count;
+        let pieces = self.step.context.div_ceil(SPLIT_LEN);
+        let row_bytes = heads * pieces * (head_len + 2) * 4;
+        let portion = (PARTIAL_BYTES_MAX / row_bytes.max(1)).clamp(1, batch.rows().max(1));
+        if self.partial.as_ref().is_none_or(|m| m.bytes() < portion * row_bytes) {
+            let made = Memory::new(&self.device, portion * row_bytes);
+            let Some(memory) = self.keep(made) else { return };
+            self.partial = Some(memory);
+        }
+        let partial = self.partial.as_ref().map_or(0, Memory::address);
+        let stats = partial + (portion * heads * pieces * head_len * 4) as u64;
+        let group = heads / heads_kv;
+        let shared = group.min(GROUP_MAX) * (head_len + SPLIT_LEN) * 4;
+        let [keys, values] = cache.layer(layer);
+        for first in (0..batch.rows()).step_by(portion) {
+            let rows = portion.min(batch.rows() - first);
+            let shape = [
+                self.list(1),
+                self.list(2),
+                self.tables(),
+                pair(batch.table_len as u32, heads as u32),
+                pair(heads_kv as u32, head_len as u32),
+                pair(attention.scale.to_bits(), attention.window.unwrap_or(0).min(i32::MAX as u32)),
+                pair(attention.soft_cap.unwrap_or(0.0).to_bits(), first as u32),
+                pair(pieces as u32, 0),
+            ];
+            let arguments = Arguments::new().pointer(partial).pointer(stats).pointer(query.0.address());
+            let arguments = arguments.pointer(keys).pointer(values).structure(&shape);
+            let grid = [heads_kv * group.div_ceil(GROUP_MAX), pieces, rows];
+            self.launch("attend", grid, 128, shared, arguments);
+            let arguments = Arguments::new().pointer(out.0.address()).pointer(partial).pointer(stats);
+            self.launch("attend_combine", [heads, rows, 1], 128, 0, arguments.structure(&shape));
+        }
+    }
+
+    fn silu_mul(&mut self, gate: &mut CudaBuffer<D>, up: &CudaBuffer<D>, len: usize) {
+        let arguments = Arguments::new().pointer(gate.0.address()).pointer(up.0.address());
+        self.elementwise("silu_mul", len, gate, arguments);
+    }
+
+    fn gelu_mul(&mut self, gate: &mut CudaBuffer<D>, up: &CudaBuffer<D>, len: usize) {
+        let arguments = Arguments::new().pointer(gate.0.address()).pointer(up.0.address());
+        self.elementwise("gelu_mul", len, gate, arguments);
+    }
+
+    fn scale(&mut self, x: &mut CudaBuffer<D>, factor: f32, len: usize) {
+        self.elementwise("scale", len, x, Arguments::new().pointer(x.0.address()).float(factor));
+    }
+
+    fn soft_cap(&mut self, x: &mut CudaBuffer<D>, cap: f32, len: usize) {
+        self.elementwise("soft_cap", len, x, Arguments::new().pointer(x.0.address()).float(cap));
+    }
+
+    fn add(&mut self, x: &mut CudaBuffer<D>, y: &CudaBuffer<D>, len: usize) {
+        let arguments = Arguments::new().pointer(x.0.address()).pointer(y.0.address());
+        self.elementwise("add", len, x, arguments);
+    }
+
+    fn gather(&mut self, out: &mut CudaBuffer<D>, x: &CudaBuffer<D>, batch: &Batch, len: usize) {
+        self.written(out);
+        let arguments = Arguments::new().pointer(out.0.address()).pointer(x.0.address()).pointer(self.list(3));
+        self.launch("gather", [len.div_ceil(256), batch.sample_rows.len(), 1], 256, 0, arguments.int(len));
+    }
+
+    fn read<'a>(&'a mut self, x: &'a CudaBuffer<D>, len: usize) -> Result<&'a [f32], DeviceError> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        self.host_bytes.resize(len * 4, 0);
+        self.device.download(x.0.address(), &mut self.host_bytes)?;
+        self.host.clear();
+        self.host.extend(self.host_bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)));
+        Ok(&self.host)
+    }
+
+    fn arithmetic(&self) -> &str {
+        &self.arithmetic
+    }
+}
+
+fn vec_of_one(address: u64) -> ([u64; 4], usize) {
+    ([address, 0, 0, 0], 1)
+}
+
+impl<D: Device> CudaMatrix<D> {
+    /// The kernels' `Weights`.
+    fn words(&self) -> [u64; 3] {
+        [self.memory.address(), self.scales, self.layout.row_chunks(self.cols) as u64]
+    }
+}
+
+impl<D: Device> CudaCache<D> {
+    /// Where a layer's keys and values begin.
+    fn layer(&self, layer: usize) -> [u64; 2] {
+        let KvShape { head_count, head_len, block_count, .. } = self.shape;
+        let start = (layer * block_count * head_count * BLOCK_LEN * head_len * 4) as u64;
+        [self.keys.address() + start, self.values.address() + start]
+    }
+}

@@ -1,0 +1,132 @@
+//! The CUDA backend and its kernels, on an emulated device, against slow passes in `f64` and the CPU backend.
+
+mod common;
+mod emulator;
+mod reference;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use common::{Record, drain, model, request, shapes, tokens, wren};
+use emulator::Emulator;
+use orchestratord_engine::backend::cuda::CudaBackend;
+use orchestratord_engine::testing::{Dice, TinyModel};
+use orchestratord_engine::{Engine, EngineOptions, Model, SequenceRequest};
+use reference::Network;
+
+/// Logits are of the order of one; the same bound holds for the CPU.
+const ERROR_MAX: f64 = 1e-3;
+
+type CudaEngine = Engine<CudaBackend<Emulator>>;
+
+fn options(change: impl FnOnce(&mut EngineOptions)) -> EngineOptions {
+    let mut options = EngineOptions { slots_max: 4, step_rows_max: 64, kv_blocks_max: 128, ..EngineOptions::default() };
+    change(&mut options);
+    options
+}
+
+fn engine_on(device: Arc<Emulator>, model: &Arc<Model>, change: impl FnOnce(&mut EngineOptions)) -> CudaEngine {
+    Engine::on_backend(model.clone(), options(change), CudaBackend::new(device)).expect("legal options")
+}
+
+fn worst(got: &[f32], wanted: impl Iterator<Item = f64>) -> f64 {
+    let errors: Vec<f64> = got.iter().zip(wanted).map(|(g, w)| (f64::from(*g) - w).abs()).collect();
+    assert_eq!(errors.len(), got.len());
+    // `max` would pass over what is no number.
+    errors.into_iter().fold(0.0, |a, e| if e > a || e.is_nan() { e } else { a })
+}
+
+#[test]
+fn every_tensor_type_and_ragged_shape_gives_the_logits_of_the_slow_pass() {
+    let Some(device) = emulator::device(0) else { return };
+    for (index, tiny) in shapes().into_iter().enumerate() {
+        let bytes = tiny.to_bytes();
+        let prompt = tokens(&mut Dice::new(index as u64), 5, tiny.vocab_len);
+        let wanted = Network::read(&bytes).logits(&prompt).into_iter().flatten();
+        let got = engine_on(device.clone(), &model(bytes), |_| ()).forward_logits(&prompt).expect("it does not fail");
+        let error = worst(&got, wanted);
+        assert!(error < ERROR_MAX, "{error}, {tiny:?}");
+    }
+}
+
+#[test]
+fn every_architecture_gives_the_logits_of_the_cpu() {
+    let Some(device) = emulator::device(3) else { return };
+    for name in ["llama2", "llama3", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/references/{name}.gguf"));
+        let model = Arc::new(Model::open(&path).expect("a sound model"));
+        let prompt = tokens(&mut Dice::new(7), 30, model.info().vocab_len);
+        let wanted = common::engine(&model, |_| ()).forward_logits(&prompt).expect("the CPU does not fail");
+        let got = engine_on(device.clone(), &model, |_| ()).forward_logits(&prompt).expect("it does not fail");
+        let error = worst(&got, wanted.iter().map(|x| f64::from(*x)));
+        assert!(error < ERROR_MAX, "{name}: {error}");
+    }
+}
+
+#[test]
+fn the_built_in_model_gives_the_logits_of_the_cpu() {
+    let Some(device) = emulator::device(0) else { return };
+    let model = model(wren());
+    let prompt = model.tokenizer().encode("Once upon a time, there was a small fox.", true, false);
+    let wanted = common::engine(&model, |_| ()).forward_logits(&prompt).expect("the CPU does not fail");
+    let got = engine_on(device, &model, |_| ()).forward_logits(&prompt).expect("it does not fail");
+    let error = worst(&got, wanted.iter().map(|x| f64::from(*x)));
+    assert!(error < ERROR_MAX, "{error}");
+}
+
+/// Contexts of several pieces of attention, windows that begin within one, and more heads than share a block of threads.
+#[test]
+fn long_contexts_are_put_together_from_pieces() {
+    let Some(device) = emulator::device(0) else { return };
+    let tiny =
+        TinyModel { head_count: 10, head_count_kv: 1, layer_count: 1, context_length: 1024, ..TinyModel::default() };
+    let bytes = tiny.to_bytes();
+    let model = model(bytes.clone());
+    let prompt = tokens(&mut Dice::new(5), 530, tiny.vocab_len);
+    let wanted = Network::read(&bytes).logits(&prompt);
+    let got = engine_on(device, &model, |_| ()).forward_logits(&prompt).expect("it does not fail");
+    for position in [0, 255, 256, 257, 511, 512, 529] {
+        let row = &got[position * tiny.vocab_len..][..tiny.vocab_len];
+        let error = worst(row, wanted[position].iter().copied());
+        assert!(error < ERROR_MAX, "{error} at {position}");
+    }
+}
+
+#[test]
+fn alone_equals_in_a_crowd_in_chunks_from_the_cache_and_in_any_order_of_threads() {
+    let Some(device) = emulator::device(0) else { return };
+    let kinds = [shapes()[0].clone(), shapes()[3].clone(), shapes()[7].clone()];
+    for tiny in kinds {
+        let model = model(tiny.to_bytes());
+        let mut dice = Dice::new(11);
+        let prompt = tokens(&mut dice, 35, tiny.vocab_len);
+        let mut wanted: Option<Vec<Vec<u32>>> = None;
+        for (seed, chunk, mates, reuse) in [(0, 64, 0, false), (1, 1, 0, false), (2, 5, 3, false), (0, 7, 2, true)] {
+            let device = if seed == 0 { device.clone() } else { emulator::device(seed).expect("as before") };
+            let mut engine =
+                engine_on(device, &model, |o| (o.slots_max, o.step_rows_max) = (mates + 1, (mates + 1).max(chunk)));
+            let mut record = Record::default();
+            if reuse {
+                engine.admit(SequenceRequest { reuse, ..request(1000, &prompt[..33], 1) }).expect("room");
+                drain(&mut engine, &mut record);
+            }
+            engine.admit(SequenceRequest { reuse, ..request(0, &prompt, 4) }).expect("room");
+            for mate in 0..mates {
+                let len = 1 + dice.below(30);
+                engine.admit(request(1 + mate as u64, &tokens(&mut dice, len, tiny.vocab_len), 6)).expect("room");
+            }
+            drain(&mut engine, &mut record);
+            let bits = record.logits.remove(&0).expect("it has generated");
+            assert!(*wanted.get_or_insert_with(|| bits.clone()) == bits, "chunks of {chunk}, {mates} mates: {tiny:?}");
+        }
+    }
+}
+
+#[test]
+fn a_device_that_breaks_ends_the_step_with_an_error() {
+    let Some(device) = emulator::breaking(9) else { return };
+    let model = model(TinyModel::default().to_bytes());
+    let mut engine = engine_on(device, &model, |_| ());
+    let error = engine.forward_logits(&[5, 6, 7]).expect_err("it was told to break");
+    assert!(error.to_string().contains("told to break"), "{error}");
+}

@@ -1,0 +1,147 @@
+//! The device that the CUDA backend runs on in tests: the kernels of `engine/kernels`, compiled as C++ over an emulation of
+//! the execution model. Needs `g++` (or what `CXX` names) on x86-64; where there is none, [`device`] says so and is none.
+#![allow(unsafe_code, reason = "the emulation is a library with C's calling convention")]
+
+use std::ffi::{CString, c_char, c_int, c_void};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, OnceLock};
+
+use libloading::{Library, Symbol};
+use orchestratord_engine::DeviceError;
+use orchestratord_engine::backend::cuda::{Arguments, Device};
+
+type Launch = unsafe extern "C" fn(*const c_char, *const u32, u32, usize, *const *const c_void, u64) -> c_int;
+type Alloc = unsafe extern "C" fn(usize) -> u64;
+type Free = unsafe extern "C" fn(u64, usize);
+type Copy = unsafe extern "C" fn(u64, u64, usize);
+
+/// An emulated device.
+pub struct Emulator {
+    launch: Launch,
+    alloc: Alloc,
+    free: Free,
+    copy: Copy,
+    /// Chooses the order in which threads take turns.
+    seed: u64,
+    /// Launches until the device breaks.
+    breaks_after: Option<std::sync::atomic::AtomicI64>,
+    _library: &'static Library,
+}
+
+/// A device whose threads take turns in the order that `seed` says; none without a compiler for it.
+pub fn device(seed: u64) -> Option<Arc<Emulator>> {
+    Some(Arc::new(emulator(seed, None)?))
+}
+
+/// A device that fails from launch number `launches` on.
+pub fn breaking(launches: i64) -> Option<Arc<Emulator>> {
+    Some(Arc::new(emulator(0, Some(launches.into()))?))
+}
+
+fn emulator(seed: u64, breaks_after: Option<std::sync::atomic::AtomicI64>) -> Option<Emulator> {
+    static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
+    let library = LIBRARY.get_or_init(|| {
+        let path = std::env::var_os("ORCH_EMULATOR").map(PathBuf::from).or_else(build)?;
+        // SAFETY: the library's initialisers only fill a table of its own kernels.
+        Some(unsafe { Library::new(&path) }.unwrap_or_else(|e| panic!("{}: {e}", path.display())))
+    });
+    let library = library.as_ref()?;
+    // SAFETY: the types are those of the definitions at the end of engine/kernels/emulator/fibers.cpp, and the library is
+    // never unloaded.
+    unsafe fn symbol<T: std::marker::Copy + 'static>(library: &'static Library, name: &str) -> T {
+        let symbol: Symbol<'static, T> = unsafe { library.get(name.as_bytes()) }.expect("the emulation exports it");
+        *symbol
+    }
+    // SAFETY: as above.
+    let (launch, alloc, free, copy) = unsafe {
+        (
+            symbol(library, "emulator_launch"),
+            symbol(library, "emulator_alloc"),
+            symbol(library, "emulator_free"),
+            symbol(library, "emulator_copy"),
+        )
+    };
+    Some(Emulator { launch, alloc, free, copy, seed, breaks_after, _library: library })
+}
+
+/// Compiles the library for this test binary.
+fn build() -> Option<PathBuf> {
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".to_owned());
+    let there = Command::new(&compiler).arg("--version").output().is_ok_and(|o| o.status.success());
+    if !cfg!(all(target_arch = "x86_64", target_os = "linux")) || !there {
+        eprintln!("SKIPPED: the kernels are not emulated here: that needs {compiler} on x86-64 Linux");
+        return None;
+    }
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("emulator-{}.so", std::process::id()));
+    let mut sources: Vec<PathBuf> = std::fs::read_dir(&kernels)
+        .expect("the kernels are there")
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.extension().is_some_and(|e| e == "cu"))
+        .collect();
+    sources.sort();
+    sources.push(kernels.join("emulator/fibers.cpp"));
+    let flags = "-std=c++20 -O2 -march=native -ffp-contract=off -fno-strict-aliasing \
+                 -fPIC -shared -fvisibility=hidden -DEMULATED -x c++";
+    let built = Command::new(&compiler).args(flags.split_whitespace()).args(&sources).arg("-o").arg(&library).output();
+    let built = built.expect("the compiler was there a moment ago");
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    Some(library)
+}
+
+impl Device for Emulator {
+    fn alloc(&self, bytes: usize) -> Result<u64, DeviceError> {
+        // SAFETY: any size is legal.
+        match unsafe { (self.alloc)(bytes) } {
+            0 => Err(DeviceError(format!("no room for {bytes} bytes"))),
+            address => Ok(address),
+        }
+    }
+
+    fn free(&self, address: u64, bytes: usize) {
+        // SAFETY: the backend frees once what `alloc` gave it.
+        unsafe { (self.free)(address, bytes) }
+    }
+
+    fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), DeviceError> {
+        // SAFETY: the backend copies into its own memory; the address sanitizer holds it to that in ci/kernels.sh.
+        unsafe { (self.copy)(to, bytes.as_ptr() as u64, bytes.len()) }
+        Ok(())
+    }
+
+    fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        // SAFETY: as in `upload`.
+        unsafe { (self.copy)(bytes.as_mut_ptr() as u64, from, bytes.len()) }
+        Ok(())
+    }
+
+    fn launch(
+        &self,
+        kernel: &'static str,
+        grid: [u32; 3],
+        threads: u32,
+        shared_bytes: usize,
+        arguments: &Arguments,
+    ) -> Result<(), DeviceError> {
+        if let Some(left) = &self.breaks_after
+            && left.fetch_sub(1, std::sync::atomic::Ordering::Relaxed) <= 0
+        {
+            return Err(DeviceError("the emulated device was told to break".to_owned()));
+        }
+        let name = CString::new(kernel).expect("names of kernels have no zeros");
+        let pointers: Vec<*const c_void> = arguments.each().map(|words| words.as_ptr().cast()).collect();
+        // SAFETY: each pointer leads to as many words as the kernel's parameter has, which the tests of every kernel show.
+        let said =
+            unsafe { (self.launch)(name.as_ptr(), grid.as_ptr(), threads, shared_bytes, pointers.as_ptr(), self.seed) };
+        match said {
+            0 => Ok(()),
+            1 => Err(DeviceError(format!("there is no kernel {kernel}"))),
+            _ => Err(DeviceError(format!("{kernel}: no device launches {grid:?} blocks of {threads} threads"))),
+        }
+    }
+
+    fn arithmetic(&self) -> String {
+        "cuda-emulated".to_owned()
+    }
+}
