@@ -22,6 +22,8 @@ struct Appointment {
     opens_us: u64,
     closes_us: u64,
     serial: u64,
+    /// Its client has come back for it.
+    came: bool,
 }
 
 /// All promises that are neither kept nor over.
@@ -63,7 +65,7 @@ impl Appointments {
         }
         self.serials += 1;
         let (opens_us, closes_us) = (due_us.saturating_sub(window.lead_us), due_us.saturating_add(window.patience_us));
-        let appointment = Appointment { due_us, opens_us, closes_us, serial: self.serials };
+        let appointment = Appointment { due_us, opens_us, closes_us, serial: self.serials, came: false };
         self.by_id.insert(id, appointment);
         self.opening.insert((opens_us, self.serials), id);
         self.closing.insert((closes_us, self.serials), id);
@@ -103,7 +105,9 @@ impl Appointments {
             if self.opening.remove(&(gone.opens_us, gone.serial)).is_none() {
                 self.kept -= 1;
             }
-            self.learn(false);
+            if !gone.came {
+                self.learn(false);
+            }
         }
         while let Some(entry) = self.opening.first_entry().filter(|e| e.key().0 <= now_us) {
             entry.remove();
@@ -118,9 +122,11 @@ impl Appointments {
         self.by_id.get(&id).is_some_and(|a| a.opens_us <= now_us)
     }
 
-    /// A client whose place may be kept has come, and gets in or not.
+    /// A client whose place may be kept has come, and gets in or not. It counts once, however often it is looked at.
     pub fn came(&mut self, id: u128) {
-        if self.by_id.contains_key(&id) {
+        if let Some(appointment) = self.by_id.get_mut(&id)
+            && !std::mem::replace(&mut appointment.came, true)
+        {
             self.learn(true);
         }
     }

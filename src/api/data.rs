@@ -110,7 +110,7 @@ pub async fn admit(
     fit(&mut spec, prompt.len());
     check_length(pool, &loaded, &spec, prompt.len())?;
     let constraint = constrain(state, &loaded, &spec.response_format, wake).await?;
-    enqueue(state, pool, client, loaded, spec, prompt, constraint, correlation_id)
+    enqueue(state, pool, client, spec, Prepared { loaded, prompt, constraint }, correlation_id)
 }
 
 /// The grammar of the answer, compiled on a helper thread.
@@ -272,15 +272,20 @@ fn check_length(pool: &Pool, loaded: &Loaded, spec: &TaskSpec, prompt_len: usize
     Ok(())
 }
 
+/// What was made of a task's text, and the model for which it was.
+struct Prepared {
+    loaded: Arc<Loaded>,
+    prompt: Arc<[u32]>,
+    constraint: Option<Constraint>,
+}
+
 /// Gives the task its session, budget, prediction and place; all of it or nothing.
 fn enqueue(
     state: &Arc<AppState>,
     pool: &Arc<Pool>,
     client: u16,
-    loaded: Arc<Loaded>,
     spec: TaskSpec,
-    prompt: Arc<[u32]>,
-    constraint: Option<Constraint>,
+    prepared: Prepared,
     correlation_id: &str,
 ) -> Result<Arc<LiveTask>, OrchestratorError> {
     let now_ms = state.clock.now_ms();
@@ -297,16 +302,8 @@ fn enqueue(
             account.reserve(spec.max_tokens.into(), now_us, rules).map_err(|spent| budget_spent(&spec, spent))?;
         let nothing = Bill { reserved, tokens: 0, time_ms: 0, seated_us: None, now_ms };
         let give_back = || account.settle(nothing, rules);
-        let newcomer = Newcomer {
-            state,
-            pool,
-            client,
-            loaded: &loaded,
-            spec: &spec,
-            prompt: &prompt,
-            constraint: &constraint,
-            account: &account,
-        };
+        let Prepared { loaded, prompt, constraint } = &prepared;
+        let newcomer = Newcomer { state, pool, client, loaded, spec: &spec, prompt, constraint, account: &account };
         newcomer.enqueue(reserved as u32, budgets, correlation_id).inspect_err(|_| give_back())
     });
     match inserted {
