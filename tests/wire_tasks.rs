@@ -169,7 +169,7 @@ fn a_wrong_type_or_value_names_its_field() {
         ("logprobs", vec![json!("yes"), json!({})]),
         ("ignore_end", vec![json!("yes"), json!(2)]),
         ("on_disconnect", vec![json!("explode"), json!("")]),
-        ("response_format", vec![json!({ "type": "json_object" }), json!("json")]),
+        ("response_format", vec![json!({ "type": "poem" }), json!("json")]),
     ];
     for (field, values) in &cases {
         for value in values {

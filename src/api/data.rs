@@ -1,5 +1,6 @@
 //! Tasks, their streams, and sessions.
 
+use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -80,7 +81,7 @@ async fn accept(
     fail::fail_point!("create-task", |_| Err(OrchestratorError::Internal(
         "the fault point create-task was reached".into()
     )));
-    let spec = from_json::<TaskRequest>(body)?.check()?;
+    let spec = from_json::<TaskRequest<'_>>(body)?.check()?;
     if let Some(known) = state.tasks.get(spec.task_id) {
         return same_task(known, &spec);
     }
@@ -430,13 +431,18 @@ fn refused(state: &AppState, spec: &TaskSpec, refusal: Refusal) -> OrchestratorE
     }
 }
 
+thread_local! {
+    /// For the first events of all tasks that this thread accepts.
+    static FRAMES: RefCell<FrameBuffers> = RefCell::default();
+}
+
 fn write_started(writer: &mut StreamWriter, promise: &Promise) {
     let started = Started {
         queue_position: promise.queue_position,
         predicted_start_ms: promise.predicted_start_ms,
         on_time_probability: thousandths(promise.outlook.on_time_probability),
     };
-    writer.append(FrameBuffers::default().started(started)).expect("a new log has room");
+    FRAMES.with_borrow_mut(|frames| writer.append(frames.started(started))).expect("a new log has room");
 }
 
 fn budget_spent(spec: &TaskSpec, spent: BudgetSpent) -> OrchestratorError {

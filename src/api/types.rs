@@ -1,12 +1,15 @@
 //! Shapes on the wire, and how they become checked values. serde lives here and nowhere else in `api`.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use simd_json::Tape;
 use subtle::ConstantTimeEq;
 
 use crate::domain::error::OrchestratorError;
@@ -17,6 +20,9 @@ use crate::infra::http::{RequestHead, Response};
 use crate::services::response_format;
 
 const JSON: &str = "application/json";
+
+/// Most answers are shorter than this, and written without growing a buffer.
+const BODY_LEN_USUAL: usize = 256;
 
 /// SHA-256 of each configured key: what is compared has one length, and no key lies about in memory.
 pub struct ApiKeys(Vec<[u8; 32]>);
@@ -85,22 +91,38 @@ pub fn correlation_id_from(head: Option<&RequestHead<'_>>) -> String {
 /// # Errors
 ///
 /// `InvalidParams` naming the field, for what is not UTF-8, not JSON, nested too deeply or of another shape.
-pub fn from_json<T: DeserializeOwned>(body: &mut [u8]) -> Result<T, OrchestratorError> {
+pub fn from_json<'a, T: Deserialize<'a>>(body: &'a mut [u8]) -> Result<T, OrchestratorError> {
     let invalid = |text: String| OrchestratorError::InvalidParams(text);
     if body.is_empty() {
         return Err(invalid("the body is empty: send a JSON object".into()));
     }
     check_depth(body)?;
     let malformed = |e: simd_json::Error| invalid(format!("the body is not JSON in UTF-8: {}", first_line(&e)));
-    let mut reader = simd_json::Deserializer::from_slice(body).map_err(malformed)?;
-    serde_path_to_error::deserialize(&mut reader).map_err(|e| {
-        let path = e.path().to_string();
-        let what = first_line(e.inner());
-        match path.as_str() {
-            "." | "?" => invalid(what),
-            field => invalid(format!("field `{field}`: {what}")),
+    let tape = BUFFERS.with_borrow_mut(|buffers| simd_json::to_tape_with_buffers(body, buffers)).map_err(malformed)?;
+    let again = Tape(tape.0.clone());
+    tape.deserialize().map_err(|error| {
+        let what = first_line(&error);
+        match again.deserialize().map(|Where::<T>(path, _)| path).as_deref() {
+            Ok("." | "?") | Err(_) => invalid(what),
+            Ok(field) => invalid(format!("field `{field}`: {what}")),
         }
     })
+}
+
+thread_local! {
+    /// What the parser needs beside the body, as large as the largest body on this thread.
+    static BUFFERS: RefCell<simd_json::Buffers> = RefCell::default();
+}
+
+/// Where a `T` does not fit what was sent. Found in a second reading: to follow the path costs an allocation for each
+/// name on it, and all but a few bodies fit.
+struct Where<T>(String, PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Where<T> {
+    fn deserialize<D: Deserializer<'de>>(reader: D) -> Result<Where<T>, D::Error> {
+        let path = serde_path_to_error::deserialize::<D, T>(reader).err().map(|e| e.path().to_string());
+        Ok(Where(path.unwrap_or_default(), PhantomData))
+    }
 }
 
 /// The library's message without its position, which counts in units that mean nothing to a client.
@@ -133,7 +155,8 @@ fn check_depth(body: &[u8]) -> Result<(), OrchestratorError> {
 
 /// A JSON answer.
 pub fn json<T: Serialize>(status: u16, body: &T) -> Response {
-    let text = serde_json::to_vec(body).expect("our own shapes are JSON");
+    let mut text = Vec::with_capacity(BODY_LEN_USUAL);
+    serde_json::to_writer(&mut text, body).expect("our own shapes are JSON");
     Response::new(status).header("Content-Type", JSON).body(text)
 }
 
@@ -239,9 +262,9 @@ struct MessageWire {
 /// POST /v1/tasks. See `../../tests/openapi/data.yaml`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct TaskRequest {
-    task_id: String,
-    session_id: String,
+pub struct TaskRequest<'a> {
+    task_id: &'a str,
+    session_id: &'a str,
     workload: WorkloadWire,
     model_ref: String,
     engine: String,
@@ -253,7 +276,7 @@ pub struct TaskRequest {
     seed: u64,
     #[serde(default)]
     determinism: DeterminismWire,
-    sampler_profile_version: Option<String>,
+    sampler_profile_version: Option<&'a str>,
     prompt: Option<String>,
     messages: Option<Vec<MessageWire>>,
     inputs: Option<Value>,
@@ -289,15 +312,15 @@ pub struct TaskRequest {
     ignore_end: bool,
 }
 
-impl TaskRequest {
+impl TaskRequest<'_> {
     /// Checks every field on its own; what depends on the model is checked where the model is known.
     ///
     /// # Errors
     ///
     /// `InvalidParams` naming the field and what is legal; `DeadlineUnmet` for a deadline that has passed.
     pub fn check(self) -> Result<TaskSpec, OrchestratorError> {
-        let task_id = uuid_field("task_id", &self.task_id)?;
-        let session_id = uuid_field("session_id", &self.session_id)?;
+        let task_id = uuid_field("task_id", self.task_id)?;
+        let session_id = uuid_field("session_id", self.session_id)?;
         name_field("model_ref", &self.model_ref)?;
         if !["cpu", "cuda"].contains(&self.engine.as_str()) {
             return Err(invalid("engine", "must be \"cpu\" or \"cuda\""));
@@ -305,7 +328,7 @@ impl TaskRequest {
         require(self.ctx >= 1, "ctx", "must be at least 1")?;
         require(self.max_tokens >= 1, "max_tokens", "must be at least 1")?;
         require(self.expected_tokens != Some(0), "expected_tokens", "must be at least 1")?;
-        if self.sampler_profile_version.as_deref().is_some_and(|v| v != "v1") {
+        if self.sampler_profile_version.is_some_and(|v| v != "v1") {
             return Err(invalid("sampler_profile_version", "must be \"v1\""));
         }
         let response_format = self.response_format.as_ref().map_or(Ok(ResponseFormat::Text), response_format::parse);
@@ -409,10 +432,11 @@ pub fn check_sampling(s: &Sampling) -> Result<(), OrchestratorError> {
 /// `InvalidParams` for what is no number, out of bounds, or too many.
 pub fn logit_bias(wire: &BTreeMap<String, f32>) -> Result<Arc<[(u32, f32)]>, OrchestratorError> {
     let (count, most) = (limits::LOGIT_BIAS_COUNT_MAX, limits::LOGIT_BIAS_MAX);
-    require(wire.len() <= count, "logit_bias", &format!("takes at most {count} tokens"))?;
+    require(wire.len() <= count, "logit_bias", format_args!("takes at most {count} tokens"))?;
     let one = |(token, bias): (&String, &f32)| {
-        let token = token.parse().map_err(|_| invalid("logit_bias", &format!("{token:?} is not a token's number")))?;
-        require((-most..=most).contains(bias), "logit_bias", &format!("must be from -{most} to {most}"))?;
+        let token =
+            token.parse().map_err(|_| invalid("logit_bias", format_args!("{token:?} is not a token's number")))?;
+        require((-most..=most).contains(bias), "logit_bias", format_args!("must be from -{most} to {most}"))?;
         Ok((token, *bias))
     };
     wire.iter().map(one).collect()
@@ -423,15 +447,16 @@ pub fn logit_bias(wire: &BTreeMap<String, f32>) -> Result<Arc<[(u32, f32)]>, Orc
 /// `InvalidParams` for too many, or for any without `logprobs`.
 pub fn check_top_logprobs(logprobs: bool, top: u32) -> Result<(), OrchestratorError> {
     let most = limits::TOP_LOGPROBS_MAX;
-    require(top <= most, "top_logprobs", &format!("must be at most {most}"))?;
+    require(top <= most, "top_logprobs", format_args!("must be at most {most}"))?;
     require(logprobs || top == 0, "top_logprobs", "needs logprobs: send \"logprobs\": true with it")
 }
 
-pub fn invalid(field: &str, what: &str) -> OrchestratorError {
+pub fn invalid(field: &str, what: impl Display) -> OrchestratorError {
     OrchestratorError::InvalidParams(format!("field `{field}`: {what}"))
 }
 
-pub fn require(holds: bool, field: &str, what: &str) -> Result<(), OrchestratorError> {
+/// The text is only made when it is needed: pass `format_args!`.
+pub fn require(holds: bool, field: &str, what: impl Display) -> Result<(), OrchestratorError> {
     if holds { Ok(()) } else { Err(invalid(field, what)) }
 }
 
@@ -442,19 +467,19 @@ fn uuid_field(field: &str, text: &str) -> Result<Uuid, OrchestratorError> {
 
 fn name_field(field: &str, text: &str) -> Result<(), OrchestratorError> {
     let legal = (1..=limits::NAME_LEN_MAX).contains(&text.len());
-    require(legal, field, &format!("must have 1 to {} bytes", limits::NAME_LEN_MAX))
+    require(legal, field, format_args!("must have 1 to {} bytes", limits::NAME_LEN_MAX))
 }
 
 pub fn check_stop(stop: &[String]) -> Result<(), OrchestratorError> {
     let count_max = limits::STOP_COUNT_MAX;
-    require(stop.len() <= count_max, "stop", &format!("takes at most {count_max} strings"))?;
+    require(stop.len() <= count_max, "stop", format_args!("takes at most {count_max} strings"))?;
     let legal = |s: &String| (1..=limits::STOP_LEN_MAX).contains(&s.len());
-    require(stop.iter().all(legal), "stop", &format!("strings must have 1 to {} bytes", limits::STOP_LEN_MAX))
+    require(stop.iter().all(legal), "stop", format_args!("strings must have 1 to {} bytes", limits::STOP_LEN_MAX))
 }
 
 fn check_messages(messages: Vec<MessageWire>) -> Result<Vec<Message>, OrchestratorError> {
     let legal = (1..=limits::MESSAGE_COUNT_MAX).contains(&messages.len());
-    require(legal, "messages", &format!("must have 1 to {} turns", limits::MESSAGE_COUNT_MAX))?;
+    require(legal, "messages", format_args!("must have 1 to {} turns", limits::MESSAGE_COUNT_MAX))?;
     let role_legal = |m: &MessageWire| ["system", "user", "assistant", "tool"].contains(&m.role.as_str());
     require(messages.iter().all(role_legal), "messages", "roles are system, user, assistant and tool")?;
     Ok(messages.into_iter().map(|m| Message { role: m.role, content: m.content }).collect())
@@ -535,7 +560,7 @@ impl ArtifactRequest {
         let tags = self.tags.as_deref().unwrap_or_default();
         let legal = tags.len() <= limits::TAG_COUNT_MAX && tags.iter().all(|t| t.len() <= limits::NAME_LEN_MAX);
         let (count, len) = (limits::TAG_COUNT_MAX, limits::NAME_LEN_MAX);
-        require(legal, "tags", &format!("takes at most {count} tags of at most {len} bytes"))?;
+        require(legal, "tags", format_args!("takes at most {count} tags of at most {len} bytes"))?;
         let exact = self.content.values().chain(self.metadata.iter().flat_map(|m| m.values())).all(is_exact);
         require(
             exact,
