@@ -468,3 +468,18 @@ fn a_task_that_misses_its_deadline_ends_with_an_error() {
     let free = Duration::from_secs(1);
     assert!(!server.client().connect().expect("the server listens").is_closed_within(free), "it serves on");
 }
+
+#[test]
+fn a_transcript_that_cannot_be_written_ends_its_own_stream_and_no_other() {
+    let mut settings = Settings::default();
+    settings.add_fault("scribe=1*panic");
+    let server = server_with(settings);
+    let last_of = |task: Value| {
+        enqueue(&server, &task);
+        finish(&open(&server, &task)).pop().expect("events")
+    };
+    let unlucky = last_of(task());
+    let said: Value = serde_json::from_str(&unlucky.data).expect("JSON");
+    assert_eq!((unlucky.name.as_str(), &said["code"]), ("error", &json!("INTERNAL")));
+    assert_eq!(last_of(task()).name, "end");
+}

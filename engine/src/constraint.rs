@@ -84,8 +84,8 @@ fn with_bounded_space(schema: &Json) -> Json {
         schema = json!({});
     }
     if let Some(fields) = schema.as_object_mut() {
-        // The key is llguidance's own; whoever sets it knows better.
-        fields.entry("x-guidance").or_insert_with(|| json!({ "whitespace_pattern": WHITE_SPACE }));
+        // The key is llguidance's own: one that a client sent would lift the bound.
+        fields.insert("x-guidance".to_owned(), json!({ "whitespace_pattern": WHITE_SPACE }));
     }
     schema
 }

@@ -5,11 +5,12 @@
 //! event; whoever sees the event finds the other two done.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::artifacts::ArtifactService;
 use super::prediction::{End, Record};
@@ -53,7 +54,11 @@ pub fn spawn(desk: Desk) -> std::io::Result<(Scribe, JoinHandle<()>)> {
     let (sender, receiver) = mpsc::channel::<Arc<LiveTask>>();
     let thread = std::thread::Builder::new().name("scribe".into()).spawn(move || {
         for task in receiver {
-            desk.write_end(&task);
+            // A defect in one transcript is no reason for all later streams to stay open.
+            let written = catch_unwind(AssertUnwindSafe(|| desk.write_end(&task)));
+            if written.is_err() && !task.stream.is_finished() {
+                desk.write_broken_end(&task);
+            }
         }
     })?;
     Ok((Scribe(sender), thread))
@@ -62,6 +67,7 @@ pub fn spawn(desk: Desk) -> std::io::Result<(Scribe, JoinHandle<()>)> {
 impl Desk {
     fn write_end(&self, task: &LiveTask) {
         let outcome = task.outcome().expect("an ended task says why").clone();
+        fail::fail_point!("scribe");
         let mut events = Events::of(&task.stream.frames());
         let tokens_out = events.tokens();
         let decode_ms = task.times.decode_ms();
@@ -70,13 +76,7 @@ impl Desk {
         let event_id = task.stream.event_count();
         let tail = match &outcome {
             Outcome::Failed(error) => {
-                let labels = self.metrics.labels();
-                let context = ErrorContext {
-                    engine: labels.engine,
-                    pool_id: &labels.pool_id,
-                    overload_status: self.overload_status,
-                };
-                let data = serde_json::to_value(Envelope::new(error, context)).expect("an envelope is JSON");
+                let data = self.error_data(error);
                 events.push("error", &data);
                 if tokens_out > 0 {
                     self.keep_transcript(task, &events);
@@ -96,6 +96,21 @@ impl Desk {
         };
         self.log(task, &outcome, tokens_out, decode_ms);
         task.stream.finish(tail);
+    }
+
+    /// The end of a stream whose transcript could not be written.
+    fn write_broken_end(&self, task: &LiveTask) {
+        let message = "the transcript could not be written: the log has the reason; send the task again".to_owned();
+        tracing::error!(task_id = %task.spec.task_id, message, "the scribe panicked");
+        let error = OrchestratorError::Internal(message);
+        task.stream.finish(streaming::tail(task.stream.event_count(), "error", &self.error_data(&error)));
+    }
+
+    fn error_data(&self, error: &OrchestratorError) -> Value {
+        let labels = self.metrics.labels();
+        let context =
+            ErrorContext { engine: labels.engine, pool_id: &labels.pool_id, overload_status: self.overload_status };
+        serde_json::to_value(Envelope::new(error, context)).expect("an envelope is JSON")
     }
 
     fn settle(&self, task: &LiveTask, tokens_out: u32, decode_ms: u64, outcome: &Outcome) {
