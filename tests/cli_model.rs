@@ -230,3 +230,55 @@ fn a_completion_takes_the_form_that_is_asked_for() {
     let output = run(&["complete", "--prompt", "a", "--regex", "("]);
     assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+#[test]
+fn bench_measures_each_shape_and_says_what_it_needs() {
+    let shapes = ["bench", "--json", "--prompt", "16", "--decode", "4", "--rounds", "1", "--sequences", "1,3"];
+    let rows = json(&shapes, "");
+    let rows = rows.as_array().expect("a list");
+    assert_eq!(rows.iter().map(|r| r["sequences"].as_u64()).collect::<Vec<_>>(), [Some(1), Some(3)]);
+    for row in rows {
+        let number = |name: &str| row[name].as_f64().unwrap_or_else(|| panic!("{name} in {row}"));
+        assert!(number("prefill_tokens_per_s") > 0.0 && number("decode_tokens_per_s") > 0.0, "{row}");
+        let share =
+            number("decode_tokens_per_s") / number("sequences") * number("step_bytes") / number("read_bytes_per_s");
+        assert!((share / number("bandwidth_share") - 1.0).abs() < 1e-9, "{row}");
+    }
+    for (arguments, named) in [
+        (&["bench", "--prompt", "999999"][..], "context"),
+        (&["bench", "--llama"], "--model"),
+        (&["bench", "--threads", "0"], "--threads"),
+    ] {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(named), "{arguments:?}");
+    }
+    // A model of its own has a table for the output and one for look-ups; a step reads the first.
+    let folder = std::env::temp_dir().join(format!("orchestratord-bench-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let bytes = |untied: bool| {
+        let path = folder.join("model.gguf");
+        std::fs::write(&path, TinyModel { untied, ..TinyModel::default() }.to_bytes()).expect("a file");
+        let path = path.to_str().expect("UTF-8");
+        let row = json(&["bench", "--json", "--prompt", "4", "--decode", "2", "--rounds", "1", "--model", path], "");
+        let no_python = run(&[
+            "bench",
+            "--llama",
+            "--python",
+            "/nonexistent/python",
+            "--rounds",
+            "1",
+            "--model",
+            path,
+            "--prompt",
+            "4",
+            "--decode",
+            "2",
+        ]);
+        assert_eq!(no_python.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&no_python.stderr).contains("--python"));
+        row[0]["step_bytes"].as_u64().expect("bytes")
+    };
+    assert_eq!(bytes(false), bytes(true));
+    std::fs::remove_dir_all(&folder).expect("it was there");
+}

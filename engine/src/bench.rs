@@ -89,7 +89,7 @@ pub fn measure(model: &Arc<Model>, options: BenchOptions) -> Result<Speed, Engin
     Ok(Speed {
         prefill_tokens_per_s: (sequences * prompt_len) as f64 / prefill,
         decode_tokens_per_s: (sequences * decode_len) as f64 / decode,
-        step_bytes: info.weights_bytes + (cells * info.kv_bytes_per_token) as u64,
+        step_bytes: info.step_weights_bytes + (cells * info.kv_bytes_per_token) as u64,
         read_bytes_per_s: read_bandwidth(threads),
     })
 }

@@ -6,6 +6,7 @@
 //! token that the model does not have, input that is not UTF-8).
 
 mod about;
+mod bench;
 mod chat;
 mod complete;
 mod logits;
@@ -72,6 +73,7 @@ pub fn main() -> ExitCode {
 
 fn run(matches: &ArgMatches) -> Result<(), Failure> {
     match matches.subcommand() {
+        Some(("bench", arguments)) => bench::run(arguments),
         Some(("logits", arguments)) => logits::run(arguments),
         Some(("tokenize", arguments)) => tokenize::run(arguments),
         Some(("detokenize", arguments)) => tokenize::run_back(arguments),
@@ -117,6 +119,7 @@ fn command() -> Command {
         .subcommand(replay::command())
         .subcommand(about::models_command())
         .subcommand(about::doctor_command())
+        .subcommand(bench::command())
         .subcommand(logits::command())
         .subcommand(tokenize::command())
         .subcommand(tokenize::command_back())

@@ -105,6 +105,14 @@ impl DecoderWeights {
     }
 }
 
+impl DecoderWeights {
+    /// Bytes of the table of which a step reads single rows only: the embedding, unless it is the output matrix, too.
+    pub fn lookup_bytes(&self) -> u64 {
+        let shared = self.embedding.bytes().as_ptr() == self.output.bytes().as_ptr();
+        if shared { 0 } else { self.embedding.bytes().len() as u64 }
+    }
+}
+
 struct Finder<'a> {
     tensors: &'a Tensors,
     config: &'a NetworkConfig,

@@ -45,7 +45,7 @@ pub(super) fn open(folder: &Path) -> Result<Model, LoadError> {
     }
     let chat_template = chat_template(folder, &tokenizer_config, &tokenizer)?;
     let name = folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let info = ModelInfo::new(&name, &config, &tensors, info::digest_of_folder(folder)?);
+    let info = ModelInfo::new(&name, &config, &tensors, &weights, info::digest_of_folder(folder)?);
     Ok(Model { info, tokenizer, chat_template, grammars: Grammars::new(), config, weights })
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
+use super::DecoderWeights;
 use super::architecture::NetworkConfig;
 use super::tensors::{Tensors, parts};
 use crate::LoadError;
@@ -36,6 +37,9 @@ pub struct ModelInfo {
     pub parameter_count: u64,
     /// Bytes of all tensors.
     pub weights_bytes: u64,
+    /// Bytes of those that a decode step reads whole: without the embedding table, of which it reads a row per token, unless
+    /// that is the output matrix, too.
+    pub step_weights_bytes: u64,
     /// Bytes of KV memory that one token takes.
     pub kv_bytes_per_token: usize,
     /// Tensor type that most weights have.
@@ -45,13 +49,20 @@ pub struct ModelInfo {
 }
 
 impl ModelInfo {
-    pub(super) fn new(name: &str, config: &NetworkConfig, tensors: &Tensors, digest: String) -> ModelInfo {
+    pub(super) fn new(
+        name: &str,
+        config: &NetworkConfig,
+        tensors: &Tensors,
+        weights: &DecoderWeights,
+        digest: String,
+    ) -> ModelInfo {
         let mut counts: HashMap<&str, u64> = HashMap::new();
         for tensor in tensors.infos() {
             *counts.entry(tensor.tensor_type.name()).or_default() += tensor.len() as u64;
         }
         // Of equals, always the same.
         let most = counts.iter().max_by_key(|(name, count)| (**count, **name)).map_or("", |(name, _)| *name);
+        let weights_bytes = tensors.infos().map(|t| t.range.len() as u64).sum();
         ModelInfo {
             name: name.to_owned(),
             architecture: config.architecture.clone(),
@@ -63,7 +74,8 @@ impl ModelInfo {
             head_count: config.head_count,
             head_count_kv: config.head_count_kv,
             parameter_count: tensors.infos().map(|t| t.len() as u64).sum(),
-            weights_bytes: tensors.infos().map(|t| t.range.len() as u64).sum(),
+            weights_bytes,
+            step_weights_bytes: weights_bytes - weights.lookup_bytes(),
             kv_bytes_per_token: config.kv_block_bytes() / BLOCK_LEN,
             quantization: most.to_owned(),
             digest,

@@ -87,7 +87,7 @@ impl Model {
         }
         let chat_template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
         let name = gguf.string("general.name")?.unwrap_or_default();
-        let info = ModelInfo::new(name, &config, &tensors, info::digest_of_file(&file));
+        let info = ModelInfo::new(name, &config, &tensors, &weights, info::digest_of_file(&file));
         Ok(Model { info, tokenizer, chat_template, grammars: Grammars::new(), config, weights })
     }
 
