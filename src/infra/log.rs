@@ -65,7 +65,7 @@ impl<'a> MakeWriter<'a> for LineSender {
 }
 
 /// An event as one JSON object: time, level and its fields, written as they come. `tracing-subscriber`'s own sorts them in
-/// a tree first, which was half of what a request allocated.
+/// a tree first, which allocates for every field.
 struct JsonLine;
 
 impl<S, N> FormatEvent<S, N> for JsonLine
