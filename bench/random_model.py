@@ -8,6 +8,7 @@ those of llama.cpp: Q4_K_M has Q6_K for the output and for values and down-proje
 no multiple of 256, Q5_0 and Q8_0 in their place.
 """
 
+import itertools
 import sys
 
 import gguf
@@ -15,9 +16,9 @@ import numpy as np
 
 SHAPES = {
     "qwen2.5-0.5b": dict(arch="qwen2", layers=24, embedding=896, ffn=4864, heads=14, kv_heads=2, head_len=64,
-                         vocab=151936, base=1e6, biases=True, factors=False),
+                         vocab=151936, merges=151387, base=1e6, biases=True, factors=False),
     "llama-3.2-1b": dict(arch="llama", layers=16, embedding=2048, ffn=8192, heads=32, kv_heads=8, head_len=64,
-                         vocab=128256, base=5e5, biases=False, factors=True),
+                         vocab=128256, merges=280147, base=5e5, biases=False, factors=True),
 }
 # Where half-precision scales lie in a block, and what the largest element is made of.
 SCALES = {"Q4_0": ([0], 8), "Q5_0": ([0], 16), "Q8_0": ([0], 128), "Q4_K": ([0, 2], 945), "Q6_K": ([208], 4096)}
@@ -40,6 +41,17 @@ def blocks(kind, rows, cols):
         scale = scale if at == 0 or kind.name == "Q6_K" else (scale * 7.5).astype(np.float16)
         out[:, at:at + 2] = scale.view(np.uint8).reshape(count, 2)
     return out.reshape(rows, cols // block_len * block_bytes)
+
+
+def vocabulary(letters, count, merge_count):
+    """All words of one to three of 27 letters and as many of four as fit, and as many merges as the real model has: a way to
+    make each word of two, then more ways."""
+    alphabet = "abcdefghijklmnopqrstuvwxyz\u0120"
+    longer = ("".join(word) for length in (2, 3, 4) for word in itertools.product(alphabet, repeat=length))
+    words = letters + list(itertools.islice(longer, count - len(letters)))
+    cuts = ((word, at) for at in (1, 2, 3) for word in words[len(letters):] if at < len(word))
+    merges = [f"{word[:at]} {word[at:]}" for word, at in itertools.islice(cuts, merge_count)]
+    return words, merges
 
 
 def kind_of(mixture, name, layer, layers, cols):
@@ -77,10 +89,11 @@ def main():
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in plain]
     letters = [chr(b) for b in plain] + [chr(256 + i) for i in range(len(others))]
-    tokens = letters + ["ab"] + [f"token{i}" for i in range(s["vocab"] - 258)] + ["<|end|>"]
+    words, merges = vocabulary(letters, s["vocab"] - 1, s["merges"])
+    tokens = words + ["<|end|>"]
     w.add_token_list(tokens)
     w.add_token_types([1] * (len(tokens) - 1) + [3])
-    w.add_token_merges(["a b"])
+    w.add_token_merges(merges)
     w.add_bos_token_id(len(tokens) - 1)
     w.add_eos_token_id(len(tokens) - 1)
 

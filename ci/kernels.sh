@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The CUDA kernels without a GPU: compiled for every target by a pinned NVRTC and held against kernels.lock, then run on the
-# emulated device under the address sanitizer. Needs python3 with venv, cargo, and g++ on x86-64. With `lock`, only the first;
+# The CUDA kernels without a GPU: compiled for every target by a pinned NVRTC and held against kernels.lock and the
+# packs, then run on the emulated device under the address sanitizer. Needs python3 with venv, cargo, and g++ on x86-64. With `lock`, only the first;
 # `cargo test` runs the kernels, too, without the sanitizer.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,6 +12,8 @@ venv=$work/nvrtc-12.9.86
 "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps nvidia-cuda-nvrtc-cu12==12.9.86
 lib=$(echo "$venv"/lib/python3*/site-packages/nvidia/cuda_nvrtc/lib)
 "$venv/bin/python" engine/kernels/build.py "$lib" --check
+# The binary's own way to compile them, for tuning.
+LD_LIBRARY_PATH=$lib cargo test -q -p orchestratord-engine --test cuda_driver -- --ignored kernels_compiled
 
 [ "${1:-}" != lock ] || exit 0
 

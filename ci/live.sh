@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The release build from outside: what it is made of, the README's curl lines, promtool, and a clean stop.
-# Needs cargo, curl, and promtool (Debian's package prometheus).
+# Needs cargo, curl, python3, and promtool (Debian's package prometheus).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,7 +13,7 @@ command -v promtool >/dev/null || fail "promtool is missing: install the package
 say "the default build has no tokio, compiles no C or C++, and brings no network library"
 tree=$(cargo tree --locked -p orchestratord -e normal,build --prefix none --format '{p}' | cut -d' ' -f1 | sort -u)
 [ "$(wc -l <<<"$tree")" -gt 20 ] || fail "cargo tree says next to nothing"
-unwanted='^(tokio|hyper|reqwest|openssl-sys|native-tls|rustls|ring|aws-lc-sys|cc|cxx|cmake|bindgen|.*-sys-src)$'
+unwanted='^(tokio|hyper|reqwest|ureq|openssl-sys|native-tls|rustls|ring|aws-lc-sys|cc|cxx|cmake|bindgen|.*-sys-src)$'
 if found=$(grep -E "$unwanted" <<<"$tree"); then fail "the default build depends on: $found"; fi
 echo "$(wc -l <<<"$tree") packages, none of them unwanted"
 
@@ -38,7 +38,7 @@ URL=$(grep -o 'http://[0-9.:]*' "$work/out" | head -n 1)
 KEY=$(sed -n 's/^ *key  *\([^ ]*\).*/\1/p' "$work/out" | head -n 1)
 [ -n "$URL" ] && [ -n "$KEY" ] || fail "no address or no key on stdout"
 for _ in $(seq 300); do
-  if curl -s "$URL/v1/pools/default/health" -H "X-API-Key: $KEY" | grep -q '"ready":true'; then break; fi
+  if curl -s "$URL/v1/pools/default/health" -H "X-API-Key: $KEY" | grep '"ready":true' >/dev/null; then break; fi
   sleep 0.1
 done
 
@@ -67,21 +67,9 @@ grep '^curl ' "$work/out" >"$work/printed" || fail "the server printed no curl l
 grep -q 'event: end' "$work/answers" || { cat "$work/answers" && fail "the printed line brought no whole stream"; }
 grep -c 'event: token' "$work/answers" | sed 's/$/ tokens/'
 
-say "the README's curl lines"
-awk '/^## Use it$/ { here = 1 } /^```/ { inside = here && !inside; if (!inside) here = 0; next } inside' README.md >"$work/lines"
-grep -q '^curl' "$work/lines" || fail "the README has no curl lines under 'Use it'"
-(
-  # As they stand, only that an error status is an error and nothing waits for ever.
-  curl() { command curl --fail --max-time 120 "$@" && echo; }
-  set -x
-  # shellcheck disable=SC1091
-  . "$work/lines"
-) >"$work/answers" 2>"$work/trace" || { cat "$work/trace" "$work/answers" && fail "one of the README's lines"; }
-for part in '"queue_position"' 'event: started' 'event: token' 'event: metrics' 'event: end' '"turns":1' '"live":true' \
-  '"api_version"' 'tasks_enqueued_total'; do
-  grep -q "$part" "$work/answers" || { cat "$work/answers" && fail "the README's lines did not bring $part"; }
-done
-sed -n '1,20p' "$work/answers"
+say "the README's lines, and what it says that they print"
+export URL KEY
+PATH="$target/release:$PATH" python3 ci/transcript.py README.md 'Use it' 'Without a server'
 
 say "promtool check metrics, after some tasks"
 check_metrics

@@ -6,12 +6,16 @@
 //! it is a crossing point and not where tasks wait.
 //!
 //! ```text
-//! counts (u64):  interactive waiting: 20 bits | batch waiting: 20 bits | ticket: 24 bits
+//! counts (u64):  interactive waiting: 20 bits | batch waiting: 20 bits | owed, by class: 2 bits | ticket: 22 bits
 //! ```
 //!
 //! Under `drop-lru` the decision to evict is part of the same compare-and-swap: the newcomer takes over
 //! the count of one waiting task of equal or lower class, and carries that debt through the ring; the
 //! engine settles it by evicting the task of that class that has waited longest.
+//!
+//! A waiting task that somebody ends gives its place back at once, whatever the engine does: its [`Place`] settles whose it
+//! is, and the count goes down with the next compare-and-swap. Only while a newcomer that evicts one of its class is on its
+//! way (the *owed* bit) the place stays: then it is that newcomer's, and nobody is evicted for it.
 //!
 //! Within a class tasks go in order of arrival, or by a key that the newcomer brings: smaller first, equal ones in order of
 //! arrival. Places that were promised to clients who were refused before are in `appointments`.
@@ -20,7 +24,7 @@ pub mod appointments;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use crossbeam_queue::ArrayQueue;
 
@@ -30,24 +34,36 @@ use crate::metrics::Metrics;
 
 const COUNT_BITS: u32 = 20;
 const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
-const TICKET_SHIFT: u32 = 2 * COUNT_BITS;
+const OWED_SHIFT: u32 = 2 * COUNT_BITS;
+const TICKET_SHIFT: u32 = OWED_SHIFT + 2;
 const TICKET_MASK: u32 = (1 << (64 - TICKET_SHIFT)) - 1;
+
+/// Most tasks that a queue can be made for.
+pub const CAPACITY_MAX: usize = 500_000;
+
+const _: () = assert!(CAPACITY_MAX < COUNT_MASK as usize / 2, "newcomers on their way are counted too");
+const _: () = assert!(4 * CAPACITY_MAX < TICKET_MASK as usize, "who is later must be clear of all in the ring");
 
 /// Waiting tasks, and the number of the next arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Counts {
     waiting: [u32; 2],
+    /// A newcomer that evicts a task of this class may be on its way.
+    owed: [bool; 2],
     ticket: u32,
 }
 
 impl Counts {
     fn pack(self) -> u64 {
-        u64::from(self.waiting[0]) | u64::from(self.waiting[1]) << COUNT_BITS | u64::from(self.ticket) << TICKET_SHIFT
+        let waiting = u64::from(self.waiting[0]) | u64::from(self.waiting[1]) << COUNT_BITS;
+        let owed = u64::from(self.owed[0]) | u64::from(self.owed[1]) << 1;
+        waiting | owed << OWED_SHIFT | u64::from(self.ticket) << TICKET_SHIFT
     }
 
     fn unpack(value: u64) -> Counts {
         Counts {
             waiting: [(value & COUNT_MASK) as u32, (value >> COUNT_BITS & COUNT_MASK) as u32],
+            owed: [value >> OWED_SHIFT & 1 == 1, value >> (OWED_SHIFT + 1) & 1 == 1],
             ticket: (value >> TICKET_SHIFT) as u32,
         }
     }
@@ -65,6 +81,36 @@ impl Counts {
     }
 }
 
+/// Whose a waiting task's place in the counts is. Part of the task: the engine and whoever ends the task both have it.
+#[derive(Debug, Default)]
+pub struct Place(AtomicU8);
+
+impl Place {
+    /// The task's own, until the engine seats or evicts it or somebody ends it.
+    const HELD: u8 = 0;
+    /// The engine has dealt with it.
+    const TAKEN: u8 = 1;
+    /// Somebody has ended the task and is about to say which of the two below it is.
+    const LEAVING: u8 = 2;
+    /// Given back.
+    const FREE: u8 = 3;
+    /// Not given back, for it may be owed to a newcomer: the engine sees to it.
+    const KEPT: u8 = 4;
+
+    fn change(&self, from: u8, to: u8) -> bool {
+        self.0.compare_exchange(from, to, SeqCst, SeqCst).is_ok()
+    }
+
+    fn is(&self, state: u8) -> bool {
+        self.0.load(SeqCst) == state
+    }
+}
+
+/// What can wait.
+pub trait Waits {
+    fn place(&self) -> &Place;
+}
+
 /// What crosses the ring.
 struct Arrival<T> {
     displaces: Option<Priority>,
@@ -76,8 +122,10 @@ pub struct Waiter<T> {
     pub priority: Priority,
     /// Smaller goes first within the class.
     pub key: u64,
-    /// Order of arrival; wraps, see [`is_later`].
+    /// Order of arrival among those that are on their way; wraps, see [`is_later`].
     pub ticket: u32,
+    /// Order of arrival among those that wait.
+    arrival: u64,
     pub entry: T,
 }
 
@@ -126,7 +174,7 @@ pub struct QueueWithMetrics<T> {
 impl<T> QueueWithMetrics<T> {
     /// A queue in which `capacity` tasks may wait, and the engine's end of it.
     pub fn new(capacity: usize, policy: AdmissionPolicy, metrics: Arc<Metrics>) -> (Arc<Self>, Waiting<T>) {
-        assert!(capacity < COUNT_MASK as usize / 2, "the counts have {COUNT_BITS} bits each");
+        assert!(capacity <= CAPACITY_MAX, "the counts have {COUNT_BITS} bits each");
         // Displacing newcomers can outnumber the places while the engine is in a long step.
         let ring_len = (2 * capacity).max(1024);
         let queue = Arc::new(QueueWithMetrics {
@@ -138,8 +186,14 @@ impl<T> QueueWithMetrics<T> {
             policy,
             metrics,
         });
-        let waiting =
-            Waiting { queue: queue.clone(), lists: [VecDeque::new(), VecDeque::new()], early: Vec::new(), arrived: 0 };
+        let waiting = Waiting {
+            queue: queue.clone(),
+            lists: [VecDeque::new(), VecDeque::new()],
+            early: Vec::new(),
+            arrived: 0,
+            arrivals: 0,
+            owed: [0; 2],
+        };
         (queue, waiting)
     }
 
@@ -179,6 +233,7 @@ impl<T> QueueWithMetrics<T> {
             };
             if let Some(class) = displaced {
                 counts.waiting[class.index()] -= 1;
+                counts.owed[class.index()] = true;
             }
             let queue_position = counts.ahead(priority);
             let ticket = counts.ticket;
@@ -195,7 +250,7 @@ impl<T> QueueWithMetrics<T> {
         }
         self.metrics.tasks_enqueued[priority.index()].add(1);
         self.publish_depth();
-        let waiter = Waiter { priority, key, ticket: placed.ticket, entry: make(placed) };
+        let waiter = Waiter { priority, key, ticket: placed.ticket, arrival: 0, entry: make(placed) };
         let arrival = Arrival { displaces: placed.displaced, waiter };
         assert!(self.ring.push(arrival).is_ok(), "a place in the ring was taken before");
         Ok(placed)
@@ -225,6 +280,11 @@ impl<T> QueueWithMetrics<T> {
     /// Tasks that wait.
     pub fn depth(&self) -> usize {
         Counts::unpack(self.counts.load(SeqCst)).total()
+    }
+
+    /// Somebody has come of whom the engine does not know yet.
+    pub fn has_arrivals(&self) -> bool {
+        !self.ring.is_empty()
     }
 
     /// Tasks that a newcomer of this class would have ahead of it.
@@ -257,16 +317,28 @@ impl<T> QueueWithMetrics<T> {
         classes.iter().copied().find(|class| counts.waiting[class.index()] > 0)
     }
 
-    /// Takes one waiting task of this class off the counts, if no arrival past `arrived` was promised a place:
-    /// one on its way may be owed just this task.
-    fn release(&self, priority: Priority, arrived: u32) -> bool {
+    /// Gives back the place of a waiting task that has been ended. Once this has returned the place is the next newcomer's,
+    /// unless one that is on its way had been promised it before. Does nothing for a task whose place is being dealt with
+    /// already.
+    /// True when it waited.
+    pub fn leave(&self, priority: Priority, place: &Place) -> bool {
+        let waited = place.change(Place::HELD, Place::LEAVING);
+        if waited {
+            let state = if self.release(priority) { Place::FREE } else { Place::KEPT };
+            place.0.store(state, SeqCst);
+        }
+        waited
+    }
+
+    /// Takes one waiting task of this class off the counts, unless one of them may be owed to a newcomer.
+    fn release(&self, priority: Priority) -> bool {
         let change = |value| {
             let mut counts = Counts::unpack(value);
-            if counts.ticket != arrived {
+            if counts.owed[priority.index()] {
                 return None;
             }
             let waiting = &mut counts.waiting[priority.index()];
-            *waiting = waiting.checked_sub(1).expect("lists and counts agree when everything has arrived");
+            *waiting = waiting.checked_sub(1).expect("who gives a place back had one");
             Some(counts.pack())
         };
         let released = self.counts.fetch_update(SeqCst, SeqCst, change).is_ok();
@@ -274,6 +346,18 @@ impl<T> QueueWithMetrics<T> {
             self.publish_depth();
         }
         released
+    }
+
+    /// Nothing is owed any more, as everything before the ticket `arrived` has been settled; of a class for which `stays`
+    /// says so it still is.
+    fn settled(&self, arrived: u32, stays: [bool; 2]) {
+        let change = |value| {
+            let mut counts = Counts::unpack(value);
+            let before = counts.owed;
+            counts.owed = [before[0] && stays[0], before[1] && stays[1]];
+            (counts.ticket == arrived && counts.owed != before).then(|| counts.pack())
+        };
+        let _ = self.counts.fetch_update(SeqCst, SeqCst, change);
     }
 
     /// Sets the gauges to what waits now. Two threads may do so in the wrong order, so a scrape does it once more.
@@ -293,9 +377,13 @@ pub struct Waiting<T> {
     early: Vec<Arrival<T>>,
     /// The ticket that is next: all before it have been taken over.
     arrived: u32,
+    arrivals: u64,
+    /// Debts, by class, for which nobody was left but tasks whose end is being settled: the first of them pays that turns
+    /// out to have kept its place.
+    owed: [u32; 2],
 }
 
-impl<T> Waiting<T> {
+impl<T: Waits> Waiting<T> {
     /// Takes over what has arrived. `evicted` gets each task that a newcomer displaced.
     pub fn drain(&mut self, mut evicted: impl FnMut(Waiter<T>)) {
         while let Some(arrival) = self.queue.ring.pop() {
@@ -309,26 +397,39 @@ impl<T> Waiting<T> {
                 self.take_over(arrival, &mut evicted);
             }
         }
+        self.queue.settled(self.arrived, self.owed.map(|debts| debts > 0));
     }
 
     fn take_over(&mut self, arrival: Arrival<T>, evicted: &mut impl FnMut(Waiter<T>)) {
         if let Some(class) = arrival.displaces {
-            let list = &mut self.lists[class.index()];
-            // In order of arrival that is the first; with keys it may be anywhere.
-            let earlier = |a: &usize, b: &usize| {
-                if is_later(list[*a].ticket, list[*b].ticket) {
-                    std::cmp::Ordering::Greater
-                } else {
-                    std::cmp::Ordering::Less
-                }
-            };
-            let oldest = (0..list.len()).min_by(earlier).expect("lists and counts agree at every ticket");
-            evicted(list.remove(oldest).expect("it was just found"));
+            self.settle(class, evicted);
         }
-        let waiter = arrival.waiter;
+        let waiter = Waiter { arrival: self.arrivals, ..arrival.waiter };
+        self.arrivals += 1;
         let list = &mut self.lists[waiter.priority.index()];
         let place = list.iter().rposition(|w| w.key <= waiter.key).map_or(0, |index| index + 1);
         list.insert(place, waiter);
+    }
+
+    /// Pays a newcomer's debt with a place of this class: one that its task does not need any more, or that of the task
+    /// that has waited longest.
+    fn settle(&mut self, class: Priority, evicted: &mut impl FnMut(Waiter<T>)) {
+        let list = &mut self.lists[class.index()];
+        if let Some(ended) = list.iter().find(|w| w.entry.place().is(Place::KEPT)) {
+            // It stays in the list until it is looked at, without a claim.
+            ended.entry.place().0.store(Place::FREE, SeqCst);
+            return;
+        }
+        // In order of arrival the longest waiting is the first; with keys it may be anywhere.
+        let held = |(_, waiter): &(usize, &Waiter<T>)| waiter.entry.place().is(Place::HELD);
+        while let Some((oldest, _)) = list.iter().enumerate().filter(held).min_by_key(|(_, w)| w.arrival) {
+            // Somebody may end it just now.
+            if list[oldest].entry.place().change(Place::HELD, Place::TAKEN) {
+                evicted(list.remove(oldest).expect("it was just found"));
+                return;
+            }
+        }
+        self.owed[class.index()] += 1;
     }
 
     /// The next task of this class.
@@ -336,24 +437,30 @@ impl<T> Waiting<T> {
         self.lists[priority.index()].front()
     }
 
-    /// Takes the next task of this class off the queue; none while a newcomer is on its way through the ring,
-    /// for that task may be owed to it. Drain and try again.
+    /// Takes the next task of this class off the queue. None when it has been ended just now, or is owed to a newcomer that
+    /// is on its way: drain and try again.
     pub fn take(&mut self, priority: Priority) -> Option<Waiter<T>> {
         let list = &mut self.lists[priority.index()];
-        if list.is_empty() || !self.queue.release(priority, self.arrived) {
+        let place = list.front()?.entry.place();
+        if !place.change(Place::HELD, Place::TAKEN) {
+            return None;
+        }
+        if !self.queue.release(priority) {
+            place.0.store(Place::HELD, SeqCst);
             return None;
         }
         list.pop_front()
     }
 
-    /// Removes every waiting task for which `leaves` says so, and hands it to `removed`. Like `take` it does
-    /// nothing while a newcomer is on its way.
+    /// Removes every waiting task for which `leaves` says so, and hands it to `removed`. One whose place is owed to a
+    /// newcomer that is on its way, or that is being ended just now, stays until the next time.
     pub fn remove_if(&mut self, mut leaves: impl FnMut(&T) -> bool, mut removed: impl FnMut(Waiter<T>)) {
         for priority in Priority::ALL {
+            let owed = &mut self.owed[priority.index()];
             let list = &mut self.lists[priority.index()];
             let mut index = 0;
             while index < list.len() {
-                if leaves(&list[index].entry) && self.queue.release(priority, self.arrived) {
+                if leaves(&list[index].entry) && give_up(&self.queue, priority, list[index].entry.place(), owed) {
                     removed(list.remove(index).expect("index is in range"));
                 } else {
                     index += 1;
@@ -387,6 +494,20 @@ impl<T> Waiting<T> {
     }
 }
 
+/// Sees to it that an ended task's place is given back, if it has not been; false when that cannot be done yet.
+fn give_up<T>(queue: &QueueWithMetrics<T>, priority: Priority, place: &Place, owed: &mut u32) -> bool {
+    queue.leave(priority, place);
+    if place.is(Place::KEPT) {
+        if *owed > 0 {
+            *owed -= 1;
+        } else if !queue.release(priority) {
+            return false;
+        }
+        place.0.store(Place::FREE, SeqCst);
+    }
+    place.is(Place::FREE)
+}
+
 /// Whether a ticket came after another. They wrap: the later one is less than half the circle ahead.
 pub fn is_later(a: u32, b: u32) -> bool {
     let ahead = a.wrapping_sub(b) & TICKET_MASK;
@@ -403,16 +524,56 @@ mod tests {
         Arc::new(Metrics::new(Labels { engine: "cpu", engine_version: "1", pool_id: "p".into(), replica_id: "0" }))
     }
 
-    type Ends = (Arc<QueueWithMetrics<u32>>, Waiting<u32>);
+    /// A task of which only the number matters. Clones are the same task.
+    #[derive(Clone)]
+    struct Task(u32, Arc<Place>);
 
-    fn queue(capacity: usize, policy: AdmissionPolicy) -> Ends {
-        QueueWithMetrics::new(capacity, policy, metrics())
+    impl Waits for Task {
+        fn place(&self) -> &Place {
+            &self.1
+        }
     }
 
-    fn order(waiting: &mut Waiting<u32>) -> Vec<u32> {
+    fn task(n: u32) -> Task {
+        Task(n, Arc::default())
+    }
+
+    /// A queue of numbers.
+    struct Numbers(Arc<QueueWithMetrics<Task>>);
+
+    impl Numbers {
+        fn enqueue(&self, priority: Priority, make: impl FnOnce(Placed) -> u32) -> Result<Placed, QueueFull> {
+            self.0.enqueue(priority, |placed| task(make(placed)))
+        }
+
+        fn enqueue_as(&self, newcomer: Newcomer, make: impl FnOnce(Placed) -> u32) -> Result<Placed, QueueFull> {
+            self.0.enqueue_as(newcomer, |placed| task(make(placed)))
+        }
+
+        /// Enqueues a task that the caller may end.
+        fn send(&self, priority: Priority, n: u32) -> Task {
+            let mut sent = None;
+            self.0.enqueue(priority, |_| sent.insert(task(n)).clone()).expect("there is room");
+            sent.expect("it was made")
+        }
+    }
+
+    impl std::ops::Deref for Numbers {
+        type Target = QueueWithMetrics<Task>;
+        fn deref(&self) -> &Self::Target {
+            &self.0
+        }
+    }
+
+    fn queue(capacity: usize, policy: AdmissionPolicy) -> (Numbers, Waiting<Task>) {
+        let (queue, waiting) = QueueWithMetrics::new(capacity, policy, metrics());
+        (Numbers(queue), waiting)
+    }
+
+    fn order(waiting: &mut Waiting<Task>) -> Vec<u32> {
         Priority::ALL
             .iter()
-            .flat_map(|&p| std::iter::from_fn(|| waiting.take(p).map(|w| w.entry)).collect::<Vec<_>>())
+            .flat_map(|&p| std::iter::from_fn(|| waiting.take(p).map(|w| w.entry.0)).collect::<Vec<_>>())
             .collect()
     }
 
@@ -449,7 +610,7 @@ mod tests {
         assert!(queue.enqueue(Interactive, |_| 1).is_ok());
         assert!(queue.enqueue(Interactive, |_| 2).is_err());
         waiting.drain(|_| panic!("nobody is evicted"));
-        assert_eq!(waiting.take(Interactive).map(|w| w.entry), Some(1));
+        assert_eq!(waiting.take(Interactive).map(|w| w.entry.0), Some(1));
         waiting.publish_seats_free(0);
         assert!(queue.enqueue(Interactive, |_| 3).is_err());
     }
@@ -467,7 +628,7 @@ mod tests {
         queue.enqueue(Interactive, |_| 5).unwrap();
         queue.enqueue(Interactive, |_| 6).unwrap();
         assert!(queue.enqueue(Batch, |_| 7).is_err(), "only interactive tasks wait, and batch may not evict them");
-        waiting.drain(|w| evicted.push(w.entry));
+        waiting.drain(|w| evicted.push(w.entry.0));
         assert_eq!(evicted, [1, 2, 4, 0]);
         assert_eq!(order(&mut waiting), [3, 5, 6]);
         assert_eq!(queue.metrics.backpressure_drop_lru.value(), 5);
@@ -481,7 +642,7 @@ mod tests {
         queue.enqueue(Interactive, |_| 2).unwrap();
         assert!(waiting.take(Batch).is_none(), "its place belongs to the newcomer");
         let mut evicted = Vec::new();
-        waiting.drain(|w| evicted.push(w.entry));
+        waiting.drain(|w| evicted.push(w.entry.0));
         assert_eq!((evicted, order(&mut waiting)), (vec![1], vec![2]));
     }
 
@@ -492,13 +653,13 @@ mod tests {
         queue.enqueue(Batch, |_| 2).unwrap();
         waiting.drain(|_| panic!("nobody is evicted"));
         let mut removed = Vec::new();
-        waiting.remove_if(|n| *n == 2, |w| removed.push(w.entry));
+        waiting.remove_if(|t| t.0 == 2, |w| removed.push(w.entry.0));
         assert_eq!((removed, queue.depth()), (vec![2], 1));
         assert!(queue.enqueue(Interactive, |_| 3).is_ok());
     }
 
-    fn arrival(ticket: u32, displaces: Option<Priority>) -> Arrival<u32> {
-        Arrival { displaces, waiter: Waiter { priority: Batch, key: 0, ticket, entry: ticket } }
+    fn arrival(ticket: u32, displaces: Option<Priority>) -> Arrival<Task> {
+        Arrival { displaces, waiter: Waiter { priority: Batch, key: 0, ticket, arrival: 0, entry: task(ticket) } }
     }
 
     #[test]
@@ -510,13 +671,13 @@ mod tests {
         // Ticket 1 displaces a task, and so does ticket 2, which comes first: each evicts the one that it is owed.
         for late in [arrival(0, None), arrival(2, Some(Batch)), arrival(1, Some(Batch))] {
             assert!(queue.ring.push(late).is_ok());
-            waiting.drain(|w| evicted.push(w.entry));
+            waiting.drain(|w| evicted.push(w.entry.0));
             assert!(waiting.is_empty() && evicted.is_empty(), "nothing is taken over before its turn");
         }
         assert!(queue.ring.push(arrival(TICKET_MASK, None)).is_ok());
-        waiting.drain(|w| evicted.push(w.entry));
+        waiting.drain(|w| evicted.push(w.entry.0));
         assert_eq!(evicted, [TICKET_MASK, 0]);
-        assert_eq!(waiting.iter().map(|w| w.entry).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(waiting.iter().map(|w| w.entry.0).collect::<Vec<_>>(), [1, 2]);
     }
 
     #[test]
@@ -527,7 +688,7 @@ mod tests {
             send(key, n);
         }
         let mut evicted = Vec::new();
-        waiting.drain(|w| evicted.push(w.entry));
+        waiting.drain(|w| evicted.push(w.entry.0));
         assert_eq!((evicted, order(&mut waiting)), (vec![1], vec![5, 2, 4, 3]));
     }
 
@@ -542,38 +703,128 @@ mod tests {
         assert!(!send(5));
     }
 
-    /// Many reactors, one engine: what was accepted is seated or evicted exactly once, and the counts end at 0.
+    #[test]
+    fn the_place_of_an_ended_task_is_free_before_the_engine_looks_up() {
+        for policy in [AdmissionPolicy::Reject, AdmissionPolicy::DropLru] {
+            let (queue, mut waiting) = queue(2, policy);
+            let (first, second) = (queue.send(Batch, 1), queue.send(Interactive, 2));
+            queue.leave(Batch, &first.1);
+            queue.leave(Batch, &first.1);
+            assert_eq!(queue.depth(), 1, "once");
+            let placed = queue.enqueue(Interactive, |_| 3).expect("its place is free");
+            assert_eq!((placed.displaced, placed.queue_position, placed.waiting), (None, 1, 2));
+            waiting.drain(|_| panic!("nobody is evicted"));
+            queue.leave(Interactive, &second.1);
+            assert!(queue.enqueue(Interactive, |_| 4).is_ok());
+            waiting.drain(|_| panic!("nobody is evicted"));
+            let mut gone = Vec::new();
+            waiting.remove_if(|t| [1, 2].contains(&t.0), |w| gone.push(w.entry.0));
+            gone.sort_unstable();
+            assert_eq!((gone, order(&mut waiting), queue.depth()), (vec![1, 2], vec![3, 4], 0));
+        }
+    }
+
+    #[test]
+    fn an_ended_task_pays_for_a_newcomer_that_would_have_evicted_another() {
+        let (queue, mut waiting) = queue(2, AdmissionPolicy::DropLru);
+        let (_oldest, ended) = (queue.send(Batch, 1), queue.send(Batch, 2));
+        assert_eq!(queue.enqueue(Interactive, |_| 3).unwrap().displaced, Some(Batch));
+        queue.leave(Batch, &ended.1);
+        assert_eq!(queue.depth(), 2, "the newcomer has its place");
+        waiting.drain(|_| panic!("nobody need be evicted"));
+        waiting.remove_if(|t| t.0 == 2, |_| ());
+        assert_eq!((queue.depth(), order(&mut waiting), queue.depth()), (2, vec![3, 1], 0));
+    }
+
+    #[test]
+    fn a_debt_that_nobody_can_pay_yet_is_paid_by_the_task_that_is_leaving() {
+        let (queue, mut waiting) = queue(1, AdmissionPolicy::DropLru);
+        let leaving = queue.send(Batch, 1);
+        assert!(leaving.1.change(Place::HELD, Place::LEAVING), "a thread stops in the middle of leave");
+        assert_eq!(queue.enqueue(Interactive, |_| 2).unwrap().displaced, Some(Batch));
+        waiting.drain(|_| panic!("nobody is left to be evicted"));
+        assert_eq!(waiting.owed, [0, 1]);
+        assert!(!queue.release(Batch), "the thread goes on, and finds that it may not");
+        leaving.1.0.store(Place::KEPT, SeqCst);
+        waiting.remove_if(|t| t.0 == 1, |_| ());
+        waiting.drain(|_| ());
+        assert_eq!((waiting.owed, queue.depth(), order(&mut waiting), queue.depth()), ([0, 0], 1, vec![2], 0));
+        queue.leave(Batch, &queue.send(Batch, 3).1);
+        assert_eq!(queue.depth(), 0, "nothing is owed any more");
+    }
+
+    #[test]
+    fn an_ended_task_is_not_seated_and_a_seated_one_gives_no_place_back() {
+        let (queue, mut waiting) = queue(2, AdmissionPolicy::Reject);
+        let (ended, seated) = (queue.send(Interactive, 1), queue.send(Batch, 2));
+        waiting.drain(|_| ());
+        queue.leave(Interactive, &ended.1);
+        assert!(waiting.take(Interactive).is_none());
+        assert_eq!(waiting.take(Batch).map(|w| w.entry.0), Some(2));
+        queue.leave(Batch, &seated.1);
+        assert_eq!(queue.depth(), 0);
+        waiting.remove_if(|_| true, |_| ());
+        assert_eq!((queue.depth(), waiting.len()), (0, 0));
+    }
+
+    /// Many reactors that send and end tasks, one engine: each accepted task is seated, evicted or ended, once, never do more
+    /// hold a place than there are, and the counts end at 0.
     #[test]
     fn nothing_is_lost_or_doubled_under_contention() {
+        const CAPACITY: usize = 5;
+        const EACH: u32 = 10_000;
         for policy in [AdmissionPolicy::Reject, AdmissionPolicy::DropLru] {
-            let (queue, mut waiting) = queue(5, policy);
+            let (queue, mut waiting) = queue(CAPACITY, policy);
+            let queue = Arc::new(queue);
+            let ended: Arc<Vec<AtomicU8>> = Arc::new((0..4 * EACH).map(|_| AtomicU8::new(0)).collect());
             let threads: Vec<_> = (0..4u32)
                 .map(|thread| {
-                    let queue = queue.clone();
+                    let (queue, ended) = (queue.clone(), ended.clone());
                     std::thread::spawn(move || {
-                        let class = |n: u32| if n.is_multiple_of(3) { Batch } else { Interactive };
-                        (0..5000u32).filter(|n| queue.enqueue(class(*n), |_| thread * 5000 + n).is_ok()).count()
+                        let mut accepted = 0;
+                        let mut mine = VecDeque::new();
+                        for n in 0..EACH {
+                            let class = if n.is_multiple_of(3) { Batch } else { Interactive };
+                            let mut made = None;
+                            let number = thread * EACH + n;
+                            let Ok(placed) = queue.0.enqueue(class, |_| made.insert(task(number)).clone()) else {
+                                continue;
+                            };
+                            assert!(placed.waiting <= CAPACITY, "more hold a place than there are");
+                            accepted += 1;
+                            mine.push_back((class, made.expect("it was made")));
+                            // One of the last few changes its mind, at a time of its own.
+                            if n % 5 < 3
+                                && let Some((class, task)) = mine.remove((n as usize * 7) % mine.len())
+                            {
+                                ended[task.0 as usize].store(1, SeqCst);
+                                queue.leave(class, &task.1);
+                            }
+                            if mine.len() > 8 {
+                                mine.pop_front();
+                            }
+                        }
+                        accepted
                     })
                 })
                 .collect();
-            let mut seen = vec![0u8; 20_000];
+            let mut seen = vec![0u8; 4 * EACH as usize];
             let mut count = 0;
+            let mut see = |n: u32| {
+                seen[n as usize] += 1;
+                count += 1;
+            };
             loop {
                 let done = threads.iter().all(|t| t.is_finished());
-                waiting.drain(|w| {
-                    seen[w.entry as usize] += 1;
-                    count += 1;
-                });
-                for n in Priority::ALL.iter().filter_map(|&p| waiting.take(p)).map(|w| w.entry).collect::<Vec<_>>() {
-                    seen[n as usize] += 1;
-                    count += 1;
-                }
-                if done && waiting.is_empty() && queue.depth() == 0 {
+                waiting.drain(|w| see(w.entry.0));
+                waiting.remove_if(|t| ended[t.0 as usize].load(SeqCst) == 1, |w| see(w.entry.0));
+                Priority::ALL.iter().filter_map(|&p| waiting.take(p)).for_each(|w| see(w.entry.0));
+                if done && waiting.is_empty() && queue.ring.is_empty() {
                     break;
                 }
             }
             let accepted: usize = threads.into_iter().map(|t| t.join().unwrap()).sum();
-            assert_eq!(count, accepted, "{policy:?}");
+            assert_eq!((count, queue.depth(), waiting.owed), (accepted, 0, [0, 0]), "{policy:?}");
             assert!(seen.iter().all(|&n| n <= 1), "{policy:?}: a task was handed out twice");
         }
     }

@@ -68,6 +68,25 @@ pub enum QueueOrder {
     Fair,
 }
 
+/// What computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineChoice {
+    /// CUDA where a driver has a device, else the CPU.
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+/// How large the KV cache is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum KvMemory {
+    /// As `kv_blocks_max` says.
+    Blocks,
+    Bytes(u64),
+    /// Percent of what is free on the device beside everything else.
+    Percent(u64),
+}
+
 /// Which of monoio's drivers the reactors use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DriverChoice {
@@ -178,6 +197,43 @@ impl Value for Origins {
     }
 }
 
+/// Repositories that `pull` may load: `*`, `org/*` or `org/repo`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Repositories(Vec<String>);
+
+impl Repositories {
+    pub fn allow(&self, repository: &str) -> bool {
+        let fits = |known: &String| match known.strip_suffix('*') {
+            Some(start) => repository.starts_with(start),
+            None => known == repository,
+        };
+        self.0.iter().any(fits)
+    }
+}
+
+/// Whether a text is two names with a slash between.
+pub fn is_repository(text: &str) -> bool {
+    let legal = |name: &str| {
+        !name.is_empty()
+            && name.len() <= 96
+            && !name.starts_with(['.', '-'])
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    };
+    text.split_once('/').is_some_and(|(owner, name)| legal(owner) && legal(name))
+}
+
+impl Value for Repositories {
+    const EXPECTED: &'static str = "a comma-separated list of repositories such as org/repo or org/*, or * for any";
+    fn read(text: &str) -> Option<Self> {
+        let known: Vec<String> = text.split(',').map(str::trim).filter(|r| !r.is_empty()).map(str::to_owned).collect();
+        let legal = |r: &String| r == "*" || is_repository(&r.replace("/*", "/any"));
+        known.iter().all(legal).then_some(Repositories(known))
+    }
+    fn show(&self) -> String {
+        self.0.join(",")
+    }
+}
+
 /// Keys: comma-separated. Shown as their number, for they are secrets.
 impl Value for Vec<String> {
     const EXPECTED: &'static str = "a comma-separated list of keys, each of 8 to 256 visible ASCII characters";
@@ -224,6 +280,48 @@ impl Value for QueueOrder {
     }
     fn show(&self) -> String {
         self.name().to_owned()
+    }
+}
+
+impl EngineChoice {
+    pub const fn name(self) -> &'static str {
+        match self {
+            EngineChoice::Auto => "auto",
+            EngineChoice::Cpu => "cpu",
+            EngineChoice::Cuda => "cuda",
+        }
+    }
+}
+
+impl Value for EngineChoice {
+    const EXPECTED: &'static str = "auto, cpu or cuda";
+    fn read(text: &str) -> Option<Self> {
+        [EngineChoice::Auto, EngineChoice::Cpu, EngineChoice::Cuda].into_iter().find(|e| e.name() == text)
+    }
+    fn show(&self) -> String {
+        self.name().to_owned()
+    }
+}
+
+impl Value for KvMemory {
+    const EXPECTED: &'static str = "bytes such as 24GB, 24GiB or 500MB, a share such as 90%, or nothing";
+    fn read(text: &str) -> Option<Self> {
+        if text.is_empty() {
+            return Some(KvMemory::Blocks);
+        }
+        if let Some(percent) = text.strip_suffix('%') {
+            return percent.parse().ok().filter(|p| (1..=100).contains(p)).map(KvMemory::Percent);
+        }
+        let units = [("GiB", 1 << 30), ("MiB", 1 << 20), ("GB", 1_000_000_000), ("MB", 1_000_000), ("", 1)];
+        let (digits, unit) = units.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit)))?;
+        digits.parse::<u64>().ok()?.checked_mul(unit).filter(|b| *b > 0).map(KvMemory::Bytes)
+    }
+    fn show(&self) -> String {
+        match self {
+            KvMemory::Blocks => String::new(),
+            KvMemory::Bytes(bytes) => bytes.to_string(),
+            KvMemory::Percent(percent) => format!("{percent}%"),
+        }
     }
 }
 
@@ -304,14 +402,18 @@ settings! {
     gateway_deadline_ms: u64 = 600_000, "deadline of a request at the gateway without an x-deadline-ms header; the clients' own time-out";
     api_keys: Vec<String> = Vec::new(), "keys that clients send as X-API-Key; none: a random key is made, on loopback only";
     model: Option<PathBuf> = None, "GGUF file or Hugging Face folder to serve; empty: the built-in model wren";
+    chat_template: Option<PathBuf> = None, "file with a Jinja chat template that `model` is used with; empty: the model's own";
     models_dir: Option<PathBuf> = None, "folder in which reload finds NAME.gguf or a folder NAME; empty: the folder of `model`";
     pool_id: String = "default".into(), "name of the pool in routes and metrics";
     driver: DriverChoice = DriverChoice::Auto, "io_uring, legacy (epoll), or auto: io_uring where the kernel allows it";
     reactors: usize = 1, "reactor threads, each with its own listener on the same port";
+    engine: EngineChoice = EngineChoice::Auto, "what computes: cpu, cuda, or auto: cuda where an NVIDIA driver has a device";
+    cuda_kernels: Option<PathBuf> = None, "folder of CUDA kernels that this machine's NVRTC compiles, for tuning; empty: those of the binary";
     threads: usize = 1, "threads of the CPU engine; results do not depend on it";
     slots_max: usize = 16, "sequences decoded together";
     step_rows_max: usize = 128, "rows of one step: decode rows first, the rest for prompts; bounds the time between tokens";
     kv_blocks_max: usize = 2048, "blocks of the KV cache (16 cells each), shared by sequences and prefix cache";
+    kv_memory: KvMemory = KvMemory::Blocks, "size of the KV cache instead of kv_blocks_max, for the model of the start: bytes (24GB) or, with cuda, a share of what is free (90%)";
     queue_capacity: usize = 256, "tasks that may wait for a slot";
     admission_policy: AdmissionPolicy = AdmissionPolicy::Reject, "what a full queue does: reject the new task, or drop-lru the oldest waiting one";
     queue_order: QueueOrder = QueueOrder::Fifo, "who goes first within a class: fifo, deadline (the earliest), or fair (in turns between API keys, by tokens)";
@@ -351,6 +453,9 @@ settings! {
     write_timeout_ms: u64 = 30_000, "time for one write to a peer that does not read";
     tokenize_inline_len_max: usize = 8 * 1024, "bytes of prompt that a reactor tokenizes itself; longer ones go to a helper thread";
     prompt_cache_bytes_max: usize = 8 * 1024 * 1024, "bytes of tokens remembered for prompts and chat turns that come again; 0: none";
+    pull_allow: Repositories = Repositories::default(), "repositories that the command pull may load, comma-separated: org/repo, org/*, or * for any; empty: none";
+    pull_endpoint: String = "https://huggingface.co".into(), "address of the hub that pull loads from";
+    pull_cache: Option<PathBuf> = None, "folder that pull loads into, in the layout of Hugging Face's cache; empty: HF_HUB_CACHE, HF_HOME/hub, or ~/.cache/huggingface/hub";
     log_level: String = "info".into(), "error, warn, info, debug or trace";
 }
 
@@ -479,7 +584,7 @@ fn check(c: &Config) -> Result<(), ConfigError> {
         ("slots_max", c.slots_max, 1, 4096),
         ("step_rows_max", c.step_rows_max, 1, 65_536),
         ("kv_blocks_max", c.kv_blocks_max, 1, 1 << 24),
-        ("queue_capacity", c.queue_capacity, 0, 1_000_000),
+        ("queue_capacity", c.queue_capacity, 0, crate::admission::CAPACITY_MAX as u64),
         ("retry_promises_max", c.retry_promises_max, 0, 1 << 20),
         ("sessions_max", c.sessions_max, 1, 1 << 24),
         ("tasks_max", c.tasks_max, 1, 1 << 24),
@@ -540,6 +645,9 @@ fn check(c: &Config) -> Result<(), ConfigError> {
     }
     if !["error", "warn", "info", "debug", "trace"].contains(&c.log_level.as_str()) {
         return Err(ConfigError(format!("log_level: {:?} is not error, warn, info, debug or trace", c.log_level)));
+    }
+    if !["http://", "https://"].iter().any(|s| c.pull_endpoint.strip_prefix(s).is_some_and(|rest| !rest.is_empty())) {
+        return Err(ConfigError(format!("pull_endpoint: {:?} is no http:// or https:// address", c.pull_endpoint)));
     }
     let name_legal = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
     if c.pool_id.is_empty() || c.pool_id.len() > 64 || !c.pool_id.bytes().all(name_legal) {
@@ -610,10 +718,27 @@ mod tests {
             ("ORCH_ON_TIME_PROBABILITY_FLOOR", "1", "under 1"),
             ("ORCH_ON_TIME_PROBABILITY_FLOOR", "NaN", "finite"),
             ("ORCH_TASKS_MAX", "10", "tasks_max"),
+            ("ORCH_PULL_ALLOW", "../etc", "org/repo"),
+            ("ORCH_PULL_ENDPOINT", "huggingface.co", "https://"),
             ("ORCH_LOG_LEVEL", "loud", "log_level"),
         ] {
             let error = load(None, pairs(&[(name, text)]), []).unwrap_err();
             assert!(error.0.contains(says), "{name}={text}: {error}");
+        }
+    }
+
+    #[test]
+    fn repositories_are_allowed_by_name_by_owner_or_all() {
+        for (allowed, repository, wanted) in [
+            ("", "org/repo", false),
+            ("*", "org/repo", true),
+            ("org/*", "org/repo", true),
+            ("org/*", "organ/repo", false),
+            ("a/b, org/repo", "org/repo", true),
+            ("org/repo", "org/repo-2", false),
+        ] {
+            let config = load(None, pairs(&[("ORCH_PULL_ALLOW", allowed)]), []).unwrap().config;
+            assert_eq!(config.pull_allow.allow(repository), wanted, "{allowed}: {repository}");
         }
     }
 
@@ -643,6 +768,25 @@ mod tests {
             assert!(error.0.contains(says), "{text}: {error}");
         }
         assert!(load(Some(Path::new("/nonexistent.toml")), [], []).unwrap_err().0.contains("cannot be read"));
+    }
+
+    #[test]
+    fn kv_memory_is_bytes_or_a_share() {
+        for (text, value) in [
+            ("", Some(KvMemory::Blocks)),
+            ("24GB", Some(KvMemory::Bytes(24_000_000_000))),
+            ("2GiB", Some(KvMemory::Bytes(2 << 30))),
+            ("512", Some(KvMemory::Bytes(512))),
+            ("90%", Some(KvMemory::Percent(90))),
+            ("0%", None),
+            ("101%", None),
+            ("0", None),
+            ("-1", None),
+            ("many", None),
+            ("99999999999999GB", None),
+        ] {
+            assert_eq!(KvMemory::read(text), value, "{text}");
+        }
     }
 
     #[test]

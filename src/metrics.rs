@@ -4,8 +4,8 @@
 //! every series is there from the first scrape and nothing is looked up on the hot path.
 
 use std::fmt::Write;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, OnceLock};
 
 use crate::domain::task::Priority;
 
@@ -156,6 +156,10 @@ pub struct Metrics {
     pub queue_depth: [Gauge; 2],
     pub kv_blocks_used: Gauge,
     pub kv_blocks_max: Gauge,
+    /// Of the device, once something was read of it.
+    pub gpu_busy_percent: Gauge,
+    pub vram_used_bytes: Gauge,
+    pub device: OnceLock<String>,
     models: Mutex<Vec<(String, &'static str)>>,
     pub latency_first_token: [Histogram<16>; 2],
     pub latency_decode: [Histogram<12>; 2],
@@ -183,6 +187,9 @@ impl Metrics {
             queue_depth: Default::default(),
             kv_blocks_used: Default::default(),
             kv_blocks_max: Default::default(),
+            gpu_busy_percent: Default::default(),
+            vram_used_bytes: Default::default(),
+            device: OnceLock::new(),
             models: Mutex::new(Vec::new()),
             latency_first_token: [const { Histogram::new(&FIRST_TOKEN_BOUNDS_MS) }; 2],
             latency_decode: [const { Histogram::new(&DECODE_BOUNDS_MS) }; 2],
@@ -286,10 +293,11 @@ impl Metrics {
         let ratio = self.kv_blocks_used.value() as f64 / self.kv_blocks_max.value().max(1) as f64;
         let _ = writeln!(out, "kv_cache_usage_ratio{{{replica}}} {ratio}");
         // There is no device on the CPU engine; the series stand so that dashboards and alerts need no two versions.
+        let device = format!("{replica},device=\"{}\"", self.device.get().map_or("none".into(), |d| escape_label(d)));
         head(&mut out, "gpu_utilization", "gauge", "Share of time that the device was busy; 0 without a device.");
-        line(&mut out, "gpu_utilization", &format!("{replica},device=\"none\""), 0);
+        let _ = writeln!(out, "gpu_utilization{{{device}}} {}", self.gpu_busy_percent.value() as f64 / 100.0);
         head(&mut out, "vram_used_bytes", "gauge", "Device memory in use; 0 without a device.");
-        line(&mut out, "vram_used_bytes", &format!("{replica},device=\"none\""), 0);
+        line(&mut out, "vram_used_bytes", &device, self.vram_used_bytes.value());
         head(&mut out, "model_state", "gauge", "1 for the state that a model is in.");
         for (id, now) in self.models.lock().expect("nothing panics under this lock").iter() {
             let id = escape_label(id);

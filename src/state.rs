@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::api::types::{ApiKeys, ErrorContext};
-use crate::config::Config;
+use crate::config::{Config, EngineChoice};
 use crate::domain::error::OrchestratorError;
 use crate::infra::blocking::Helpers;
 use crate::infra::clock::Clock;
@@ -73,7 +73,7 @@ impl AppState {
     /// When no helper thread can be started, or the artifact folder cannot be used.
     pub fn with(config: Config, hub: WakeHub, reactors: Vec<Arc<ReactorStats>>) -> std::io::Result<AppState> {
         let labels = Labels {
-            engine: "cpu",
+            engine: if config.engine == EngineChoice::Cuda { "cuda" } else { "cpu" },
             engine_version: env!("CARGO_PKG_VERSION"),
             pool_id: config.pool_id.clone(),
             replica_id: "0",

@@ -2,16 +2,24 @@
 
 use std::sync::Arc;
 
-use orchestratord::admission::{QueueWithMetrics, Waiting};
+use orchestratord::admission::{Place, QueueWithMetrics, Waiting, Waits};
 use orchestratord::config::AdmissionPolicy;
 use orchestratord::domain::task::Priority;
 use orchestratord::metrics::{Labels, Metrics, ReactorFigures};
 use orchestratord_bdd::harness::metrics::Page;
 
+struct Named(&'static str, Place);
+
+impl Waits for Named {
+    fn place(&self) -> &Place {
+        &self.1
+    }
+}
+
 /// A queue of names with its metrics, as a scrape shows them.
 struct Queue {
-    queue: Arc<QueueWithMetrics<&'static str>>,
-    waiting: Waiting<&'static str>,
+    queue: Arc<QueueWithMetrics<Named>>,
+    waiting: Waiting<Named>,
     metrics: Arc<Metrics>,
 }
 
@@ -24,16 +32,16 @@ impl Queue {
     }
 
     fn enqueue(&self, priority: Priority, name: &'static str) -> bool {
-        self.queue.enqueue(priority, |_| name).is_ok()
+        self.queue.enqueue(priority, |_| Named(name, Place::default())).is_ok()
     }
 
     fn take(&mut self) -> Option<&'static str> {
-        self.waiting.take(Priority::Interactive).map(|waiter| waiter.entry)
+        self.waiting.take(Priority::Interactive).map(|waiter| waiter.entry.0)
     }
 
     fn evicted(&mut self) -> Vec<&'static str> {
         let mut evicted = Vec::new();
-        self.waiting.drain(|waiter| evicted.push(waiter.entry));
+        self.waiting.drain(|waiter| evicted.push(waiter.entry.0));
         evicted
     }
 
@@ -78,7 +86,7 @@ fn queue_depth_follows_what_waits() {
     assert_eq!(queue.depths(), (2.0, 1.0), "crossing over to the engine changes nothing");
     assert_eq!(queue.take(), Some("a"));
     assert_eq!(queue.depths(), (1.0, 1.0));
-    queue.waiting.remove_if(|name| *name == "b", |_| {});
+    queue.waiting.remove_if(|task| task.0 == "b", |_| {});
     assert_eq!(queue.depths(), (1.0, 0.0));
     assert_eq!(queue.take(), Some("c"));
     assert_eq!(queue.depths(), (0.0, 0.0));

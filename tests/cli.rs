@@ -55,6 +55,8 @@ fn a_transcript_replays_to_the_same_tokens_whatever_the_task_asked_for() {
         json!({}),
         json!({ "temperature": 1.3, "top_k": 40, "top_p": 0.9, "seed": 11, "max_tokens": 60 }),
         json!({ "logprobs": true, "frequency_penalty": 0.7, "repetition_penalty": 1.2, "max_tokens": 40 }),
+        json!({ "response_format": { "type": "regex", "regex": "[a-z ]{20,60}" }, "temperature": 0.9, "max_tokens": 60 }),
+        json!({ "response_format": { "type": "json_object" }, "max_tokens": 40 }),
         json!({ "stop": [" the"], "max_tokens": 60 }),
         json!({ "ignore_end": true, "logit_bias": { "5": -4.5 }, "min_tokens": 3, "max_tokens": 30 }),
         json!({ "prompt": null, "messages": [{ "role": "user", "content": "Who are you?" }], "max_tokens": 60 }),
@@ -196,6 +198,34 @@ fn the_doctor_finds_what_is_in_the_way() {
     assert_eq!(ill.status.code(), Some(1));
     let text = said(&ill);
     assert!(text.contains("BAD  listen") && text.contains("BAD  artifacts"), "{text}");
+    assert!(!text.contains('\x1b'), "colours are for terminals: {text:?}");
+    let ill = run_with(&["doctor", "--listen", &taken, "--json"], "");
+    let told: Value = serde_json::from_str(&said(&ill)).expect("JSON");
+    let listen = told.as_array().expect("a list").iter().find(|c| c["check"] == "listen").expect("it is checked");
+    assert_eq!((ill.status.code(), &listen["result"]), (Some(1), &json!("bad")));
+}
+
+#[test]
+fn settings_are_told_to_scripts_with_where_they_came_from() {
+    let output = run_with(&["config", "check", "--threads", "3", "--json"], "");
+    let told: Value = serde_json::from_str(&said(&output)).expect("JSON");
+    assert_eq!(told["threads"], json!({"value": "3", "source": "flag --threads"}));
+    assert_eq!(told["slots_max"]["source"], "default");
+}
+
+#[test]
+fn a_model_is_not_pulled_without_leave_or_a_client() {
+    let check = |arguments: &[&str], status: i32, says: &str| {
+        let output = run_with(arguments, "");
+        assert_eq!(output.status.code(), Some(status), "{}", complained(&output));
+        assert!(complained(&output).contains(says), "{}", complained(&output));
+    };
+    check(&["pull", "hf:org/repo"], 1, "pull_allow = \"org/repo\"");
+    check(&["pull", "org/repo", "--pull-allow", "*"], 2, "hf:org/repo");
+    // With the feature, tests/pull.rs has a hub to ask.
+    if cfg!(not(feature = "pull")) {
+        check(&["pull", "hf:org/repo", "--pull-allow", "org/*"], 1, "--features pull");
+    }
 }
 
 #[test]

@@ -229,7 +229,9 @@ mod provider_verify {
             "response_format": { "type": "text" },
         }));
         let messages = json!([{ "role": "user", "content": "Hello." }]);
-        for task in [task(), full, task_with(json!({ "prompt": null, "messages": messages }))] {
+        let inputs = json!({ "text": "A fox.", "pooling": "mean", "dimensions": 8 });
+        let vector = task_with(json!({ "workload": "embedding", "prompt": null, "inputs": inputs }));
+        for task in [task(), full, task_with(json!({ "prompt": null, "messages": messages })), vector] {
             verifier.contract.check_request("POST", "/v1/tasks", &task).expect("a documented request");
             verifier.ask(server, &create(&task), 202);
             verifier.stream(server, &stream_of(&task));
@@ -238,6 +240,7 @@ mod provider_verify {
         }
         let task = task();
         verifier.stream(server, &create_inline(&task));
+        verifier.stream(server, &create_inline(&task_with(json!({ "workload": "embedding" }))));
         let session = format!("/v1/sessions/{}", session_of(&task));
         verifier.ask(server, &Request::get(&session), 200);
         verifier.ask(server, &Request::new("DELETE", &session), 204);
@@ -272,7 +275,7 @@ mod provider_verify {
         enqueue(server, &accepted);
         verifier.refused(server, &stream_of(&accepted).with("Last-Event-ID", "soon"), 400, "INVALID_PARAMS");
         verifier.refused(server, &create(&task_with(json!({ "engine": "cuda" }))), 503, "POOL_UNAVAILABLE");
-        verifier.refused(server, &create(&task_with(json!({ "workload": "rerank" }))), 503, "POOL_UNAVAILABLE");
+        verifier.refused(server, &create(&task_with(json!({ "workload": "rerank" }))), 400, "INVALID_PARAMS");
         for request in [
             Request::get(&fill_in("/v1/tasks/{id}/stream")),
             Request::new("POST", &fill_in("/v1/tasks/{id}/cancel")),

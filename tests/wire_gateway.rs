@@ -4,6 +4,8 @@ mod common;
 
 use common::gateway::*;
 use common::*;
+use orchestratord_bdd::harness::scratch::Scratch;
+use orchestratord_engine::testing::TinyModel;
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -123,7 +125,7 @@ fn what_cannot_be_done_is_refused_by_name_and_never_ignored() {
     for (changes, param, code) in [
         (json!({ "tools": tool }), "tools", "invalid_value"),
         (json!({ "tool_choice": "required" }), "tool_choice", "invalid_value"),
-        (json!({ "response_format": { "type": "json_object" } }), "response_format", "invalid_value"),
+        (json!({ "response_format": { "type": "xml" } }), "response_format", "invalid_value"),
         (json!({ "audio": { "voice": "x" } }), "audio", "invalid_value"),
         (json!({ "modalities": ["text", "audio"] }), "modalities", "invalid_value"),
         (json!({ "reasoning_effort": "high" }), "reasoning_effort", "invalid_value"),
@@ -202,7 +204,7 @@ fn plain_completions_take_texts_and_tokens() {
     let column = |name: &str| logprobs[name].as_array().expect("a column").len();
     assert_eq!(["tokens", "token_logprobs", "top_logprobs", "text_offset"].map(column), [12; 4]);
     for (changes, param) in [
-        (json!({ "suffix": "the end" }), "suffix"),
+        (json!({ "suffix": "the end" }), "suffix"), // wren has not learned it
         (json!({ "best_of": 3 }), "best_of"),
         (json!({ "prompt": [] }), "prompt"),
         (json!({ "prompt": [1, 99_999_999] }), "prompt"),
@@ -212,6 +214,32 @@ fn plain_completions_take_texts_and_tokens() {
         let error = gateway_refusal(&ask(&gateway, TEXT, &body(changes)), 400, "invalid_value");
         assert_eq!(error["param"], param, "{error}");
     }
+}
+
+#[test]
+fn a_hole_is_filled_by_a_model_that_has_learned_it() {
+    let folder = Scratch::new().expect("a folder");
+    let model = folder.path().join("tiny.gguf");
+    let marks = vec!["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"];
+    std::fs::write(&model, TinyModel { marks, ..TinyModel::default() }.to_bytes()).expect("a model");
+    let (_server, gateway) = with_gateway(Settings::default().with("model", model.display()));
+    let body = |changes: Value| {
+        let mut body = json!({ "model": "tiny", "temperature": 0, "max_tokens": 8, "ignore_eos": true });
+        body.as_object_mut().expect("an object").extend(changes.as_object().expect("changes").clone());
+        body
+    };
+    let whole = told(&gateway, TEXT, &body(json!({ "prompt": "a cat", "suffix": "sat" })));
+    let tokens = |text: &str| {
+        let made = told(&gateway, "/tokenize", &json!({ "prompt": text, "add_special_tokens": false }));
+        made["tokens"].as_array().expect("tokens").clone()
+    };
+    let marked =
+        [vec![json!(0), json!(297)], tokens("a cat"), vec![json!(298)], tokens("sat"), vec![json!(299)]].concat();
+    let by_hand = told(&gateway, TEXT, &body(json!({ "prompt": marked })));
+    assert_eq!(whole["choices"][0]["text"], by_hand["choices"][0]["text"]);
+    assert_eq!(whole["usage"], by_hand["usage"]);
+    let error = ask(&gateway, TEXT, &body(json!({ "prompt": [5, 6], "suffix": "sat" })));
+    assert_eq!(gateway_refusal(&error, 400, "invalid_value")["param"], "suffix");
 }
 
 #[test]

@@ -33,6 +33,7 @@ fn events(client: &Client, path: &str, body: &Value) -> Vec<Value> {
     let stream = open_stream(client, path, &body);
     stream.wait_for_end(2 * PATIENCE).unwrap_or_else(|error| panic!("{error:#}"));
     let told = stream.events();
+    told.iter().for_each(|e| gateway_contract::check_event(&e.name, &e.data));
     told.iter().for_each(|e| assert_eq!(e.json().expect("JSON")["type"], e.name.as_str()));
     told.iter().map(|e| e.json().expect("JSON")).collect()
 }
@@ -219,17 +220,70 @@ fn a_response_in_the_background_is_asked_for_later_and_can_be_canceled() {
     gateway_refusal(&gone, 404, "not_found");
 }
 
+/// The events of a response that is there, after the one with this number.
+fn events_after(gateway: &Client, id: &str, after: u64) -> Vec<Value> {
+    let stream =
+        open_stream_with(gateway, &Request::get(&format!("{RESPONSES}/{id}?stream=true&starting_after={after}")));
+    stream.wait_for_end(2 * PATIENCE).unwrap_or_else(|error| panic!("{error:#}"));
+    stream.events().iter().map(|e| e.json().expect("JSON")).collect()
+}
+
+#[test]
+fn a_stream_that_was_lost_is_read_on_from_any_event() {
+    let (_server, gateway) = with_gateway(Settings::default());
+    let whole = events(&gateway, RESPONSES, &response(json!({ "background": true })));
+    let id = whole[0]["response"]["id"].as_str().expect("an id");
+    // What an event says of the response as a whole is of the moment in which it is read.
+    let lasting = |events: &[Value]| -> Vec<Value> {
+        let part = |e: &Value| json!([e["type"], e["sequence_number"], e["delta"], e["item"], e["text"], e["part"]]);
+        events.iter().map(part).collect()
+    };
+    for after in [0, 2, 5, whole.len() as u64 - 2] {
+        let rest = events_after(&gateway, id, after);
+        assert_eq!(lasting(&rest), lasting(&whole[after as usize + 1..]), "after {after}");
+    }
+    assert!(events_after(&gateway, id, whole.len() as u64).is_empty());
+    // The same in the words of server-sent events.
+    let again = Request::get(&format!("{RESPONSES}/{id}?stream=true")).with("Last-Event-ID", "5");
+    let again = open_stream_with(&gateway, &again);
+    again.wait_for_end(2 * PATIENCE).unwrap_or_else(|error| panic!("{error:#}"));
+    let told: Vec<Value> = again.events().iter().map(|e| e.json().expect("JSON")).collect();
+    assert_eq!(lasting(&told), lasting(&whole[6..]));
+    // With ids, openai-python takes the blank line after a comment for an event without data.
+    assert!(again.events().iter().all(|e| e.id.is_none()));
+
+    // One that is still going on, from a reader whose leaving changes nothing.
+    let body =
+        response(json!({ "background": true, "stream": true, "max_output_tokens": 120, "input": "Tell me a story." }));
+    let first = open_stream(&gateway, RESPONSES, &body);
+    wait_until("some events", || first.events().len() > 4);
+    let read: Vec<Value> = first.events().iter().map(|e| e.json().expect("JSON")).collect();
+    drop(first);
+    let id = read[0]["response"]["id"].as_str().expect("an id");
+    let last = read.last().expect("events")["sequence_number"].as_u64().expect("a number");
+    let rest = events_after(&gateway, id, last);
+    let text = |events: &[Value]| events.iter().filter_map(|e| e["delta"].as_str()).collect::<String>();
+    let end = &rest.last().expect("events")["response"];
+    assert_eq!(text(&read) + &text(&rest), end["output"][0]["content"][0]["text"].as_str().expect("text"));
+    for (query, param) in [("starting_after=3", "starting_after"), ("stream=maybe", "stream"), ("colour=red", "colour")]
+    {
+        let answer = gateway.send(&Request::get(&format!("{RESPONSES}/{id}?{query}"))).expect("an answer");
+        assert_eq!(gateway_refusal(&answer, 400, "invalid_value")["param"], param);
+    }
+}
+
 #[test]
 fn what_a_response_cannot_do_is_refused_by_name() {
     let (_server, gateway) = with_gateway(Settings::default());
     for (changes, param) in [
         (json!({ "tools": [{ "type": "web_search" }] }), "tools"),
-        (json!({ "text": { "format": { "type": "json_schema" } } }), "text"),
+        (json!({ "text": { "format": { "type": "json_schema" } } }), "text.format"),
         (json!({ "truncation": "auto" }), "truncation"),
         (json!({ "reasoning": { "effort": "high" } }), "reasoning"),
         (json!({ "include": ["file_search_call.results"] }), "include"),
         (json!({ "conversation": "conv_1" }), "conversation"),
         (json!({ "input": [{ "type": "function_call_output", "call_id": "c", "output": "x" }] }), "input"),
+        (json!({ "input": [{ "type": "item_reference", "id": "x" }] }), "input"),
         (json!({ "input": [] }), "input"),
         (json!({ "max_output_tokens": 0 }), "max_output_tokens"),
     ] {

@@ -102,6 +102,25 @@ fn who_waits_is_told_its_place_in_comments_or_in_events() {
 }
 
 #[test]
+fn a_key_has_one_budget_at_both_doors() {
+    let settings = Settings::default().with("key_tokens_budget", 30).with("key_cost_budget", 1000);
+    let (server, gateway) = with_gateway(settings);
+    let asked = chat(json!({ "max_tokens": 20, "ignore_eos": true }));
+    let answered = ask(&gateway, CHAT, &asked);
+    assert_eq!(
+        (answered.status, answered.header("x-ratelimit-remaining-tokens")),
+        (200, Some("30")),
+        "{}",
+        answered.text()
+    );
+    let accepted = enqueue(&server, &task_with(json!({ "max_tokens": 24, "ignore_end": true })));
+    assert_eq!(accepted.header("X-Budget-Tokens-Remaining"), Some("10"), "what the chat has left");
+    let refused = ask(&gateway, CHAT, &asked);
+    assert_eq!(gateway_refusal(&refused, 429, "insufficient_quota")["type"], "rate_limit_error");
+    assert_eq!((refused.header("x-should-retry"), refused.header("Retry-After")), (Some("false"), None));
+}
+
+#[test]
 fn a_client_that_leaves_frees_its_slot_whether_it_streamed_or_not() {
     let (server, gateway) = with_gateway(narrow(4));
     let streaming = occupy_by_chat(&gateway);
@@ -150,6 +169,22 @@ fn a_deadline_that_cannot_be_met_is_refused_and_not_retried() {
         let answer = ask_with(ms);
         gateway_refusal(&answer, 429, "deadline_unmet");
         assert_eq!(answer.header("x-should-retry"), Some("false"));
+    }
+    gateway_refusal(&ask_with("soon"), 400, "invalid_value");
+}
+
+#[test]
+fn a_first_token_that_cannot_come_in_time_is_refused_and_not_queued() {
+    let (_server, gateway) = with_gateway(narrow(4));
+    let ask_with = |ms: &str| {
+        let request = Request::post(CHAT, &chat(json!({ "max_tokens": 2 }))).with("x-llm-d-slo-ttft-ms", ms);
+        gateway.send(&request).expect("an answer")
+    };
+    assert_eq!(ask_with("60000").status, 200);
+    let occupied = open_stream(&gateway, CHAT, &endless_chat(json!({ "stream": true })));
+    wait_until("a slot that is taken", || occupied.events().len() > 2);
+    for ms in ["1", "0"] {
+        gateway_refusal(&ask_with(ms), 429, "deadline_unmet");
     }
     gateway_refusal(&ask_with("soon"), 400, "invalid_value");
 }

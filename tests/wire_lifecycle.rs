@@ -55,7 +55,7 @@ fn capabilities_tell_what_this_process_does() {
     assert_eq!(engines.len(), 1, "{capabilities}");
     let cpu = &engines[0];
     assert_eq!((&cpu["engine"], &cpu["concurrency"]), (&json!("cpu"), &json!(3)));
-    assert_eq!(cpu["supported_workloads"], json!(["completion"]));
+    assert_eq!(cpu["supported_workloads"], json!(["completion", "embedding"]));
     assert_eq!(models_of(&capabilities), ["wren"]);
     assert_eq!(cpu["ctx_max"], 2048);
 }

@@ -198,6 +198,64 @@ fn budgets_of_time_and_cost_are_kept_too() {
     check_spent(&server, &id, "time");
 }
 
+/// A server for two keys, each of which may spend so many tokens over all its sessions.
+fn with_two_keys(tokens: u64) -> (Server, [Client; 2]) {
+    let keys = format!("{KEY},another-key-0815");
+    let server = server_with(Settings::default().with("api_keys", keys).with("key_tokens_budget", tokens));
+    let clients = [KEY, "another-key-0815"].map(|key| server.client_with(Some(key)));
+    (server, clients)
+}
+
+fn send(client: &Client, task: &Value) -> Answer {
+    client.send(&Request::post("/v1/tasks", task)).expect("an answer")
+}
+
+#[test]
+fn what_a_key_may_spend_is_shared_by_its_sessions_and_its_own() {
+    let (server, [mine, yours]) = with_two_keys(20);
+    let first = send(&mine, &spend(&uuid(), 12));
+    assert_eq!((first.status, told(&first).0), (202, 20), "the key has less than its session");
+    let second = spend(&uuid(), 12);
+    assert_eq!(send(&mine, &second).status, 202);
+    assert_eq!(end_of(&finish(&open(&server, &second)))["tokens_out"], 8, "12 of 20 were promised already");
+    let refused = send(&mine, &spend(&uuid(), 1));
+    let said = refusal(&refused, 429, "ADMISSION_REJECT");
+    assert_eq!((&said["policy_label"], &said["retriable"]), (&json!("key-tokens-budget"), &json!(false)), "{said}");
+    assert!(refused.header("Retry-After").is_none());
+    assert_eq!(told(&send(&yours, &spend(&uuid(), 12))).0, 20, "another key has its own");
+}
+
+#[test]
+fn many_tasks_at_once_cannot_spend_more_than_their_key_has() {
+    let (server, [mine, _]) = with_two_keys(100);
+    let senders: Vec<_> = (0..6)
+        .map(|_| {
+            let mine = mine.clone();
+            std::thread::spawn(move || {
+                let tasks = (0..4).map(|_| spend(&uuid(), 9));
+                tasks.filter(|task| send(&mine, task).status == 202).collect::<Vec<_>>()
+            })
+        })
+        .collect();
+    let accepted: Vec<Value> = senders.into_iter().flat_map(|s| s.join().expect("it sends")).collect();
+    let ends = accepted.iter().map(|task| end_of(&finish(&open(&server, task)))["tokens_out"].as_u64());
+    assert_eq!(ends.map(|n| n.expect("a number")).sum::<u64>(), 100, "no more, and to the last one");
+}
+
+#[test]
+fn a_spent_budget_is_said_before_anything_of_the_queue() {
+    let settings = narrow(1).with("session_tokens_budget", 5000).with("api_keys", format!("{KEY},another-key-0815"));
+    let server = server_with(settings.with("key_tokens_budget", 2500));
+    let (running, _stream) = occupy(&server);
+    let poor = endless();
+    enqueue(&server, &poor);
+    check_spent(&server, &uuid(), "key-tokens");
+    let other = server.client_with(Some("another-key-0815"));
+    assert_eq!(refusal(&send(&other, &task()), 429, "ADMISSION_REJECT")["policy_label"], "reject", "it is full, too");
+    cancel(&server, &poor);
+    cancel(&server, &running);
+}
+
 #[test]
 fn a_canceled_task_spends_what_it_sent() {
     let server = server_with(Settings::default().with("session_tokens_budget", 5000));

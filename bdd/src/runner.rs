@@ -27,6 +27,8 @@ pub struct Tally {
     pub scenarios_failed: usize,
     /// Broken files and hooks count as well as failed, skipped and undefined steps.
     pub faults: usize,
+    /// What went wrong, a few lines each.
+    pub told: Vec<String>,
 }
 
 impl Tally {
@@ -39,6 +41,7 @@ impl Tally {
         self.scenarios_passed += other.scenarios_passed;
         self.scenarios_failed += other.scenarios_failed;
         self.faults += other.faults;
+        self.told.extend_from_slice(&other.told);
     }
 }
 
@@ -84,6 +87,8 @@ pub fn run(files: &[PathBuf], words: &str) -> Tally {
     // Lanes silence panics while they run and restore each other's silence; after them, nobody is silent.
     drop(std::panic::take_hook());
     let total = total.into_inner().expect("no lane panics while it counts");
+    // A log that is cut short still has its end.
+    total.told.iter().for_each(|told| println!("\n{told}"));
     println!(
         "\n{} files, {} scenarios passed, {} failed, {} faults, {:.1} s",
         files.len(),
@@ -115,6 +120,7 @@ fn run_file(file: &Path, words: &str) -> Tally {
         scenarios_passed: stats.passed,
         scenarios_failed: stats.failed + stats.skipped,
         faults: writer.failed_steps() + writer.skipped_steps() + writer.parsing_errors() + writer.hook_errors(),
+        told: page.failures(),
     };
     if tally.faults > 0 || tally.scenarios_passed > 0 {
         page.print();
@@ -140,7 +146,27 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 #[derive(Clone, Default)]
 struct Page(Arc<Mutex<Vec<u8>>>);
 
+/// Lines of a failed step that are told again at the end, and the longest of them in characters.
+const TOLD_LINES: usize = 5;
+const TOLD_CHARS: usize = 300;
+
 impl Page {
+    /// Each failed step with its feature, its scenario and why.
+    fn failures(&self) -> Vec<String> {
+        let bytes = self.0.lock().expect("nobody panics while writing here");
+        let text = String::from_utf8_lossy(&bytes);
+        let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+        let above = |at: usize, word: &str| lines[..at].iter().rev().find(|line| line.trim_start().starts_with(word));
+        let told = lines.iter().enumerate().filter(|(_, line)| line.trim_start().starts_with('✘'));
+        let told = told.map(|(at, _)| {
+            let head = ["Feature", "Scenario"].into_iter().filter_map(|word| above(at, word).copied());
+            let rest = lines[at..].iter().take(TOLD_LINES).copied();
+            let short = |line: &str| line.chars().take(TOLD_CHARS).collect::<String>();
+            head.chain(rest).map(short).collect::<Vec<_>>().join("\n")
+        });
+        told.collect()
+    }
+
     fn print(&self) {
         let bytes = self.0.lock().expect("nobody panics while writing here");
         let text = String::from_utf8_lossy(&bytes);

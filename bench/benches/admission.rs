@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use orchestratord::admission::QueueWithMetrics;
+use orchestratord::admission::{Place, QueueWithMetrics, Waits};
 use orchestratord::config::AdmissionPolicy;
 use orchestratord::domain::task::Priority;
 use orchestratord::infra::reactor::WakeHub;
@@ -12,17 +12,25 @@ use orchestratord::infra::stream::{Claim, TaskStream};
 use orchestratord::metrics::{Labels, Metrics};
 use orchestratord::services::streaming::FrameBuffers;
 
+struct Number(u64, Place);
+
+impl Waits for Number {
+    fn place(&self) -> &Place {
+        &self.1
+    }
+}
+
 fn ring(c: &mut Criterion) {
     let labels = Labels { engine: "cpu", engine_version: "1", pool_id: "p".into(), replica_id: "0" };
     let metrics = Arc::new(Metrics::new(labels));
-    let (queue, mut waiting) = QueueWithMetrics::<u64>::new(256, AdmissionPolicy::Reject, metrics);
+    let (queue, mut waiting) = QueueWithMetrics::<Number>::new(256, AdmissionPolicy::Reject, metrics);
     let mut group = c.benchmark_group("ring");
     group.throughput(Throughput::Elements(1));
     group.bench_function("enqueue, drain, take", |b| {
         b.iter(|| {
-            queue.enqueue(Priority::Interactive, |_| black_box(7)).expect("there is room");
+            queue.enqueue(Priority::Interactive, |_| Number(black_box(7), Place::default())).expect("there is room");
             waiting.drain(|_| {});
-            black_box(waiting.take(Priority::Interactive))
+            black_box(waiting.take(Priority::Interactive).map(|w| w.entry.0))
         });
     });
     group.finish();

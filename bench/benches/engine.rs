@@ -4,6 +4,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use orchestratord_bench::{Ignore, engine, long_request};
+use orchestratord_engine::{Grammar, SequenceRequest};
 
 /// Steps of `width` sequences; a new set is admitted when the context is full.
 fn decode(c: &mut Criterion) {
@@ -15,6 +16,30 @@ fn decode(c: &mut Criterion) {
             b.iter(|| {
                 if engine.is_idle() {
                     (0..width).for_each(|id| _ = engine.admit(long_request(id, 8)).expect("the engine is empty"));
+                }
+                black_box(engine.step(&mut Ignore).expect("the CPU does not fail").sampled)
+            });
+        });
+    }
+    group.finish();
+}
+
+/// The same steps with a grammar: its masks are made on a thread beside the forward pass. That any letter may come says what
+/// masks cost, for the tree of the grammar stays small.
+fn masked(c: &mut Criterion) {
+    let mut group = c.benchmark_group("masked decode step");
+    for width in [1u64, 16] {
+        group.throughput(Throughput::Elements(width));
+        group.bench_function(format!("{width} rows"), |b| {
+            let mut engine = engine(16);
+            let constraint =
+                engine.model().constraint(Grammar::Regex("[a-zA-Z .,]{16000}")).expect("a regular expression");
+            b.iter(|| {
+                if engine.is_idle() {
+                    for id in 0..width {
+                        let request = SequenceRequest { constraint: Some(constraint.clone()), ..long_request(id, 8) };
+                        engine.admit(request).expect("the engine is empty");
+                    }
                 }
                 black_box(engine.step(&mut Ignore).expect("the CPU does not fail").sampled)
             });
@@ -47,5 +72,5 @@ fn scheduler(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, decode, scheduler);
+criterion_group!(benches, decode, masked, scheduler);
 criterion_main!(benches);

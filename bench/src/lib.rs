@@ -1,6 +1,7 @@
 //! The load generator, our server on a paced engine, and inputs that several benches share.
 
 pub mod counting;
+pub mod grade;
 pub mod load;
 pub mod null_server;
 pub mod pace;

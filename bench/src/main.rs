@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use orchestratord_bench::load::{self, Api, Arrivals, Measure, Plan};
-use orchestratord_bench::{null_server, startup, table};
+use orchestratord_bench::{grade, null_server, startup, table};
 
 #[derive(Parser)]
 #[command(about = "Measures orchestratord and its peers.")]
@@ -25,6 +25,8 @@ enum Command {
     NullServer(null_server::Options),
     /// Starts a server again and again, and measures the time to its first 202.
     Startup(startup::Options),
+    /// Grades the promises of a live server on the CPU engine, as the simulator grades those of a simulated one.
+    Grade(grade::Options),
     /// Writes the table of a run's measurements.
     Table(table::Options),
 }
@@ -138,6 +140,7 @@ fn main() {
         Command::Load(args) => args.run(),
         Command::NullServer(options) => null_server::run(options),
         Command::Startup(options) => startup::run(options),
+        Command::Grade(options) => grade::run(options),
         Command::Table(options) => table::run(options),
     };
     if let Err(why) = done {

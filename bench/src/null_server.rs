@@ -6,8 +6,9 @@ use std::time::Duration;
 use clap::Args;
 use orchestratord::app::bootstrap::Server;
 use orchestratord::config::{self, Config};
-use orchestratord::services::pool;
+use orchestratord::services::pool::{self, Installable};
 use orchestratord::services::prediction::StepModel;
+use orchestratord::services::trials::Trials;
 
 use crate::paced::Paced;
 
@@ -60,10 +61,11 @@ pub fn start(options: &Options) -> Result<Server, String> {
     Server::start_with(configuration(options)?, |config, pool| {
         // The real model, for its tokenizer; its own engine with as few slots as it takes to measure it.
         let rules = pool::PoolRules { slots_max: 16, step_rows_max: 128, ..pool.rules.clone() };
-        let (loaded, _, _) = pool::load(config.model.as_deref(), &rules, pool.engine_version, None)?;
+        let loaded = pool::load(config.model.as_deref(), &rules, pool.engine_version, None)?.loaded;
         let speed = StepModel::new(interval.as_secs_f64() * 1e6);
         let token = loaded.model.tokenizer().encode(TOKEN_TEXT, false, false)[0];
-        Ok((loaded, Box::new(Paced::new(interval, token, config.slots_max)), Box::new(speed)))
+        let engine = Box::new(Paced::new(interval, token, config.slots_max));
+        Ok(Installable { loaded, engine, speed, trials: Trials::none() })
     })
 }
 

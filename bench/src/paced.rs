@@ -66,8 +66,12 @@ impl Decoder for Paced {
         Ok(StepReport { rows_decode: rows, sampled: rows, finished, ..StepReport::default() })
     }
 
-    fn rebuilt(&self, _: Arc<Model>, _: EngineOptions) -> Result<Box<dyn Decoder>, String> {
+    fn rebuilt(&mut self, _: Arc<Model>, _: EngineOptions) -> Result<Box<dyn Decoder>, String> {
         Ok(Box::new(Paced::new(self.interval, self.token, self.slots_max)))
+    }
+
+    fn arithmetic(&self) -> String {
+        "none".to_owned()
     }
 
     fn is_idle(&self) -> bool {

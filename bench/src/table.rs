@@ -111,7 +111,9 @@ fn table(reports: &[Report]) -> String {
         }
         let _ = write!(out, "| {} |", row.what);
         for server in SERVERS {
-            let _ = write!(out, " {} |", median(&of(server)).map_or_else(String::new, shown));
+            // Nothing measured is no figure: a server that gave no first token in the window has no time for it.
+            let figure = median(&of(server)).filter(|figure| *figure > 0.0);
+            let _ = write!(out, " {} |", figure.map_or_else(String::new, shown));
         }
         for other in ["axum", "floor", "llama.cpp"] {
             let _ = write!(out, " {} |", ratio(&of("ours"), &of(other)));

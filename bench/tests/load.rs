@@ -1,5 +1,7 @@
 //! The load generator against our server on a paced engine: what it counts is what was asked for.
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::time::Duration;
 
 use orchestratord_bench::load::{self, Api, Arrivals, Measure, Plan, Report};
@@ -11,8 +13,17 @@ fn run(settings: &[&str], change: impl FnOnce(&mut Plan)) -> Report {
     let settings = settings.iter().copied().chain(["log_level=warn"]).map(str::to_owned).collect();
     let options = Options { listen: ([127, 0, 0, 1], 0).into(), interval_us: INTERVAL_US, settings };
     let server = null_server::start(&options).expect("the server starts");
-    let mut plan = Plan {
-        address: server.address,
+    let mut plan = Plan { address: server.address, ..plan() };
+    change(&mut plan);
+    let report = load::run(&plan).expect("the load runs");
+    server.stop();
+    assert_eq!((report.failed, report.first_failure.clone()), (0, None));
+    report
+}
+
+fn plan() -> Plan {
+    Plan {
+        address: ([127, 0, 0, 1], 0).into(),
         api: Api::Ours,
         measure: Measure::Stream,
         arrivals: Arrivals::Closed,
@@ -28,12 +39,7 @@ fn run(settings: &[&str], change: impl FnOnce(&mut Plan)) -> Report {
         pid: Some(std::process::id()),
         server: "ours".into(),
         case: "test".into(),
-    };
-    change(&mut plan);
-    let report = load::run(&plan).expect("the load runs");
-    server.stop();
-    assert_eq!((report.failed, report.first_failure.clone()), (0, None));
-    report
+    }
 }
 
 #[test]
@@ -58,4 +64,31 @@ fn refusals_are_counted_and_are_no_failures() {
     let report = run(&["slots_max=1", "queue_capacity=1"], |plan| plan.max_tokens = 100);
     assert!(report.refused > 0 && report.refusal.count == report.refused, "{report:?}");
     assert!(report.tokens > 0, "{report:?}");
+}
+
+/// Some servers close after every answer, without a word beforehand: that is their right, and costs them a connection.
+#[test]
+fn a_server_that_closes_between_answers_has_not_failed() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    std::thread::spawn(move || {
+        for socket in listener.incoming() {
+            let mut socket = socket.expect("a connection");
+            let mut request = [0; 2048];
+            let _ = socket.read(&mut request);
+            let _ = socket.write_all(b"HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\n\r\n{}");
+        }
+    });
+    let plan = Plan {
+        address,
+        measure: Measure::Post,
+        connections: 2,
+        warmup: Duration::ZERO,
+        window: Duration::from_millis(300),
+        grid: None,
+        pid: None,
+        ..plan()
+    };
+    let report = load::run(&plan).expect("the load runs");
+    assert!(report.requests > 10 && report.failed == 0, "{report:?}");
 }

@@ -44,3 +44,12 @@ fn running_streams_hardly_notice_a_long_prompt() {
     let gaps = suite::gaps(7, 0.0);
     assert!(gaps.with_us <= 2.1 * gaps.without_us, "{gaps:?}");
 }
+
+/// Batch work waits for whatever interactive work comes meanwhile, until its age gives it a slot of its own.
+#[test]
+fn batch_work_starts_when_it_was_said_to_where_it_has_the_time() {
+    let starts = suite::starts(Kind::Poisson, 7, 15_000).starts_batch;
+    assert!(starts.pairs.len() > 1000, "{}", starts.pairs.len());
+    let (error, within) = (starts.error_median(), starts.share_within_quarter());
+    assert!(error <= 0.25 && within >= 0.7, "{error} {within}");
+}

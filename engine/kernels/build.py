@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compiles the kernels for every target with NVRTC, without a GPU, a toolkit or a C compiler.
 
-    build.py NVRTC_FOLDER            writes kernels.lock
+    build.py NVRTC_FOLDER            writes kernels.lock and packs/
     build.py NVRTC_FOLDER --check    compiles and compares; fails on any difference
 
 NVRTC_FOLDER holds libnvrtc.so.12 and its builtins: `nvidia/cuda_nvrtc/lib` of the wheel that ci/kernels.sh pins.
@@ -9,16 +9,23 @@ NVRTC_FOLDER holds libnvrtc.so.12 and its builtins: `nvidia/cuda_nvrtc/lib` of t
 The lock is a line a kernel and target: registers, bytes of spills, stack and shared memory, as ptxas says them, then for
 each source its SHA-256 and for each target the SHA-256 of what was compiled. So a spill cannot come in unseen, and whoever
 compiles the same sources gets the same bytes.
+
+A pack is what the binary carries for one target: each source's code, and before it the name's and the code's length in
+32 bits, little-endian, and the name; all of it as one .lzma stream. What is compared is what comes out of the packs, for
+compressors of different versions may well write different streams.
 """
 
 import ctypes
 import hashlib
+import lzma
 import pathlib
 import re
+import struct
 import sys
 
 HERE = pathlib.Path(__file__).parent
 LOCK = HERE / "kernels.lock"
+PACKS = HERE / "packs"
 # Code for chips of today, and PTX for those that come; a cubin runs on later chips of its generation, too.
 TARGETS = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "compute_80"]
 OPTIONS = ["--std=c++17", "--fmad=false", "--ptxas-options=-v"]
@@ -80,37 +87,55 @@ def resources(log):
     return found
 
 
-def lock(nvrtc):
-    """The text of the lock."""
+def compiled(nvrtc):
+    """The text of the lock, and for each target what its pack unpacks to."""
     headers = {path.name: path.read_text() for path in sorted(HERE.glob("*.cuh"))}
     sources = {path.name: path.read_text() for path in sorted(HERE.glob("*.cu"))}
+    packs = {target: bytearray() for target in TARGETS}
     lines = [f"# NVRTC {nvrtc.version} {' '.join(OPTIONS)}; by build.py, not by hand"]
     for name, text in sorted((headers | sources).items()):
         lines.append(f"source {name} sha256 {hashlib.sha256(text.encode()).hexdigest()}")
     for name, source in sources.items():
         for target in TARGETS:
             code, log = nvrtc.compile(name, source, headers, target)
+            stem = name.removesuffix(".cu").encode()
+            packs[target] += struct.pack("<II", len(stem), len(code)) + stem + code
             lines.append(f"code {name} {target} bytes {len(code)} sha256 {hashlib.sha256(code).hexdigest()}")
             for kernel, (registers, spills, stack, shared) in sorted(resources(log).items()):
                 lines.append(
                     f"kernel {kernel} {target} registers {registers} spills {spills} stack {stack} shared {shared}"
                 )
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n", {target: bytes(pack) for target, pack in packs.items()}
+
+
+def different(made, packs):
+    """What of the lock and the packs is not what the sources give."""
+    kept = LOCK.read_text().splitlines()
+    wrong = [("- " if line in kept else "+ ") + line for line in sorted(set(made.splitlines()) ^ set(kept))][:40]
+    for target, pack in packs.items():
+        path = PACKS / f"{target}.lzma"
+        if not path.exists() or lzma.decompress(path.read_bytes()) != pack:
+            wrong.append(f"{path.name} does not hold what was compiled")
+    wrong += [f"{path.name} belongs to no target" for path in PACKS.iterdir() if path.stem not in packs]
+    return wrong
 
 
 def main():
     arguments = [argument for argument in sys.argv[1:] if argument != "--check"]
     if len(arguments) != 1:
         raise SystemExit(__doc__)
-    made = lock(Nvrtc(pathlib.Path(arguments[0])))
+    made, packs = compiled(Nvrtc(pathlib.Path(arguments[0])))
     if "--check" not in sys.argv:
         LOCK.write_text(made)
+        PACKS.mkdir(exist_ok=True)
+        for target, pack in packs.items():
+            # An end mark instead of a length, as decoders of streams expect it.
+            packed = lzma.compress(pack, format=lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME)
+            (PACKS / f"{target}.lzma").write_bytes(packed)
         return
-    kept = LOCK.read_text().splitlines()
-    if different := sorted(set(made.splitlines()) ^ set(kept)):
-        shown = "\n".join(("- " if line in kept else "+ ") + line for line in different[:40])
-        raise SystemExit(f"kernels.lock is not what the sources give; run build.py without --check:\n{shown}")
-    print(f"{len(kept)} lines of kernels.lock hold")
+    if wrong := different(made, packs):
+        raise SystemExit("the kernels are not what the sources give; run build.py without --check:\n" + "\n".join(wrong))
+    print(f"{len(made.splitlines())} lines of kernels.lock and {len(packs)} packs hold")
 
 
 main()

@@ -4,7 +4,7 @@
 //! of a token takes microseconds and is done at once; the mask of the next one takes longer, and is made on a thread of its
 //! own while the engine computes the logits that it is for.
 
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
 
 use llguidance::api::TopLevelGrammar;
@@ -42,6 +42,16 @@ pub struct Constraint(Arc<Matcher>);
 impl std::fmt::Debug for Constraint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Constraint")
+    }
+}
+
+impl Constraint {
+    /// How many of these tokens may begin an answer, and whether it may end after all of them.
+    pub fn accepts(&self, tokens: &[u32]) -> (usize, bool) {
+        let mut matcher = self.0.deep_clone();
+        let count =
+            tokens.iter().take_while(|token| !matcher.is_stopped() && matcher.consume_token(**token).is_ok()).count();
+        (count, count == tokens.len() && (matcher.is_stopped() || matcher.is_accepting().unwrap_or(false)))
     }
 }
 
@@ -160,16 +170,22 @@ type Made = (Box<Matcher>, Result<SimpleVob, String>);
 
 struct Job {
     matcher: Box<Matcher>,
-    reply: Sender<Made>,
+    reply: SyncSender<Made>,
 }
 
 /// The thread that makes masks. It is started for the first grammar, and ends with the engine.
-#[derive(Default)]
 pub(crate) struct MaskMaker {
-    jobs: Option<Sender<Job>>,
+    jobs: Option<SyncSender<Job>>,
+    jobs_max: usize,
 }
 
 impl MaskMaker {
+    /// At most `jobs_max` masks wait to be made: one for each sequence in a slot. Those of sequences that were cancelled
+    /// meanwhile may stand before them; beyond the bound, the engine's thread makes the mask itself.
+    pub fn new(jobs_max: usize) -> MaskMaker {
+        MaskMaker { jobs: None, jobs_max }
+    }
+
     /// Begins to follow a grammar.
     pub fn begin(&mut self, constraint: &Constraint) -> Progress {
         self.make(Box::new(constraint.0.deep_clone()))
@@ -193,18 +209,19 @@ impl MaskMaker {
     }
 
     fn make(&mut self, matcher: Box<Matcher>) -> Progress {
-        let (reply, receiver) = channel();
+        // One answer, which never waits.
+        let (reply, receiver) = sync_channel(1);
         let mut job = Job { matcher, reply };
         if self.jobs.is_none() {
-            self.jobs = start();
+            self.jobs = start(self.jobs_max);
         }
         if let Some(jobs) = &self.jobs {
-            match jobs.send(job) {
+            match jobs.try_send(job) {
                 Ok(()) => return Progress::Working(receiver),
-                Err(refused) => job = refused.0,
+                Err(TrySendError::Full(refused) | TrySendError::Disconnected(refused)) => job = refused,
             }
         }
-        // Without a thread it takes longer, and that is all.
+        // Without the thread it takes longer, and that is all.
         work(job);
         Progress::Working(receiver)
     }
@@ -226,8 +243,8 @@ impl Progress {
     }
 }
 
-fn start() -> Option<Sender<Job>> {
-    let (jobs, received) = channel::<Job>();
+fn start(jobs_max: usize) -> Option<SyncSender<Job>> {
+    let (jobs, received) = sync_channel::<Job>(jobs_max);
     let body = move || received.into_iter().for_each(work);
     std::thread::Builder::new().name("masks".into()).spawn(body).ok()?;
     Some(jobs)

@@ -15,6 +15,7 @@ mod kv;
 mod load_error;
 mod model;
 mod philox;
+mod pooling;
 mod sampler;
 mod scheduler;
 #[doc(hidden)]
@@ -26,9 +27,10 @@ pub use constraint::{Constraint, Grammar, GrammarError};
 pub use kv::{KvUsage, SessionKv};
 pub use load_error::LoadError;
 pub use model::{Matrix, Model, ModelInfo, Rope, Vector};
+pub use pooling::{Pooling, shortened};
 pub use sampler::SamplingParams;
 pub use scheduler::{
     AdmitError, AdmitInfo, Engine, EngineError, EngineOptions, FinishReason, NextRows, Progress, SequenceRequest,
     StepReport, TokenSink, Verdict,
 };
-pub use text::{ChatMessage, ChatTemplate, Detokenizer, StopMatcher, TemplateError, Tokenizer};
+pub use text::{ChatMessage, ChatTemplate, Detokenizer, StopMatcher, TemplateError, Tokenizer, ToolCall};

@@ -4,6 +4,7 @@
 mod common;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use common::{Record, drain, engine, isas, model, request, tokens};
 use orchestratord_engine::gguf::TensorType;
@@ -12,6 +13,9 @@ use orchestratord_engine::{Engine, Isa, Model, SamplingParams, SequenceRequest};
 
 /// Crowds in one test run.
 const SEED_COUNT: u64 = 64;
+
+/// Most sequences beside the one that is looked at.
+const MATES_MAX: usize = 64;
 
 /// The sequence that is looked at; mates have ids above.
 const SUBJECT: u64 = 0;
@@ -83,17 +87,19 @@ fn for_every_crowd(check: impl Fn(&Arc<Model>, Isa, &mut Dice, &str)) {
 
 #[test]
 fn a_crowd_chunks_threads_and_a_warm_cache_change_no_bit() {
+    let largest = AtomicUsize::new(0);
     for_every_crowd(|model, isa, dice, what| {
         let vocab_len = model.info().vocab_len;
         let subject = subject(dice, vocab_len);
         let wanted = alone(model, isa, &subject);
-        let mate_count = 1 + dice.below(16);
+        // Every fourth crowd is as large as it gets.
+        let mate_count = if dice.below(4) == 0 { MATES_MAX } else { 1 + dice.below(MATES_MAX) };
         let chunk = mate_count + 1 + dice.below(100);
         let threads = 1 + dice.below(3);
         let what = format!("{what}: {mate_count} mates, steps of {chunk} rows, {threads} threads");
         let mut engine = engine(model, |o| {
             (o.isa, o.threads) = (Some(isa), threads);
-            (o.slots_max, o.step_rows_max, o.kv_blocks_max) = (mate_count + 1, chunk, 400);
+            (o.slots_max, o.step_rows_max, o.kv_blocks_max) = (mate_count + 1, chunk, 600);
         });
         let mut record = Record::default();
         // 0, 25, 50 or 100 per cent of the prompt has been computed before, in steps of another length.
@@ -112,10 +118,12 @@ fn a_crowd_chunks_threads_and_a_warm_cache_change_no_bit() {
             }
             // One slot stays free for the subject.
             let kept = usize::from(step < arrival);
-            while engine.slots_free() > kept && dice.below(3) > 0 {
+            let rush = step == 0;
+            while engine.slots_free() > kept && (rush || dice.below(3) > 0) {
                 engine.admit(mate(dice, next_mate, vocab_len)).expect("room");
                 next_mate += 1;
             }
+            largest.fetch_max(engine.running_count(), Relaxed);
             // Some mate goes in the middle of what it does.
             if dice.below(4) == 0 {
                 engine.cancel(1 + dice.below(next_mate as usize) as u64);
@@ -123,6 +131,7 @@ fn a_crowd_chunks_threads_and_a_warm_cache_change_no_bit() {
         });
         same(&record, &wanted, &what);
     });
+    assert_eq!(largest.load(Relaxed), MATES_MAX + 1, "the largest crowd");
 }
 
 #[test]

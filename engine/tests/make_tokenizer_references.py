@@ -98,7 +98,7 @@ def sentence_piece(name, add_space):
         ids = sp.encode(text)
         cases.append({"text": text, "ids": ids, "decoded": sp.decode(ids)})
     return {"name": name, "kind": "spm", "bos": sp.bos_id(), "eos": sp.eos_id(), "add_space": add_space, "pieces": pieces,
-            "scores": [sp.get_score(i) for i in range(len(pieces))], "kinds": kinds, "cases": cases}
+            "tokenizer_model": written.getvalue().hex(), "scores": [sp.get_score(i) for i in range(len(pieces))], "kinds": kinds, "cases": cases}
 
 
 def main():

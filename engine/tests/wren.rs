@@ -90,9 +90,9 @@ fn chats_are_written_as_by_transformers() {
     let model = model(wren());
     let template = model.chat_template().expect("wren chats");
     for case in list(&reference(), "chats") {
-        let turn = |m: &Value| ChatMessage { role: text(m, "role").into(), content: text(m, "content").into() };
+        let turn = |m: &Value| ChatMessage::new(text(m, "role"), text(m, "content"));
         let messages: Vec<ChatMessage> = list(case, "messages").iter().map(turn).collect();
-        let rendered = template.render(&messages, true, 0).expect("a conversation that it knows");
+        let rendered = template.render(&messages, None, true, 0).expect("a conversation that it knows");
         assert_eq!(rendered, text(case, "rendered"));
         let add_bos = !template.adds_bos();
         assert_eq!(model.tokenizer().encode(&rendered, add_bos, true), ids(case, "ids"));

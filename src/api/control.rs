@@ -123,17 +123,17 @@ fn load_and_install(pool: &Arc<Pool>, path: Option<&std::path::Path>) -> Result<
     let loading = std::panic::AssertUnwindSafe(|| pool::load(path, &pool.rules, pool.engine_version, Some(prior)));
     let loaded = std::panic::catch_unwind(loading)
         .unwrap_or_else(|_| Err((Verification::Corrupt, "the loader panicked at this file: see the log".into())));
-    let (loaded, engine, speed) = loaded.map_err(|(verification, why)| {
+    let model = loaded.map_err(|(verification, why)| {
         pool.metrics.verified(verification);
         why
     })?;
     pool.metrics.verified(Verification::Loaded);
-    let name = loaded.model_ref.clone();
+    let name = model.loaded.model_ref.clone();
     let (sender, receiver) = std::sync::mpsc::channel();
     let done = Box::new(move || {
         let _ = sender.send(());
     });
-    if !pool.send(Control::Install { loaded, engine, speed, done }) {
+    if !pool.send(Control::Install { model: Box::new(model), done }) {
         return Err("the engine has too many messages waiting".into());
     }
     receiver.recv().map_err(|_| "the engine stopped before it took the model over".to_owned())?;

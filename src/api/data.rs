@@ -4,17 +4,18 @@ use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use orchestratord_engine::{ChatMessage, Constraint};
+use orchestratord_engine::{ChatMessage, Constraint, ToolCall};
 
 use super::types::{Accepted, SessionBody, TaskRequest, from_json, json, require_api_key};
 use crate::config::AdmissionPolicy;
 use crate::domain::error::OrchestratorError;
-use crate::domain::ids::Uuid;
-use crate::domain::task::{Message, Prompt, ResponseFormat, TaskSpec, Workload};
+use crate::domain::ids::{CorrelationId, SessionId, TaskId, Uuid};
+use crate::domain::task::{Chat, FunctionCall, Message, Prompt, ResponseFormat, TaskSpec, Workload};
 use crate::infra::http::{RequestHead, Response};
 use crate::infra::reactor::{Reply, Wake, oneshot};
 use crate::infra::stream::{ReadersFull, StreamWriter, TaskStream};
 use crate::metrics::CancelReason;
+use crate::services::capabilities;
 use crate::services::gate::{Offer, Promise, Refusal};
 use crate::services::pool::{Control, Entry, Loaded, Pool, PoolState, SessionKvView};
 use crate::services::response_format;
@@ -25,7 +26,7 @@ use crate::state::AppState;
 
 /// POST /v1/tasks: 202 and where to find the stream, or the stream itself for `Accept: text/event-stream`.
 ///
-/// Refused as early as it can be: the shape, then the pool, then the queue, then the prompt's length in
+/// Refused as early as it can be: the shape, then the pool, then the budgets, then the queue, then the prompt's length in
 /// bytes, and only then is the prompt tokenized.
 ///
 /// # Errors
@@ -46,14 +47,14 @@ pub async fn create_task(
     }
     let promise = &task.promise;
     let body = Accepted {
-        task_id: task.spec.task_id.to_string(),
+        task_id: task.spec.task_id,
         queue_position: promise.queue_position,
         predicted_start_ms: promise.predicted_start_ms,
         backoff_ms: promise.backoff_ms,
         on_time_probability: thousandths(promise.outlook.on_time_probability),
     };
     let response = with_budgets(json(202, &body), &task.budgets);
-    Ok(Reply::Full(response.header("Location", format!("/v1/tasks/{}/stream", task.spec.task_id))))
+    Ok(Reply::Full(response.header("Location", format_args!("/v1/tasks/{}/stream", task.spec.task_id))))
 }
 
 /// Counts a refusal, unless the queue has: it counts its own where they are decided.
@@ -81,11 +82,12 @@ async fn accept(
     fail::fail_point!("create-task", |_| Err(OrchestratorError::Internal(
         "the fault point create-task was reached".into()
     )));
-    let spec = from_json::<TaskRequest<'_>>(body)?.check()?;
+    let mut spec = from_json::<TaskRequest<'_>>(body)?.check()?;
     if let Some(known) = state.tasks.get(spec.task_id) {
         return same_task(known, &spec);
     }
-    admit(state, client, spec, |_, _| (), correlation_id, wake).await
+    let prepared = prepare(state, client, &mut spec, |_, _| (), wake).await?;
+    enqueue(state, client, spec, prepared, correlation_id)
 }
 
 /// What every door does with a task whose fields are legal on their own. `fit` is told how many tokens the prompt has,
@@ -102,16 +104,40 @@ pub async fn admit(
     correlation_id: &str,
     wake: &Wake,
 ) -> Result<Arc<LiveTask>, OrchestratorError> {
-    let pool = pool_for(state, &spec)?;
+    let prepared = prepare(state, client, &mut spec, fit, wake).await?;
+    enqueue(state, client, spec, prepared, correlation_id)
+}
+
+/// The part of it that may wait. The task is lent: every connection has room for what an async function takes, and twice
+/// for what it takes by value.
+async fn prepare(
+    state: &Arc<AppState>,
+    client: u16,
+    spec: &mut TaskSpec,
+    fit: impl FnOnce(&mut TaskSpec, usize),
+    wake: &Wake,
+) -> Result<Prepared, OrchestratorError> {
+    let pool = pool_for(state, spec)?;
     let loaded = pool.accepting(&spec.model_ref)?;
-    check_context(&loaded, &spec)?;
+    check_workload(&loaded, spec)?;
+    check_context(&loaded, spec)?;
     let now_us = state.clock.now_us();
-    pool.gate.check_room(spec.task_id.0, now_us, spec.priority).map_err(|refusal| refused(state, &spec, refusal))?;
-    let prompt = tokenize(state, &loaded, &spec.prompt, wake).await?;
-    fit(&mut spec, prompt.len());
-    check_length(pool, &loaded, &spec, prompt.len())?;
+    let left = state.sessions.check_left(spec.session_id, client, now_us);
+    left.map_err(|spent| budget_spent(spec.session_id, spent))?;
+    pool.gate
+        .check_room(spec.task_id.0, now_us, spec.priority)
+        .map_err(|refusal| refused(state, spec.deadline_ms, refusal))?;
+    let mut prompt = tokenize(state, &loaded, &spec.prompt, wake).await?;
+    if let (Workload::Embedding, Some(end)) = (spec.workload, loaded.model.tokenizer().end_of_text())
+        && !matches!(spec.prompt, Prompt::Tokens(_))
+        && prompt.last() != Some(&end)
+    {
+        prompt = prompt.iter().copied().chain([end]).collect();
+    }
+    fit(spec, prompt.len());
+    check_length(pool, &loaded, spec, prompt.len())?;
     let constraint = constrain(state, &loaded, &spec.response_format, wake).await?;
-    enqueue(state, pool, client, spec, Prepared { loaded, prompt, constraint }, correlation_id)
+    Ok(Prepared { pool: pool.clone(), loaded, prompt, constraint })
 }
 
 /// The grammar of the answer, compiled on a helper thread.
@@ -130,25 +156,38 @@ async fn constrain(
 }
 
 fn same_task(known: Arc<LiveTask>, spec: &TaskSpec) -> Result<Arc<LiveTask>, OrchestratorError> {
-    if known.spec == *spec { Ok(known) } else { Err(other_body(spec)) }
+    if known.spec == *spec { Ok(known) } else { Err(other_body(spec.task_id)) }
 }
 
-fn other_body(spec: &TaskSpec) -> OrchestratorError {
-    let id = spec.task_id;
+fn other_body(id: TaskId) -> OrchestratorError {
     OrchestratorError::InvalidParams(format!("field `task_id`: {id} was sent before with another body: make a new one"))
 }
 
 fn pool_for<'a>(state: &'a AppState, spec: &TaskSpec) -> Result<&'a Arc<Pool>, OrchestratorError> {
     let unavailable = |message| OrchestratorError::PoolUnavailable { message, retry_after_ms: None };
-    let pool = state.pools.by_engine(&spec.engine).ok_or_else(|| {
+    let pool = state.pools.by_engine(spec.engine).ok_or_else(|| {
         let names: Vec<_> = state.pools.iter().map(|p| p.engine).collect();
         unavailable(format!("no pool has engine {:?}: this server has {}", spec.engine, names.join(", ")))
     })?;
-    if spec.workload != Workload::Completion {
-        let name = spec.workload.name();
-        return Err(unavailable(format!("no pool serves workload {name:?}: /v1/capabilities lists what there is")));
-    }
     Ok(pool)
+}
+
+/// What can be said of the model alone.
+fn check_workload(loaded: &Loaded, spec: &TaskSpec) -> Result<(), OrchestratorError> {
+    let model = &loaded.model_ref;
+    if !capabilities::WORKLOADS.contains(&spec.workload) {
+        let known = capabilities::WORKLOADS.map(Workload::name).join(" and ");
+        let name = spec.workload.name();
+        let message = format!("field `workload`: model {model} cannot do {name}: it does {known}");
+        return Err(OrchestratorError::InvalidParams(message));
+    }
+    let most = loaded.info.embedding_length;
+    match spec.embedding.dimensions {
+        Some(wanted) if wanted as usize > most => Err(OrchestratorError::InvalidParams(format!(
+            "field `inputs.dimensions`: {wanted} is over the {most} that vectors of model {model} have"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// What can be said before the prompt is tokenized.
@@ -205,8 +244,8 @@ fn prompt_tokens(loaded: &Loaded, prompt: &Prompt, now_ms: u64) -> Result<Arc<[u
     let tokens = match prompt {
         // Text is text: a client that writes a control token's name into its prompt gets its letters.
         Prompt::Text(text) => loaded.prompts.encode(tokenizer, text, true, false),
-        Prompt::Messages(messages) => {
-            let text = render(loaded, messages, true, now_ms)?;
+        Prompt::Chat(chat) => {
+            let text = render(loaded, chat, true, now_ms)?;
             let adds_bos = loaded.model.chat_template().is_some_and(|t| t.adds_bos());
             loaded.prompts.encode(tokenizer, &text, !adds_bos, true)
         }
@@ -236,7 +275,7 @@ fn empty_prompt() -> OrchestratorError {
 /// `InvalidParams` when the model has no template, or it refuses them.
 pub fn render(
     loaded: &Loaded,
-    messages: &[Message],
+    chat: &Chat,
     add_generation_prompt: bool,
     now_ms: u64,
 ) -> Result<String, OrchestratorError> {
@@ -245,9 +284,23 @@ pub fn render(
         .model
         .chat_template()
         .ok_or_else(|| invalid(format!("model {} has no chat template: send prompt instead", loaded.model_ref)))?;
-    let turns: Vec<ChatMessage> =
-        messages.iter().map(|m| ChatMessage { role: m.role.clone(), content: m.content.clone() }).collect();
-    template.render(&turns, add_generation_prompt, now_ms).map_err(|e| invalid(e.to_string()))
+    let turns: Vec<ChatMessage> = chat.turns.iter().map(turn).collect();
+    let tools = chat.tools.as_deref().map(|tools| serde_json::from_str(tools).expect("it was written from JSON"));
+    template.render(&turns, tools.as_ref(), add_generation_prompt, now_ms).map_err(|e| invalid(e.to_string()))
+}
+
+fn turn(m: &Message) -> ChatMessage {
+    let call = |c: &FunctionCall| ToolCall {
+        id: c.id.clone(),
+        name: c.name.clone(),
+        arguments: serde_json::from_str(&c.arguments).expect("it was checked where it entered"),
+    };
+    ChatMessage {
+        tool_calls: m.calls.iter().map(call).collect(),
+        tool_call_id: m.answers.as_ref().map(|(id, _)| id.clone()),
+        name: m.answers.as_ref().map(|(_, name)| name.clone()),
+        ..ChatMessage::new(m.role.clone(), m.content.clone())
+    }
 }
 
 fn check_length(pool: &Pool, loaded: &Loaded, spec: &TaskSpec, prompt_len: usize) -> Result<(), OrchestratorError> {
@@ -275,6 +328,7 @@ fn check_length(pool: &Pool, loaded: &Loaded, spec: &TaskSpec, prompt_len: usize
 
 /// What was made of a task's text, and the model for which it was.
 struct Prepared {
+    pool: Arc<Pool>,
     loaded: Arc<Loaded>,
     prompt: Arc<[u32]>,
     constraint: Option<Constraint>,
@@ -283,12 +337,12 @@ struct Prepared {
 /// Gives the task its session, budget, prediction and place; all of it or nothing.
 fn enqueue(
     state: &Arc<AppState>,
-    pool: &Arc<Pool>,
     client: u16,
     spec: TaskSpec,
     prepared: Prepared,
     correlation_id: &str,
 ) -> Result<Arc<LiveTask>, OrchestratorError> {
+    let pool = &prepared.pool.clone();
     let now_ms = state.clock.now_ms();
     let (session, evicted) = state.sessions.get_or_create(spec.session_id, now_ms);
     if let Some(id) = evicted {
@@ -297,15 +351,15 @@ fn enqueue(
     let rules = &state.sessions.rules;
     let account = state.sessions.account(session.clone(), client);
     let budgets = account.budgets();
-    let inserted = state.tasks.insert(&spec, || {
+    let (id, session_id) = (spec.task_id, spec.session_id);
+    let inserted = state.tasks.insert(spec, |spec| {
         let now_us = state.clock.now_us();
         let reserved =
-            account.reserve(spec.max_tokens.into(), now_us, rules).map_err(|spent| budget_spent(&spec, spent))?;
+            account.reserve(spec.max_tokens.into(), now_us, rules).map_err(|spent| budget_spent(session_id, spent))?;
         let nothing = Bill { reserved, tokens: 0, time_ms: 0, seated_us: None, now_ms };
-        let give_back = || account.settle(nothing, rules);
-        let Prepared { loaded, prompt, constraint } = &prepared;
-        let newcomer = Newcomer { state, pool, client, loaded, spec: &spec, prompt, constraint, account: &account };
-        newcomer.enqueue(reserved as u32, budgets, correlation_id).inspect_err(|_| give_back())
+        let newcomer =
+            Newcomer { state, pool, client, spec, prepared, account: account.clone(), budgets, correlation_id };
+        newcomer.enqueue(reserved as u32).inspect_err(|_| account.settle(nothing, rules))
     });
     match inserted {
         Inserted::New(task) => {
@@ -316,16 +370,16 @@ fn enqueue(
             Ok(task)
         }
         Inserted::Known(task) => Ok(task),
-        Inserted::Conflict => Err(other_body(&spec)),
+        Inserted::Conflict => Err(other_body(id)),
         Inserted::Refused(error) => Err(error),
     }
 }
 
 fn log_accepted(task: &LiveTask) {
     tracing::info!(
-        correlation_id = task.correlation_id,
-        task_id = %task.spec.task_id,
-        session_id = %task.spec.session_id,
+        correlation_id = &*task.correlation_id,
+        task_id = &*task.spec.task_id.text(),
+        session_id = &*task.spec.session_id.text(),
         priority = task.spec.priority.name(),
         queue_position = task.promise.queue_position,
         predicted_start_ms = task.promise.predicted_start_ms,
@@ -339,72 +393,70 @@ struct Newcomer<'a> {
     state: &'a Arc<AppState>,
     pool: &'a Arc<Pool>,
     client: u16,
-    loaded: &'a Arc<Loaded>,
-    spec: &'a TaskSpec,
-    prompt: &'a Arc<[u32]>,
-    constraint: &'a Option<Constraint>,
-    account: &'a Account,
+    spec: TaskSpec,
+    prepared: Prepared,
+    account: Account,
+    budgets: Budgets,
+    correlation_id: &'a str,
 }
 
 impl Newcomer<'_> {
-    fn enqueue(
-        &self,
-        tokens_reserved: u32,
-        budgets: Budgets,
-        correlation_id: &str,
-    ) -> Result<Arc<LiveTask>, OrchestratorError> {
-        let Newcomer { state, pool, client, loaded, spec, prompt, constraint, account } = *self;
+    fn enqueue(self, tokens_reserved: u32) -> Result<Arc<LiveTask>, OrchestratorError> {
+        let Newcomer { state, pool, client, spec, prepared, account, budgets, correlation_id } = self;
+        let Prepared { loaded, prompt, constraint, .. } = prepared;
         let accepted_us = state.clock.now_us();
+        let (deadline_ms, session) = (spec.deadline_ms, account.session.clone());
         let offer = Offer {
             id: spec.task_id.0,
             now_us: accepted_us,
             priority: spec.priority,
-            deadline_us: accepted_us.saturating_add(spec.deadline_ms.saturating_mul(1000)),
+            deadline_us: accepted_us.saturating_add(deadline_ms.saturating_mul(1000)),
             client,
             prompt_len: prompt.len() as u32,
             tokens_max: tokens_reserved,
             // Who decodes past the model's last word takes all that it may.
             tokens_said: if spec.ignore_end { None } else { spec.expected_tokens },
-            never_ends: spec.ignore_end,
+            // A vector takes its one step, too.
+            never_ends: spec.ignore_end || spec.workload == Workload::Embedding,
             blocks: (prompt.len() + tokens_reserved as usize).div_ceil(orchestratord_engine::BLOCK_LEN) as u32,
-            session: &account.session.lengths,
+            session: &session.lengths,
             forced: false,
         };
-        let (stream, mut writer) = TaskStream::new(state.hub.clone());
         let mut made = None;
         let placed = pool.gate.offer(&offer, |_, promise| {
+            let (stream, mut writer) = TaskStream::new(state.hub.clone());
+            write_started(&mut writer, &promise);
             let task = Arc::new(LiveTask::new(TaskParts {
-                spec: spec.clone(),
-                prompt: prompt.clone(),
-                constraint: Mutex::new(constraint.clone()),
-                loaded: loaded.clone(),
+                spec,
+                prompt,
+                constraint: Mutex::new(constraint),
+                loaded,
                 gate: pool.gate.clone(),
-                account: account.clone(),
+                account,
                 session_rules: state.sessions.rules,
-                correlation_id: correlation_id.to_owned(),
+                correlation_id: CorrelationId::new(correlation_id.as_bytes()).unwrap_or_else(CorrelationId::fresh),
                 stream,
                 promise,
                 tokens_reserved,
                 budgets,
                 accepted_us,
             }));
-            write_started(&mut writer, &promise);
             made = Some(task.clone());
             Entry { task, writer }
         });
-        placed.map_err(|refusal| refused(state, spec, refusal))?;
+        placed.map_err(|refusal| refused(state, deadline_ms, refusal))?;
         Ok(made.expect("the queue has made it"))
     }
 }
 
 /// The error for a task that the gate did not let in.
-fn refused(state: &AppState, spec: &TaskSpec, refusal: Refusal) -> OrchestratorError {
+fn refused(state: &AppState, deadline_ms: u64, refusal: Refusal) -> OrchestratorError {
     let (full, retry_after_ms) = match refusal {
         Refusal::Hopeless { queue_position, finish_us, on_time_probability } => {
             let message = format!(
-                "the deadline of {} ms would be met with probability {on_time_probability:.3}: {queue_position} tasks are \
-                 ahead and the finish is predicted in {:.0} ms; allow more time, ask for fewer tokens, or try another replica",
-                spec.deadline_ms,
+                "the deadline of {deadline_ms} ms would be met with probability {on_time_probability:.3}: \
+                 {queue_position} tasks are ahead and the finish is predicted in {:.0} ms; allow more time, ask for \
+                 fewer tokens, or try another replica",
                 finish_us / 1000.0
             );
             return OrchestratorError::DeadlineUnmet { message };
@@ -445,14 +497,14 @@ fn write_started(writer: &mut StreamWriter, promise: &Promise) {
     FRAMES.with_borrow_mut(|frames| writer.append(frames.started(started))).expect("a new log has room");
 }
 
-fn budget_spent(spec: &TaskSpec, spent: BudgetSpent) -> OrchestratorError {
+fn budget_spent(session_id: SessionId, spent: BudgetSpent) -> OrchestratorError {
     let what = match spent.what {
         Spent::Tokens => "tokens",
         Spent::Time => "decode time",
         Spent::Cost => "cost",
     };
     let message = match spent.owner {
-        Owner::Session => format!("session {} has spent its budget of {what}: use another session", spec.session_id),
+        Owner::Session => format!("session {session_id} has spent its budget of {what}: use another session"),
         Owner::Key => {
             format!("this API key has spent its budget of {what}: use another key, or ask the operator for more")
         }
@@ -510,9 +562,9 @@ fn open_stream(task: &Arc<LiveTask>, last_event_id: Option<u32>, wake: &Wake) ->
 
 fn with_budgets(response: Response, left: &Budgets) -> Response {
     response
-        .header("X-Budget-Tokens-Remaining", left.tokens.to_string())
-        .header("X-Budget-Time-Remaining-Ms", left.time_ms.to_string())
-        .header("X-Budget-Cost-Remaining", left.cost().to_string())
+        .header("X-Budget-Tokens-Remaining", left.tokens)
+        .header("X-Budget-Time-Remaining-Ms", left.time_ms)
+        .header("X-Budget-Cost-Remaining", left.cost())
 }
 
 fn find_task(state: &AppState, id: &str) -> Result<Arc<LiveTask>, OrchestratorError> {
@@ -531,7 +583,7 @@ fn find_task(state: &AppState, id: &str) -> Result<Arc<LiveTask>, OrchestratorEr
 pub async fn cancel_task(state: &Arc<AppState>, id: &str, wake: &Wake) -> Result<Response, OrchestratorError> {
     let task = find_task(state, id)?;
     let now_us = state.clock.now_us();
-    if let Some(pool) = state.pools.by_engine(&task.spec.engine) {
+    if let Some(pool) = state.pools.by_engine(task.spec.engine) {
         task.end(Outcome::Canceled(CancelReason::Client), &pool.scribe, now_us);
         pool.doorbell.ring();
     }
@@ -541,10 +593,15 @@ pub async fn cancel_task(state: &Arc<AppState>, id: &str, wake: &Wake) -> Result
     Ok(Response::new(204))
 }
 
-/// Waits until no write of token bytes is under way. A peer that does not read loses its connection.
+/// Sends every reader what the transcript holds, then sees to it that no token follows. A peer that does not read loses
+/// what it has not read, and its connection where that cannot be taken back.
 async fn quiesce(state: &AppState, task: &LiveTask, wake: &Wake) {
     let patience = Duration::from_millis(state.config.cancel_quiesce_ms);
-    if wake.wait_until(patience, || task.stream.is_quiet(wake.address())).await {
+    task.stream.rouse_readers();
+    let read_out = wake.wait_until(patience, || task.stream.is_read_out(wake.address())).await;
+    task.stream.mute();
+    let rest = if read_out { patience } else { Duration::ZERO };
+    if wake.wait_until(rest, || task.stream.is_quiet(wake.address())).await {
         return;
     }
     task.stream.abort_readers();

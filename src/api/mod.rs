@@ -17,7 +17,7 @@ use crate::state::AppState;
 /// # Errors
 ///
 /// When the helpers have too much to do, or the job panicked.
-async fn on_helper<T: Send + 'static>(
+pub async fn on_helper<T: Send + 'static>(
     state: &Arc<AppState>,
     wake: &Wake,
     job: impl FnOnce() -> T + Send + 'static,

@@ -9,20 +9,20 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use simd_json::Tape;
+use simd_json::{Node, Tape};
 use subtle::ConstantTimeEq;
 
 use crate::domain::error::OrchestratorError;
-use crate::domain::ids::Uuid;
+use crate::domain::ids::{CorrelationId, Uuid};
 use crate::domain::limits;
-use crate::domain::task::{Message, Priority, Prompt, ResponseFormat, Sampling, TaskSpec, Workload};
+use crate::domain::task::{
+    Embedding, Message, Pooling, Priority, Prompt, ResponseFormat, Sampling, TaskSpec, Workload,
+};
+use crate::infra::http::response::buffer;
 use crate::infra::http::{RequestHead, Response};
 use crate::services::response_format;
 
 const JSON: &str = "application/json";
-
-/// Most answers are shorter than this, and written without growing a buffer.
-const BODY_LEN_USUAL: usize = 256;
 
 /// SHA-256 of each configured key: what is compared has one length, and no key lies about in memory.
 pub struct ApiKeys(Vec<[u8; 32]>);
@@ -77,13 +77,10 @@ pub fn require_key(head: &RequestHead<'_>, keys: &ApiKeys) -> Result<u16, Orches
     sent.iter().find_map(|key| keys.number_of(key)).ok_or(OrchestratorError::Forbidden)
 }
 
-/// The request's correlation id where it is fit to be echoed, else a fresh UUID.
-pub fn correlation_id_from(head: Option<&RequestHead<'_>>) -> String {
+/// The request's correlation id where it is fit to be echoed, else a fresh one.
+pub fn correlation_id_from(head: Option<&RequestHead<'_>>) -> CorrelationId {
     let sent = head.and_then(|h| h.header("x-correlation-id"));
-    sent.filter(|id| (1..=limits::CORRELATION_ID_LEN_MAX).contains(&id.len()))
-        .filter(|id| id.iter().all(u8::is_ascii_graphic))
-        .and_then(|id| std::str::from_utf8(id).ok())
-        .map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_owned)
+    sent.and_then(CorrelationId::new).unwrap_or_else(CorrelationId::fresh)
 }
 
 /// Reads a JSON body in place; `body` is scrambled by it.
@@ -96,22 +93,37 @@ pub fn from_json<'a, T: Deserialize<'a>>(body: &'a mut [u8]) -> Result<T, Orches
     if body.is_empty() {
         return Err(invalid("the body is empty: send a JSON object".into()));
     }
-    check_depth(body)?;
     let malformed = |e: simd_json::Error| invalid(format!("the body is not JSON in UTF-8: {}", first_line(&e)));
     let tape = BUFFERS.with_borrow_mut(|buffers| simd_json::to_tape_with_buffers(body, buffers)).map_err(malformed)?;
-    let again = Tape(tape.0.clone());
-    tape.deserialize().map_err(|error| {
-        let what = first_line(&error);
-        match again.deserialize().map(|Where::<T>(path, _)| path).as_deref() {
-            Ok("." | "?") | Err(_) => invalid(what),
-            Ok(field) => invalid(format!("field `{field}`: {what}")),
+    check_depth(&tape.0)?;
+    let mut again = SPARE_TAPE.replace(Tape(Vec::new())).reset();
+    again.0.extend_from_slice(&tape.0);
+    match tape.deserialize() {
+        Ok(value) => {
+            if again.0.capacity() <= SPARE_NODES_MAX {
+                SPARE_TAPE.set(again.reset());
+            }
+            Ok(value)
         }
-    })
+        Err(error) => {
+            let what = first_line(&error);
+            Err(match again.deserialize().map(|Where::<T>(path, _)| path).as_deref() {
+                Ok("." | "?") | Err(_) => invalid(what),
+                Ok(field) => invalid(format!("field `{field}`: {what}")),
+            })
+        }
+    }
 }
+
+/// Nodes of the second reading for which a thread keeps memory: a task has a few dozen.
+const SPARE_NODES_MAX: usize = 4096;
 
 thread_local! {
     /// What the parser needs beside the body, as large as the largest body on this thread.
     static BUFFERS: RefCell<simd_json::Buffers> = RefCell::default();
+
+    /// Memory for what is read a second time when it does not fit.
+    static SPARE_TAPE: RefCell<Tape<'static>> = const { RefCell::new(Tape(Vec::new())) };
 }
 
 /// Where a `T` does not fit what was sent. Found in a second reading: to follow the path costs an allocation for each
@@ -134,20 +146,22 @@ fn first_line(error: &simd_json::Error) -> String {
 }
 
 /// Refuses what is nested more deeply than `JSON_DEPTH_MAX` before anything recursive sees it.
-fn check_depth(body: &[u8]) -> Result<(), OrchestratorError> {
-    let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
-    for &byte in body {
-        match (in_string, byte) {
-            (true, _) if escaped => escaped = false,
-            (true, b'\\') => escaped = true,
-            (_, b'"') => in_string = !in_string,
-            (false, b'{' | b'[') => depth += 1,
-            (false, b'}' | b']') => depth = depth.saturating_sub(1),
-            _ => {}
+fn check_depth(nodes: &[Node<'_>]) -> Result<(), OrchestratorError> {
+    // Where each of the arrays and objects ends that the node at hand lies in.
+    let mut ends = [0usize; limits::JSON_DEPTH_MAX];
+    let mut depth = 0;
+    for (index, node) in nodes.iter().enumerate() {
+        while depth > 0 && ends[depth - 1] <= index {
+            depth -= 1;
         }
-        if depth > limits::JSON_DEPTH_MAX {
+        if let Node::Object { count, .. } | Node::Array { count, .. } = node {
             let most = limits::JSON_DEPTH_MAX;
-            return Err(OrchestratorError::InvalidParams(format!("the body is nested more than {most} levels deep")));
+            if depth == most {
+                let what = format!("the body is nested more than {most} levels deep");
+                return Err(OrchestratorError::InvalidParams(what));
+            }
+            ends[depth] = index + 1 + count;
+            depth += 1;
         }
     }
     Ok(())
@@ -155,7 +169,7 @@ fn check_depth(body: &[u8]) -> Result<(), OrchestratorError> {
 
 /// A JSON answer.
 pub fn json<T: Serialize>(status: u16, body: &T) -> Response {
-    let mut text = Vec::with_capacity(BODY_LEN_USUAL);
+    let mut text = buffer();
     serde_json::to_writer(&mut text, body).expect("our own shapes are JSON");
     Response::new(status).header("Content-Type", JSON).body(text)
 }
@@ -204,8 +218,8 @@ pub fn error_response(error: &OrchestratorError, context: ErrorContext<'_>) -> R
     let envelope = Envelope::new(error, context);
     let mut response = json(error.status(context.overload_status), &envelope);
     if let Some(ms) = envelope.retry_after_ms {
-        response = response.header("Retry-After", ms.div_ceil(1000).max(1).to_string());
-        response = response.header("X-Backoff-Ms", ms.to_string());
+        response = response.header("Retry-After", ms.div_ceil(1000).max(1));
+        response = response.header("X-Backoff-Ms", ms);
     }
     if let OrchestratorError::MethodNotAllowed { allow } = error {
         response = response.header("Allow", *allow);
@@ -266,8 +280,8 @@ pub struct TaskRequest<'a> {
     task_id: &'a str,
     session_id: &'a str,
     workload: WorkloadWire,
-    model_ref: String,
-    engine: String,
+    model_ref: &'a str,
+    engine: &'a str,
     ctx: u32,
     priority: PriorityWire,
     max_tokens: u32,
@@ -321,10 +335,9 @@ impl TaskRequest<'_> {
     pub fn check(self) -> Result<TaskSpec, OrchestratorError> {
         let task_id = uuid_field("task_id", self.task_id)?;
         let session_id = uuid_field("session_id", self.session_id)?;
-        name_field("model_ref", &self.model_ref)?;
-        if !["cpu", "cuda"].contains(&self.engine.as_str()) {
-            return Err(invalid("engine", "must be \"cpu\" or \"cuda\""));
-        }
+        name_field("model_ref", self.model_ref)?;
+        let engine = ["cpu", "cuda"].into_iter().find(|name| *name == self.engine);
+        let engine = engine.ok_or_else(|| invalid("engine", "must be \"cpu\" or \"cuda\""))?;
         require(self.ctx >= 1, "ctx", "must be at least 1")?;
         require(self.max_tokens >= 1, "max_tokens", "must be at least 1")?;
         require(self.expected_tokens != Some(0), "expected_tokens", "must be at least 1")?;
@@ -348,14 +361,26 @@ impl TaskRequest<'_> {
         if workload == Workload::Completion && self.inputs.is_some() {
             return Err(invalid("inputs", "belongs to workloads embedding and rerank: send prompt or messages"));
         }
-        let prompt = match (self.prompt, self.messages) {
-            (Some(_), Some(_)) => return Err(invalid("messages", "cannot stand beside prompt: send one of them")),
-            (Some(text), None) => Prompt::Text(text),
-            (None, Some(messages)) => Prompt::Messages(check_messages(messages)?),
-            (None, None) if workload == Workload::Completion => {
+        if workload == Workload::Embedding && response_format != ResponseFormat::Text {
+            return Err(invalid("response_format", "belongs to workload completion: an embedding has no text"));
+        }
+        let (inputs, embedding) = match self.inputs {
+            Some(inputs) if workload == Workload::Embedding => {
+                let (prompt, embedding) = check_inputs(inputs)?;
+                (Some(prompt), embedding)
+            }
+            _ => (None, Embedding::default()),
+        };
+        let prompt = match (self.prompt, self.messages, inputs) {
+            (Some(text), None, None) => Prompt::Text(text),
+            (None, Some(messages), None) => Prompt::Chat(check_messages(messages)?.into()),
+            (None, None, Some(prompt)) => prompt,
+            (None, None, None) if workload == Workload::Rerank => Prompt::Text(String::new()),
+            (None, None, None) => {
                 return Err(invalid("prompt", "is missing: send prompt (text) or messages (chat turns)"));
             }
-            (None, None) => Prompt::Text(String::new()),
+            (Some(_), Some(_), _) => return Err(invalid("messages", "cannot stand beside prompt: send one of them")),
+            _ => return Err(invalid("inputs", "cannot stand beside prompt or messages: send one of them")),
         };
         if self.deadline_ms <= 0 {
             let message = "field `deadline_ms`: must be over 0: it is the time from now to the last token".into();
@@ -365,14 +390,16 @@ impl TaskRequest<'_> {
             task_id,
             session_id,
             workload,
-            model_ref: self.model_ref,
-            engine: self.engine,
+            embedding,
+            model_ref: shared_name(self.model_ref),
+            engine,
             ctx: self.ctx,
             priority: match self.priority {
                 PriorityWire::Interactive => Priority::Interactive,
                 PriorityWire::Batch => Priority::Batch,
             },
-            max_tokens: self.max_tokens,
+            // A vector is the work of one token, whatever was reserved for an answer.
+            max_tokens: if workload == Workload::Embedding { 1 } else { self.max_tokens },
             deadline_ms: self.deadline_ms as u64,
             prompt,
             sampling,
@@ -386,6 +413,8 @@ impl TaskRequest<'_> {
             ignore_end: self.ignore_end,
             has_instructions: false,
             deterministic: self.determinism == DeterminismWire::Strict,
+            note: None,
+            shown: Arc::default(),
         })
     }
 
@@ -439,7 +468,8 @@ pub fn logit_bias(wire: &BTreeMap<String, f32>) -> Result<Arc<[(u32, f32)]>, Orc
         require((-most..=most).contains(bias), "logit_bias", format_args!("must be from -{most} to {most}"))?;
         Ok((token, *bias))
     };
-    wire.iter().map(one).collect()
+    // An empty one is shared, one that is collected is not.
+    if wire.is_empty() { Ok(Arc::default()) } else { wire.iter().map(one).collect() }
 }
 
 /// # Errors
@@ -449,6 +479,21 @@ pub fn check_top_logprobs(logprobs: bool, top: u32) -> Result<(), OrchestratorEr
     let most = limits::TOP_LOGPROBS_MAX;
     require(top <= most, "top_logprobs", format_args!("must be at most {most}"))?;
     require(logprobs || top == 0, "top_logprobs", "needs logprobs: send \"logprobs\": true with it")
+}
+
+thread_local! {
+    /// The name that the last task gave: nearly always the next one's, too.
+    static LAST_NAME: RefCell<Arc<str>> = RefCell::default();
+}
+
+/// The name, and no memory of its own where the task before had the same.
+fn shared_name(name: &str) -> Arc<str> {
+    LAST_NAME.with_borrow_mut(|last| {
+        if **last != *name {
+            *last = name.into();
+        }
+        last.clone()
+    })
 }
 
 pub fn invalid(field: &str, what: impl Display) -> OrchestratorError {
@@ -477,18 +522,51 @@ pub fn check_stop(stop: &[String]) -> Result<(), OrchestratorError> {
     require(stop.iter().all(legal), "stop", format_args!("strings must have 1 to {} bytes", limits::STOP_LEN_MAX))
 }
 
+/// What is to become a vector, and how: `{"text": …}` or `{"tokens": […]}`, with `pooling` and `dimensions` where the model's
+/// own are not wanted.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct InputsWire {
+    text: Option<String>,
+    tokens: Option<Vec<u32>>,
+    pooling: Option<PoolingWire>,
+    dimensions: Option<u32>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum PoolingWire {
+    Last,
+    Mean,
+}
+
+fn check_inputs(inputs: Value) -> Result<(Prompt, Embedding), OrchestratorError> {
+    let wire: InputsWire = serde_json::from_value(inputs).map_err(|e| invalid("inputs", e.to_string()))?;
+    require(wire.dimensions != Some(0), "inputs.dimensions", "must be at least 1")?;
+    let prompt = match (wire.text, wire.tokens) {
+        (Some(text), None) => Prompt::Text(text),
+        (None, Some(tokens)) => Prompt::Tokens(tokens.into()),
+        _ => return Err(invalid("inputs", "must have either text or tokens")),
+    };
+    let pooling = wire.pooling.map(|pooling| match pooling {
+        PoolingWire::Last => Pooling::Last,
+        PoolingWire::Mean => Pooling::Mean,
+    });
+    Ok((prompt, Embedding { pooling, dimensions: wire.dimensions }))
+}
+
 fn check_messages(messages: Vec<MessageWire>) -> Result<Vec<Message>, OrchestratorError> {
     let legal = (1..=limits::MESSAGE_COUNT_MAX).contains(&messages.len());
     require(legal, "messages", format_args!("must have 1 to {} turns", limits::MESSAGE_COUNT_MAX))?;
     let role_legal = |m: &MessageWire| ["system", "user", "assistant", "tool"].contains(&m.role.as_str());
     require(messages.iter().all(role_legal), "messages", "roles are system, user, assistant and tool")?;
-    Ok(messages.into_iter().map(|m| Message { role: m.role, content: m.content }).collect())
+    Ok(messages.into_iter().map(|m| Message::new(m.role, m.content)).collect())
 }
 
 /// 202 of POST /v1/tasks.
 #[derive(Clone, Debug, Serialize)]
 pub struct Accepted {
-    pub task_id: String,
+    pub task_id: Uuid,
     pub queue_position: u32,
     pub predicted_start_ms: u64,
     pub backoff_ms: u64,
@@ -715,13 +793,27 @@ mod tests {
     }
 
     #[test]
+    fn nesting_is_bounded_and_neighbours_do_not_add_up() {
+        let most = limits::JSON_DEPTH_MAX;
+        let nested = |open: &str, close: &str, depth: usize| open.repeat(depth) + "1" + &close.repeat(depth);
+        for (open, close) in [("[", "]"), ("{\"a\":", "}"), ("[2,", "]"), ("{\"b\":4,\"a\":", ",\"c\":5}")] {
+            let fits = nested(open, close, most);
+            assert!(from_json::<Value>(&mut fits.clone().into_bytes()).is_ok(), "{open}");
+            let beside = format!("[{}, {}]", nested(open, close, most - 1), nested(open, close, most - 1));
+            assert!(from_json::<Value>(&mut beside.into_bytes()).is_ok(), "{open}");
+            let too_deep = from_json::<Value>(&mut nested(open, close, most + 1).into_bytes());
+            assert!(too_deep.unwrap_err().to_string().contains("nested more than 64 levels"), "{open}");
+        }
+    }
+
+    #[test]
     fn a_correlation_id_is_echoed_when_it_is_fit_and_made_when_it_is_not() {
         let id = |value: &str| {
             let text = format!("GET / HTTP/1.1\r\nHost: x\r\nX-Correlation-Id: {value}\r\n\r\n");
             head_for_tests(&text, |head| correlation_id_from(Some(head)))
         };
-        assert_eq!(id("abc-123"), "abc-123");
-        assert_eq!(id(&"x".repeat(128)), "x".repeat(128));
+        assert_eq!(&*id("abc-123"), "abc-123");
+        assert_eq!(*id(&"x".repeat(128)), *"x".repeat(128));
         for unfit in ["", &"x".repeat(129), "two words"] {
             assert!(Uuid::parse(&id(unfit)).is_some(), "{unfit:?}");
         }

@@ -13,9 +13,9 @@ use crate::gateway::Gateway;
 use crate::infra::reactor::{self, Driver, Inbox, ReactorConfig, ReactorStats, Stop, WakeHub};
 use crate::infra::{log, notify};
 use crate::metrics::Verification;
-use crate::services::pool::{self, Control, Installable, Pool, PoolState};
+use crate::services::pool::{self, Control, Installable, Pool, PoolRules, PoolState};
 use crate::services::scribe::{self, Desk};
-use crate::services::{engine_loop, task::TaskRegistry};
+use crate::services::{device, engine_loop, task::TaskRegistry};
 use crate::state::AppState;
 
 /// How often sessions and ended tasks are looked at.
@@ -24,12 +24,13 @@ const HOUSEKEEPING: Duration = Duration::from_millis(200);
 /// Time that reactors get to close their connections once nothing runs any more.
 const GOODBYE: Duration = Duration::from_secs(5);
 
-/// Serves until SIGTERM or SIGINT, then drains and returns.
+/// Serves until SIGTERM or SIGINT, then drains and returns. `on_ready` is called once the model is loaded, before anything is
+/// printed.
 ///
 /// # Errors
 ///
 /// One line that says why the server cannot start.
-pub fn serve(mut config: Config) -> Result<(), String> {
+pub fn serve(mut config: Config, on_ready: impl FnOnce()) -> Result<(), String> {
     if let Err(error) = reactor::raise_descriptor_limit() {
         eprintln!("orchestratord: the limit of open files stays as it is: {error}");
     }
@@ -38,6 +39,7 @@ pub fn serve(mut config: Config) -> Result<(), String> {
         config.api_keys.push(uuid::Uuid::new_v4().simple().to_string());
     }
     let server = Server::start(config)?;
+    on_ready();
     server.announce(made_key).map_err(|e| format!("standard output: {e}"))?;
     notify::notify("READY=1");
     wait_for_signal().map_err(|e| format!("signals cannot be handled: {e}"))?;
@@ -67,9 +69,14 @@ impl Server {
     /// # Errors
     ///
     /// One line that says what is in the way.
-    pub fn start(config: Config) -> Result<Server, String> {
+    pub fn start(mut config: Config) -> Result<Server, String> {
+        device::resolve(&mut config)?;
+        let opened = pool::open(config.model.as_deref(), &PoolRules::from_config(&config));
+        if let Ok(model) = &opened {
+            device::size_kv(&mut config, model)?;
+        }
         Server::start_with(config, |config, pool| {
-            pool::load(config.model.as_deref(), &pool.rules, pool.engine_version, None)
+            pool::seat(opened?, config.model.as_deref(), &pool.rules, pool.engine_version, None)
         })
     }
 
@@ -157,7 +164,11 @@ impl Server {
             info.quantization,
             info.context_length
         )?;
-        writeln!(out, "  engine   cpu, {} thread(s), {}", self.state.config.threads, loaded.arithmetic)?;
+        let threads = match loaded.engine {
+            "cpu" => format!("{} thread(s), ", self.state.config.threads),
+            _ => String::new(),
+        };
+        writeln!(out, "  engine   {}, {threads}{}", loaded.engine, loaded.arithmetic)?;
         writeln!(out, "  driver   {driver}, {} reactor(s)", self.state.config.reactors)?;
         let (task, session) = (uuid::Uuid::new_v4(), uuid::Uuid::new_v4());
         let ctx = info.context_length.min(512);
@@ -166,10 +177,10 @@ impl Server {
             out,
             "curl -N http://{address}/v1/tasks -H \"X-API-Key: {shown_key}\" -H 'Accept: text/event-stream' -d '\
              {{\"task_id\":\"{task}\",\"session_id\":\"{session}\",\"workload\":\"completion\",\
-             \"model_ref\":\"{}\",\"engine\":\"cpu\",\"ctx\":{ctx},\"priority\":\"interactive\",\
+             \"model_ref\":\"{}\",\"engine\":\"{}\",\"ctx\":{ctx},\"priority\":\"interactive\",\
              \"max_tokens\":120,\"deadline_ms\":60000,\
              \"messages\":[{{\"role\":\"user\",\"content\":\"Tell me a story about a fox.\"}}]}}'\n",
-            loaded.model_ref
+            loaded.model_ref, loaded.engine
         )?;
         out.flush()
     }
@@ -262,7 +273,7 @@ fn start_pool(
     };
     let (scribe, _) = scribe::spawn(desk).map_err(|e| format!("no thread could be started: {e}"))?;
     let (pool, waiting) = Pool::new(config, state.metrics.clone(), state.clock.clone(), scribe, state.hub.clone());
-    let (loaded, engine, speed) = load(config, &pool).map_err(|(v, why)| {
+    let model = load(config, &pool).map_err(|(v, why)| {
         state.metrics.verified(v);
         why
     })?;
@@ -271,7 +282,7 @@ fn start_pool(
     let done = Box::new(move || {
         let _ = sender.send(());
     });
-    pool.send(Control::Install { loaded, engine, speed, done });
+    pool.send(Control::Install { model: Box::new(model), done });
     let (worker, watched) = (pool.clone(), pool.clone());
     let thread = |name: &str| std::thread::Builder::new().name(name.into());
     let engine = thread("engine").spawn(move || engine_loop::run(worker, waiting)).map_err(|e| e.to_string())?;
@@ -285,12 +296,18 @@ fn start_pool(
 fn start_housekeeping(state: Arc<AppState>, stopping: Arc<AtomicBool>) -> io::Result<()> {
     let retention_us = state.config.task_retention_ms * 1000;
     std::thread::Builder::new().name("housekeeping".into()).spawn(move || {
+        let monitor = device::monitor(&state.config);
         while !stopping.load(SeqCst) {
             std::thread::sleep(HOUSEKEEPING);
             for session in state.sessions.tick(state.clock.now_ms()) {
                 for pool in state.pools.iter() {
                     pool.send(Control::DropSession { session: session.0 });
                 }
+            }
+            if let Some(usage) = monitor.as_ref().and_then(|(_, monitor)| monitor.read()) {
+                state.metrics.gpu_busy_percent.set(usage.busy_percent.into());
+                state.metrics.vram_used_bytes.set(usage.memory_bytes);
+                state.metrics.device.get_or_init(|| monitor.as_ref().map_or(String::new(), |(name, _)| name.clone()));
             }
             state.tasks.sweep(state.clock.now_us().saturating_sub(retention_us));
         }

@@ -8,7 +8,7 @@ use crate::state::AppState;
 
 /// Puts the request's correlation id, or a fresh one, on an answer.
 pub fn correlation_id_layer(response: Response, correlation_id: &str) -> Response {
-    response.header("X-Correlation-Id", correlation_id.to_owned())
+    response.header("X-Correlation-Id", correlation_id)
 }
 
 /// Lets a request pass that has a valid key, or that goes to `/metrics`.

@@ -53,12 +53,26 @@ pub enum Match<'a> {
     NotFound,
 }
 
+/// No path of the table has more segments.
+const SEGMENTS_MAX: usize = 4;
+
 /// Finds the route of a request. HEAD goes where GET goes.
 pub fn find<'a>(method: &str, path: &'a str) -> Match<'a> {
+    let mut segments = [""; SEGMENTS_MAX];
+    let mut count = 0;
+    let Some(rest) = path.strip_prefix('/') else { return Match::NotFound };
+    for segment in rest.as_bytes().split(|b| *b == b'/') {
+        if count == SEGMENTS_MAX {
+            return Match::NotFound;
+        }
+        segments[count] = std::str::from_utf8(segment).expect("a slash parts whole characters");
+        count += 1;
+    }
+    let segments = &segments[..count];
     let method = if method == "HEAD" { "GET" } else { method };
     let mut allowed = [false; 3];
-    for row in &ROUTES {
-        let Some(id) = matches(row.path, path) else { continue };
+    for row in ROUTES.iter().filter(|row| row.path.len() == count) {
+        let Some(id) = matches(row.path, segments) else { continue };
         if row.method == method {
             return Match::Found(row.route, id);
         }
@@ -75,19 +89,17 @@ pub fn find<'a>(method: &str, path: &'a str) -> Match<'a> {
 }
 
 /// The text in the place of `:id`, empty where the pattern has none.
-fn matches<'a>(pattern: &[&str], path: &'a str) -> Option<&'a str> {
-    let mut rest = path.strip_prefix('/')?.split('/');
+fn matches<'a>(pattern: &[&str], segments: &[&'a str]) -> Option<&'a str> {
     let mut id = "";
-    for expected in pattern {
-        let segment = rest.next()?;
+    for (expected, segment) in pattern.iter().zip(segments) {
         match *expected {
             ":id" if !segment.is_empty() => id = segment,
             ":id" => return None,
-            literal if literal != segment => return None,
+            literal if literal != *segment => return None,
             _ => {}
         }
     }
-    rest.next().is_none().then_some(id)
+    Some(id)
 }
 
 #[cfg(test)]

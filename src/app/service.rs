@@ -29,7 +29,8 @@ impl Service for Door {
     async fn call(&self, head: &RequestHead<'_>, body: &mut [u8], wake: &Wake) -> Reply {
         match self {
             Door::Main(app) => app.call(head, body, wake).await,
-            Door::Gateway(gateway) => gateway.call(head, body, wake).await,
+            // Apart, or every connection of the main listener would have room for the gateway's locals.
+            Door::Gateway(gateway) => Box::pin(gateway.call(head, body, wake)).await,
         }
     }
 

@@ -1,17 +1,20 @@
 //! What there is to serve, and whether this machine can: `models` and `doctor`.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgMatches, Command, value_parser};
+use orchestratord_engine::backend::cuda::{DoesNotFit, devices, kv_blocks_in, plan, version_text};
 use orchestratord_engine::{Engine, EngineOptions, Model};
 use serde_json::{Value, json};
 
+use super::progress::{Status, bytes, coloured, has_colours};
 use super::{Failure, model, settings};
-use crate::config::Config;
+use crate::config::{Config, EngineChoice};
 use crate::infra::reactor::{Driver, detect_driver, raise_descriptor_limit};
 use crate::infra::storage::fs::FsStore;
+use crate::services::device;
 
 pub fn models_command() -> Command {
     let folder = Arg::new("folder")
@@ -26,19 +29,27 @@ pub fn doctor_command() -> Command {
     let command = Command::new("doctor")
         .about("Check whether a server with these settings would run well here")
         .after_help("Takes the settings of serve. Exit code 0 when it would run, 1 when something is in the way.");
-    settings::with_settings(command)
+    model::with_json(settings::with_settings(command), "print a list of {\"check\", \"result\", \"text\"} instead")
 }
 
 pub fn models(arguments: &ArgMatches) -> Result<(), Failure> {
     let built_in = Model::from_static(crate::default_model::bytes()).map_err(Failure::failed)?;
     let mut found = vec![described(crate::default_model::NAME, Ok(&built_in))];
+    let mut status = Status::new();
     if let Some(folder) = arguments.get_one::<PathBuf>("folder") {
         for path in models_in(folder)? {
             let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            // Its digest takes as long as reading it does.
+            status.say(&format!(
+                "reading {} ({})",
+                path.display(),
+                bytes(std::fs::metadata(&path).map_or(0, |m| m.len()))
+            ));
             let opened = Model::open(&path);
             found.push(described(&name, opened.as_ref().map_err(ToString::to_string)));
         }
     }
+    drop(status);
     let mut out = std::io::stdout().lock();
     let written = match arguments.get_flag("json") {
         true => writeln!(out, "{}", Value::from(found)),
@@ -69,7 +80,7 @@ fn described(name: &str, model: Result<&Model, String>) -> Value {
                 "context": info.context_length,
                 "weights_bytes": info.weights_bytes,
                 "chat_template": model.chat_template().is_some(),
-                "digest": info.digest,
+                "digest": model.digest(),
             })
         }
     }
@@ -103,30 +114,42 @@ enum Finding {
 use Finding::{Bad, Good, Note};
 
 pub fn doctor(arguments: &ArgMatches) -> Result<(), Failure> {
-    let config = settings::load(arguments).map_err(Failure::failed)?.config;
+    let mut config = settings::load(arguments).map_err(Failure::failed)?.config;
+    let device = look_for_device(&mut config);
     let checks = [
         ("configuration", Good("legal".into())),
         ("io_uring", io_uring()),
         ("descriptors", descriptors(&config)),
         ("processors", processors(&config)),
+        ("device", device),
         ("listen", port("listen", Some(config.listen))),
         ("gateway", port("gateway_listen", config.gateway_listen)),
         ("artifacts", artifacts(&config)),
         ("model", served_model(&config)),
     ];
     let mut out = std::io::stdout().lock();
-    let mut bad = 0;
-    for (name, finding) in &checks {
-        let (mark, text) = match finding {
-            Good(text) => ("ok  ", text),
-            Note(text) => ("note", text),
-            Bad(text) => {
-                bad += 1;
-                ("BAD ", text)
-            }
+    let colours = has_colours(out.is_terminal());
+    let bad = checks.iter().filter(|(_, finding)| matches!(finding, Bad(_))).count();
+    let said = checks.iter().map(|(name, finding)| {
+        let (mark, colour, text) = match finding {
+            Good(text) => ("ok", "32", text),
+            Note(text) => ("note", "33", text),
+            Bad(text) => ("BAD", "31", text),
         };
-        writeln!(out, "{mark} {name:<14} {text}").map_err(Failure::output)?;
-    }
+        (*name, mark, colour, text)
+    });
+    let written = match arguments.get_flag("json") {
+        true => {
+            let list: Vec<Value> = said
+                .map(|(name, mark, _, text)| json!({"check": name, "result": mark.to_lowercase(), "text": text}))
+                .collect();
+            writeln!(out, "{}", Value::from(list))
+        }
+        false => said
+            .map(|(name, mark, colour, text)| (name, coloured(&format!("{mark:<4}"), colour, colours), text))
+            .try_for_each(|(name, mark, text)| writeln!(out, "{mark} {name:<14} {text}")),
+    };
+    written.map_err(Failure::output)?;
     match bad {
         0 => Ok(()),
         count => Err(Failure::Failed(format!("{count} of these are in the way"))),
@@ -178,6 +201,51 @@ fn artifacts(config: &Config) -> Finding {
     }
 }
 
+/// The device, if there is one to compute on; the engine of `config` is then decided.
+fn look_for_device(config: &mut Config) -> Finding {
+    let wanted = config.engine;
+    if wanted == EngineChoice::Cpu {
+        return Good("engine=cpu: none was looked for".into());
+    }
+    let kernels = device::kernels(config.cuda_kernels.as_deref());
+    config.engine = EngineChoice::Cpu;
+    let found = match devices() {
+        Ok(found) => found,
+        Err(why) if wanted == EngineChoice::Cuda => return Bad(format!("engine=cuda: {why}")),
+        Err(why) => return Note(format!("the CPU computes: {why}")),
+    };
+    let opened = device::open(&kernels).and_then(|driver| driver.memory().map_err(|e| e.to_string()));
+    config.engine = EngineChoice::Cuda;
+    match opened {
+        Err(why) => Bad(format!("{} cannot be used: {why}", found[0].name)),
+        Ok((free, _)) => Good(format!(
+            "{}, compute capability {}.{}, {} MB, {} MB free, driver for CUDA {}; {} found",
+            found[0].name,
+            found[0].capability.0,
+            found[0].capability.1,
+            found[0].memory_bytes / 1_000_000,
+            free / 1_000_000,
+            version_text(found[0].driver_version),
+            found.len()
+        )),
+    }
+}
+
+/// Whether the model and its cache fit on the device; nothing is copied there.
+fn fits_on_device(config: &Config, model: &std::sync::Arc<Model>, options: &EngineOptions) -> Result<String, String> {
+    let sizes = plan(model, options).map_err(|e| e.to_string())?;
+    let driver = device::open(&device::kernels(config.cuda_kernels.as_deref()))?;
+    let (free, total) = driver.memory().map_err(|e| e.to_string())?;
+    if sizes.total() > free {
+        let kv_blocks_fit = kv_blocks_in(model, options, free).map_err(|e| e.to_string())?;
+        let device = driver.found().name.clone();
+        return Err(DoesNotFit { device, sizes, free, total, kv_blocks_fit }.to_string());
+    }
+    let mb = |bytes: u64| bytes / 1_000_000;
+    let (weights, kv, workspace) = (mb(sizes.weights), mb(sizes.kv), mb(sizes.workspace));
+    Ok(format!("weights {weights} MB, KV cache {kv} MB, workspace {workspace} MB on the device"))
+}
+
 fn served_model(config: &Config) -> Finding {
     let opened = match &config.model {
         None => Model::from_static(crate::default_model::bytes()),
@@ -195,6 +263,17 @@ fn served_model(config: &Config) -> Finding {
         threads: config.threads,
         ..EngineOptions::default()
     };
+    let mut sized = config.clone();
+    if let Err(why) = device::size_kv(&mut sized, &model) {
+        return Bad(why);
+    }
+    let options = EngineOptions { kv_blocks_max: sized.kv_blocks_max, ..options };
+    if config.engine == EngineChoice::Cuda {
+        return match fits_on_device(config, &model, &options) {
+            Ok(sizes) => Good(format!("{}: {} {}, {sizes}", info.name, info.architecture, info.quantization)),
+            Err(why) => Bad(why),
+        };
+    }
     match Engine::new(model, options) {
         Err(error) => Bad(error.to_string()),
         Ok(engine) => {

@@ -1,6 +1,6 @@
 //! `bench`: how fast a model is here, how near to what memory allows, and beside llama.cpp.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use orchestratord_engine::bench::{BenchOptions, Speed, measure};
 use serde::{Deserialize, Serialize};
 
+use super::progress::Status;
 use super::{Failure, model};
 
 /// Does the same with llama.cpp's Python binding and prints one line of JSON.
@@ -99,11 +100,12 @@ pub fn run(arguments: &ArgMatches) -> Result<(), Failure> {
     let model = Arc::new(model::open(arguments)?);
     model::check_length(&model, prompt_len, decode_len + 1)?;
     let mut rows = Vec::new();
+    let mut status = Status::new();
     for (threads, sequences) in shapes {
         let options = BenchOptions { threads, prompt_len, decode_len, sequences };
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for round in 1..=rounds {
-            say(&format!("{threads} threads, {sequences} sequences: round {round} of {rounds}"));
+            status.say(&format!("bench: {threads} threads, {sequences} sequences: round {round} of {rounds}"));
             if arguments.get_flag("llama") {
                 theirs.push(llama(arguments, options)?);
             }
@@ -111,22 +113,13 @@ pub fn run(arguments: &ArgMatches) -> Result<(), Failure> {
         }
         rows.push(row(options, &ours, &theirs));
     }
-    say("");
+    drop(status);
     let mut out = std::io::stdout().lock();
     let written = match arguments.get_flag("json") {
         true => serde_json::to_writer(&mut out, &rows).map_err(Into::into).and_then(|()| out.write_all(b"\n")),
         false => write_table(&mut out, &rows),
     };
     written.map_err(Failure::output)
-}
-
-/// What is going on, on a terminal: the line is written over by the next one.
-fn say(text: &str) {
-    let mut terminal = std::io::stderr().lock();
-    if terminal.is_terminal() {
-        // Whoever cannot be told does not need to be.
-        let _ = write!(terminal, "\r\x1b[K{text}").and_then(|()| terminal.flush());
-    }
 }
 
 fn row(options: BenchOptions, ours: &[Speed], theirs: &[Llama]) -> Row {

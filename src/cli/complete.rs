@@ -126,7 +126,7 @@ fn prompt(model: &Model, arguments: &ArgMatches) -> Result<Vec<u32>, Failure> {
     }
     let content = model::text_or_stdin(arguments, "prompt")?;
     if arguments.get_flag("chat") {
-        let said = ChatMessage { role: "user".to_owned(), content };
+        let said = ChatMessage::new("user", content);
         return Ok(model::encode_chat(model, &[said])?.1);
     }
     Ok(model::encode(model, arguments, &content))

@@ -9,8 +9,11 @@ mod about;
 mod bench;
 mod chat;
 mod complete;
+mod device;
 mod logits;
 mod model;
+mod progress;
+mod pull;
 mod remote;
 mod replay;
 mod settings;
@@ -80,7 +83,9 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
         Some(("complete", arguments)) => complete::run(arguments),
         Some(("chat", arguments)) => chat::run(arguments),
         Some(("replay", arguments)) => replay::run(arguments),
+        Some(("pull", arguments)) => pull::run(arguments),
         Some(("models", arguments)) => about::models(arguments),
+        Some(("device", arguments)) => device::run(arguments),
         Some(("doctor", arguments)) => about::doctor(arguments),
         Some(("completions", arguments)) => shell::completions(arguments, command()),
         Some(("man", _)) => shell::man(command()),
@@ -88,7 +93,7 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
             let ("check", arguments) = sub.subcommand().expect("clap requires a subcommand here") else {
                 unreachable!("clap knows no other")
             };
-            settings::check(&settings::load(arguments).map_err(Failure::failed)?)
+            settings::check(&settings::load(arguments).map_err(Failure::failed)?, arguments.get_flag("json"))
         }
         Some(("serve", arguments)) => serve(arguments),
         _ => serve(matches),
@@ -97,13 +102,21 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
 
 fn serve(arguments: &ArgMatches) -> Result<(), Failure> {
     let loaded = settings::load(arguments).map_err(Failure::failed)?;
-    bootstrap::serve(loaded.config).map_err(Failure::Failed)
+    // Elsewhere standard error has the log, which says the same.
+    let mut status = progress::Status::on_terminal();
+    if let Some(status) = &mut status {
+        let name =
+            loaded.config.model.as_ref().map_or_else(|| "the built-in model".into(), |m| m.display().to_string());
+        status.say(&format!("loading {name}"));
+    }
+    bootstrap::serve(loaded.config, || drop(status)).map_err(Failure::Failed)
 }
 
 fn command() -> Command {
     let serve = settings::with_settings(Command::new("serve").about("Serve a model (the default)"));
     let check = Command::new("check").about("Print every setting, its value and where it came from");
     let check = settings::with_settings(check);
+    let check = model::with_json(check, "print an object of {\"value\", \"source\"} instead");
     let config = Command::new("config").about("About the configuration").subcommand_required(true).subcommand(check);
     settings::with_settings(Command::new("orchestratord"))
         .about("An LLM inference server that keeps its promises")
@@ -117,8 +130,10 @@ fn command() -> Command {
         .subcommand(chat::command())
         .subcommand(complete::command())
         .subcommand(replay::command())
+        .subcommand(pull::command())
         .subcommand(about::models_command())
         .subcommand(about::doctor_command())
+        .subcommand(device::command())
         .subcommand(bench::command())
         .subcommand(logits::command())
         .subcommand(tokenize::command())

@@ -94,7 +94,7 @@ pub fn encode_chat(model: &Model, messages: &[ChatMessage]) -> Result<(String, V
         .chat_template()
         .ok_or_else(|| Failure::Misused("this model has no chat template: give it plain text instead".to_owned()))?;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let text = template.render(messages, true, now.as_millis() as u64).map_err(Failure::misused)?;
+    let text = template.render(messages, None, true, now.as_millis() as u64).map_err(Failure::misused)?;
     let tokens = model.tokenizer().encode(&text, !template.adds_bos(), true);
     Ok((text, tokens))
 }
@@ -107,7 +107,7 @@ pub fn parse_messages(text: &str) -> Result<Vec<ChatMessage>, Failure> {
     let field = |value: &serde_json::Value, name: &str| {
         value[name].as_str().map(str::to_owned).ok_or_else(|| wrong(format!("{name:?} is missing or no string")))
     };
-    values.iter().map(|v| Ok(ChatMessage { role: field(v, "role")?, content: field(v, "content")? })).collect()
+    values.iter().map(|v| Ok(ChatMessage::new(field(v, "role")?, field(v, "content")?))).collect()
 }
 
 /// The text of an argument, or all of standard input.

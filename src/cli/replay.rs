@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use clap::{Arg, ArgMatches, Command, value_parser};
 use orchestratord_engine::{
-    Detokenizer, FinishReason, Model, SamplingParams, SequenceRequest, StopMatcher, TokenSink, Verdict,
+    Detokenizer, FinishReason, Model, Pooling, SamplingParams, SequenceRequest, StopMatcher, TokenSink, Verdict,
+    shortened,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::progress::{Status, bytes};
 use super::remote::{Remote, with_server};
 use super::{Failure, model};
 use crate::infra::storage::fs::FsStore;
@@ -63,6 +65,12 @@ struct Metadata {
     min_tokens: u32,
     #[serde(default)]
     response_format: serde_json::Value,
+    /// Of a vector only.
+    pooling: Option<String>,
+    dimensions: Option<u32>,
+    /// Of tasks whose control tokens are part of the text.
+    #[serde(default)]
+    shown_tokens: Vec<u32>,
 }
 
 /// One token as the transcript has it.
@@ -87,16 +95,20 @@ pub fn run(arguments: &ArgMatches) -> Result<(), Failure> {
     let metadata: Metadata = serde_json::from_value(document["metadata"].clone()).map_err(|e| not_one(&e))?;
     let events = document["content"]["events"].as_array().ok_or_else(|| not_one(&"it has no events"))?;
     let (said, finish) = read_events(events);
+    let mut status = Status::new();
     let model = Arc::new(model::open(arguments)?);
-    let digest = &model.info().digest;
-    if *digest != metadata.model_digest {
+    status.say(&format!("reading {} for its digest", bytes(model.info().weights_bytes)));
+    let digest = model.digest();
+    if digest != metadata.model_digest {
         return Err(Failure::Failed(format!(
             "the transcript is of model {} with digest {}, and this model's is {digest}: give the right one with --model",
             metadata.model_ref, metadata.model_digest
         )));
     }
+    status.say(&format!("decoding {} tokens", said.len()));
     let (replayed, arithmetic) =
         decode(model, arguments, &metadata, (finish == Finish::CutShort).then_some(said.len()))?;
+    drop(status);
     let difference = first_difference(&said, finish, &replayed.said, replayed.finish);
     let version = env!("CARGO_PKG_VERSION");
     let elsewhere = arithmetic != metadata.arithmetic || version != metadata.engine_version;
@@ -189,7 +201,14 @@ fn read_events(events: &[Value]) -> (Vec<Said>, Finish) {
         Some("length") => Finish::Length,
         _ => Finish::CutShort,
     };
-    (tokens.collect(), finish)
+    // A vector's elements stand for its tokens.
+    let vectors = events.iter().filter(|e| e["type"] == "embedding").filter_map(|e| e["data"]["embedding"].as_array());
+    let elements = vectors.flatten().map(|x| element(x.as_f64().unwrap_or(f64::NAN) as f32));
+    (tokens.chain(elements).collect(), finish)
+}
+
+fn element(x: f32) -> Said {
+    Said { text: x.to_string(), id: None }
 }
 
 /// The stream as it is decoded now.
@@ -203,7 +222,9 @@ struct Recorder<'m> {
     model: &'m Model,
     detokenizer: Detokenizer,
     stops: StopMatcher,
+    shown: &'m [u32],
     max_tokens: usize,
+    dimensions: Option<u32>,
     /// Whoever ended the stream did so after so many.
     enough: usize,
     replayed: Replayed,
@@ -212,13 +233,24 @@ struct Recorder<'m> {
 impl TokenSink for Recorder<'_> {
     fn token(&mut self, _: u64, token: u32, _: Option<f32>) -> Verdict {
         let (mut piece, mut text) = (String::new(), String::new());
-        self.detokenizer.push(self.model.tokenizer().token_bytes(token), &mut piece);
+        let tokenizer = self.model.tokenizer();
+        let bytes = match self.shown.contains(&token) {
+            true => tokenizer.token_name(token).unwrap_or_default().as_bytes(),
+            false => tokenizer.token_bytes(token),
+        };
+        self.detokenizer.push(bytes, &mut piece);
         let hit = self.stops.push(&piece, &mut text);
         if self.replayed.said.len() + 1 == self.max_tokens && !hit {
             self.flush(&mut text);
         }
         self.replayed.said.push(Said { text, id: Some(token) });
         if hit || self.replayed.said.len() >= self.enough { Verdict::Stop } else { Verdict::Continue }
+    }
+
+    fn embedding(&mut self, _: u64, vector: &[f32]) {
+        let short = self.dimensions.map(|len| shortened(vector, len as usize));
+        let vector = short.as_deref().unwrap_or(vector);
+        self.replayed.said.extend(vector.iter().map(|x| element(*x)));
     }
 
     fn finished(&mut self, _: u64, reason: FinishReason) {
@@ -278,6 +310,7 @@ fn decode(
         sampling,
         ignore_end: m.ignore_end,
         constraint,
+        pooling: m.pooling.as_deref().map(|name| if name == "mean" { Pooling::Mean } else { Pooling::Last }),
         ..SequenceRequest::default()
     };
     engine.admit(request).map_err(Failure::failed)?;
@@ -285,7 +318,9 @@ fn decode(
         model: &model,
         detokenizer: Detokenizer::default(),
         stops: StopMatcher::new(&m.stop),
+        shown: &m.shown_tokens,
         max_tokens: m.max_tokens as usize,
+        dimensions: m.dimensions,
         enough: cut_short_after.unwrap_or(usize::MAX),
         replayed: Replayed { said: Vec::new(), finish: Finish::CutShort },
     };

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::{Arg, ArgMatches, Command};
+use serde_json::json;
 
 use super::Failure;
 use crate::config::{self, ConfigError, Loaded, SETTINGS};
@@ -32,8 +33,15 @@ pub fn load(arguments: &ArgMatches) -> Result<Loaded, ConfigError> {
 }
 
 /// Prints every setting, its value and where it came from.
-pub fn check(loaded: &Loaded) -> Result<(), Failure> {
+pub fn check(loaded: &Loaded, as_json: bool) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
+    if as_json {
+        let one = |(name, value): (&str, String)| {
+            (name.to_owned(), json!({"value": value, "source": loaded.source(name).to_string()}))
+        };
+        let all: serde_json::Map<String, serde_json::Value> = loaded.config.shown().into_iter().map(one).collect();
+        return writeln!(out, "{}", serde_json::Value::Object(all)).map_err(Failure::output);
+    }
     for (name, value) in loaded.config.shown() {
         writeln!(out, "{name} = {value}  # {}", loaded.source(name)).map_err(Failure::output)?;
     }

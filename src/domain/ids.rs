@@ -1,6 +1,11 @@
 //! Identifiers, checked where they enter.
 
 use std::fmt;
+use std::ops::Deref;
+
+use serde::{Serialize, Serializer};
+
+use super::limits::CORRELATION_ID_LEN_MAX;
 
 /// A UUID as 128 bits; prints in the lower-case hyphenated form of RFC 9562.
 ///
@@ -15,43 +20,92 @@ pub type SessionId = Uuid;
 impl Uuid {
     /// Reads `8-4-4-4-12` hexadecimal digits.
     pub fn parse(text: &str) -> Option<Uuid> {
-        let bytes = text.as_bytes();
-        if bytes.len() != 36 {
-            return None;
-        }
-        let mut value = 0u128;
-        for (index, &byte) in bytes.iter().enumerate() {
-            if matches!(index, 8 | 13 | 18 | 23) {
-                if byte != b'-' {
-                    return None;
-                }
-                continue;
-            }
-            value = value << 4 | u128::from((byte as char).to_digit(16)?);
-        }
-        Some(Uuid(value))
+        // The other forms that the library reads have other lengths.
+        let read = if text.len() == 36 { uuid::Uuid::try_parse(text).ok() } else { None };
+        read.map(|id| Uuid(id.as_u128()))
+    }
+
+    /// As it is printed.
+    pub fn text(self) -> UuidText {
+        let mut digits = [0; 36];
+        uuid::Uuid::from_u128(self.0).hyphenated().encode_lower(&mut digits);
+        UuidText(digits)
+    }
+}
+
+/// A UUID's digits and hyphens.
+pub struct UuidText([u8; 36]);
+
+impl Deref for UuidText {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        std::str::from_utf8(&self.0).expect("digits and hyphens are ASCII")
     }
 }
 
 impl fmt::Display for Uuid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Every answer and every line of the log has one or two: a table beats formatting a number of 128 bits.
-        let mut text = [b'-'; 36];
-        let mut at = 0;
-        for place in (0..32).rev() {
-            if matches!(at, 8 | 13 | 18 | 23) {
-                at += 1;
-            }
-            text[at] = b"0123456789abcdef"[(self.0 >> (4 * place)) as usize & 15];
-            at += 1;
-        }
-        f.pad(std::str::from_utf8(&text).expect("digits and hyphens are ASCII"))
+        f.pad(&self.text())
+    }
+}
+
+impl Serialize for Uuid {
+    fn serialize<S: Serializer>(&self, writer: S) -> Result<S::Ok, S::Error> {
+        writer.serialize_str(&self.text())
     }
 }
 
 impl fmt::Debug for Uuid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+/// What ties an answer and the log's lines to a request: printable ASCII. It lies where it is used, for every request has
+/// one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct CorrelationId {
+    len: u8,
+    bytes: [u8; CORRELATION_ID_LEN_MAX],
+}
+
+impl CorrelationId {
+    /// The client's own, if it is fit to be echoed.
+    pub fn new(text: &[u8]) -> Option<CorrelationId> {
+        let is_fit = (1..=CORRELATION_ID_LEN_MAX).contains(&text.len()) && text.iter().all(u8::is_ascii_graphic);
+        is_fit.then(|| {
+            let mut bytes = [0; CORRELATION_ID_LEN_MAX];
+            bytes[..text.len()].copy_from_slice(text);
+            CorrelationId { len: text.len() as u8, bytes }
+        })
+    }
+
+    /// A new one: a random UUID.
+    pub fn fresh() -> CorrelationId {
+        let mut bytes = [0; CORRELATION_ID_LEN_MAX];
+        let len = uuid::Uuid::new_v4().hyphenated().encode_lower(&mut bytes).len() as u8;
+        CorrelationId { len, bytes }
+    }
+}
+
+impl Deref for CorrelationId {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..usize::from(self.len)]).expect("it is ASCII")
+    }
+}
+
+impl fmt::Display for CorrelationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self)
+    }
+}
+
+impl fmt::Debug for CorrelationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, f)
     }
 }
 

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::admit;
 use super::refusal::Refusal;
+use super::{admit, tools};
 use crate::api::types;
 use crate::infra::http::Response;
 use crate::services::pool::{Loaded, PoolState};
@@ -36,8 +36,9 @@ fn card(loaded: &Loaded) -> Value {
             "architecture": info.architecture,
             "parameters": info.parameter_count,
             "quantization": info.quantization,
-            "digest": info.digest,
+            "digest": loaded.model.digest_if_known(),
             "vocab_len": loaded.model.tokenizer().vocab_len(),
+            "tool_calls": tools::family_of(loaded).map(|f| f.name),
             "chat_template": loaded.model.chat_template().is_some(),
         },
     })

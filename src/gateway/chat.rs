@@ -4,15 +4,18 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Call;
-use super::admit::{Ask, admit};
+use super::admit::{Ask, admit, model};
 use super::fields::Fields;
+use super::format::{RESPONSE_FORMAT, take_response_format};
 use super::openai::{Common, Face, OpenAi};
 use super::refusal::Refusal;
+use super::tools::{self, Tools};
 use super::view::reply;
 use crate::api::types::check_top_logprobs;
 use crate::domain::limits;
-use crate::domain::task::{Message, Prompt};
+use crate::domain::task::{Chat, FunctionCall, Message, Prompt};
 use crate::infra::reactor::Reply;
+use crate::services::pool::Loaded;
 
 /// What a turn says: text, or parts that must all be text.
 #[derive(Deserialize)]
@@ -33,8 +36,21 @@ pub(super) struct Part {
 struct Turn {
     role: String,
     content: Option<Content>,
-    tool_calls: Option<Value>,
+    tool_calls: Option<Vec<CallWire>>,
+    tool_call_id: Option<String>,
     function_call: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct CallWire {
+    id: String,
+    function: FunctionWire,
+}
+
+#[derive(Deserialize)]
+struct FunctionWire {
+    name: String,
+    arguments: String,
 }
 
 /// The turns of a conversation as chat clients send them.
@@ -42,29 +58,95 @@ struct Turn {
 /// # Errors
 ///
 /// Naming `messages`, for a role, a kind of part or a call that no template here knows.
-pub(super) fn messages(f: &mut Fields) -> Result<Vec<Message>, Refusal> {
+pub(super) fn messages(f: &mut Fields, loaded: &Loaded) -> Result<Vec<Message>, Refusal> {
     let turns: Vec<Turn> = f.need("messages")?;
-    if !(1..=limits::MESSAGE_COUNT_MAX).contains(&turns.len()) {
-        return Err(Refusal::field("messages", format!("must have 1 to {} turns", limits::MESSAGE_COUNT_MAX)));
+    let mut messages = Vec::with_capacity(turns.len());
+    for turn in turns {
+        messages.push(message(turn, &messages)?);
     }
-    turns.into_iter().map(message).collect()
+    check_turns(&messages, "messages", loaded)?;
+    Ok(messages)
 }
 
-fn message(turn: Turn) -> Result<Message, Refusal> {
+fn message(turn: Turn, before: &[Message]) -> Result<Message, Refusal> {
     let refuse = |what: String| Refusal::field("messages", what);
     let role = match turn.role.as_str() {
         // The newer name of the same thing.
         "developer" => "system",
-        role @ ("system" | "user" | "assistant") => role,
-        "tool" | "function" => return Err(refuse(format!("role {:?}: {NO_TOOLS}", turn.role))),
-        other => return Err(refuse(format!("role {other:?}: roles are system, developer, user and assistant"))),
+        role @ ("system" | "user" | "assistant" | "tool") => role,
+        other => return Err(refuse(format!("role {other:?}: roles are system, developer, user, assistant and tool"))),
     };
-    if turn.tool_calls.is_some_and(|calls| !is_nothing(&calls)) || turn.function_call.is_some() {
-        return Err(refuse(format!("tool_calls: {NO_TOOLS}")));
+    if turn.function_call.is_some() {
+        return Err(refuse("function_call: is the older form of tool_calls: send those".into()));
     }
-    let content = turn.content.ok_or_else(|| refuse(format!("a {role} turn without content: send its text")))?;
-    let content = content.into_text("messages")?;
-    Ok(Message { role: role.to_owned(), content })
+    let calls = turn.tool_calls.unwrap_or_default();
+    if !calls.is_empty() && role != "assistant" {
+        return Err(refuse(format!("tool_calls in a {role} turn: only the assistant calls")));
+    }
+    let content = match turn.content {
+        Some(content) => content.into_text("messages")?,
+        None if calls.is_empty() => return Err(refuse(format!("a {role} turn without content: send its text"))),
+        None => String::new(),
+    };
+    let call = |c: CallWire| function_call("messages", c.id, c.function.name, c.function.arguments);
+    let answers = match (role, turn.tool_call_id) {
+        ("tool", Some(id)) => Some(answered("messages", id, before)?),
+        ("tool", None) => return Err(refuse("a tool turn without tool_call_id: say which call it answers".into())),
+        _ => None,
+    };
+    Ok(Message {
+        calls: calls.into_iter().map(call).collect::<Result<_, _>>()?,
+        answers,
+        ..Message::new(role, content)
+    })
+}
+
+/// A call in an earlier turn.
+///
+/// # Errors
+///
+/// Naming `param`, for arguments that are no object.
+pub(super) fn function_call(param: &str, id: String, name: String, arguments: String) -> Result<FunctionCall, Refusal> {
+    let arguments = if arguments.trim().is_empty() { "{}".to_owned() } else { arguments };
+    match serde_json::from_str::<serde_json::Map<String, Value>>(&arguments) {
+        Ok(_) => Ok(FunctionCall { id, name, arguments }),
+        Err(e) => Err(Refusal::field(param, format!("the arguments of call {id:?} are no JSON object: {e}"))),
+    }
+}
+
+/// The call that a turn answers, and its function.
+///
+/// # Errors
+///
+/// Naming `param`, when no turn before it made the call.
+pub(super) fn answered(param: &str, id: String, before: &[Message]) -> Result<(String, String), Refusal> {
+    let made = before.iter().rev().flat_map(|m| &m.calls).find(|call| call.id == id);
+    let name = made.map(|call| call.name.clone());
+    let name = name.ok_or_else(|| Refusal::field(param, format!("answers a call {id:?} that no turn before it made")));
+    Ok((id, name?))
+}
+
+/// What holds for a whole conversation in any dialect.
+///
+/// # Errors
+///
+/// Naming `param`.
+pub(super) fn check_turns(turns: &[Message], param: &str, loaded: &Loaded) -> Result<(), Refusal> {
+    if !(1..=limits::MESSAGE_COUNT_MAX).contains(&turns.len()) {
+        return Err(Refusal::field(param, format!("must have 1 to {} turns", limits::MESSAGE_COUNT_MAX)));
+    }
+    let about_tools = |m: &Message| !m.calls.is_empty() || m.answers.is_some();
+    if turns.iter().any(about_tools) && tools::family_of(loaded).is_none() {
+        let model = &loaded.model_ref;
+        let what = format!("has calls or their answers, and model {model} has no chat template that knows tools");
+        return Err(Refusal::field(param, what));
+    }
+    Ok(())
+}
+
+/// The conversation as the model is shown it.
+pub(super) fn prompt(turns: Vec<Message>, tools: Option<&Tools>) -> Prompt {
+    Prompt::Chat(Chat { turns, tools: tools.map(|t| t.for_template().into()) })
 }
 
 impl Content {
@@ -89,28 +171,6 @@ impl Content {
     }
 }
 
-/// Null or empty: what clients send that always send the field.
-fn is_nothing(value: &Value) -> bool {
-    value.is_null() || value.as_array().is_some_and(Vec::is_empty)
-}
-
-const NO_TOOLS: &str = "tools are not supported by this server: leave them out";
-
-/// Refuses tools, but for a request that has none and says so.
-pub(super) fn refuse_tools(f: &mut Fields, choices: &[Value]) -> Result<(), Refusal> {
-    f.only("tools", &[json!([])], NO_TOOLS)?;
-    f.only("tool_choice", choices, NO_TOOLS)?;
-    f.pass_over(&["parallel_tool_calls"]);
-    Ok(())
-}
-
-/// Refuses what a request can only have meant if it were done.
-fn refuse_what_is_not_done(f: &mut Fields) -> Result<(), Refusal> {
-    refuse_tools(f, &[json!("none"), json!("auto")])?;
-    f.only("response_format", &[json!({"type": "text"})], "only {\"type\": \"text\"} is supported by this engine")?;
-    f.only("modalities", &[json!(["text"])], "this model answers with text only")
-}
-
 /// Answers a conversation with its next turn.
 ///
 /// # Errors
@@ -118,8 +178,10 @@ fn refuse_what_is_not_done(f: &mut Fields) -> Result<(), Refusal> {
 /// Naming the field, and as admission refuses.
 pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Refusal> {
     let mut f = Fields::read(body)?;
-    let messages = messages(&mut f)?;
     let common = Common::take(&mut f)?;
+    let loaded = model(call.state, &common.model)?;
+    let messages = messages(&mut f, &loaded)?;
+    let tools = tools::chat(&mut f, &loaded)?;
     let logprobs = f.take("logprobs")?.unwrap_or(false);
     let top_logprobs = f.take("top_logprobs")?.unwrap_or(0);
     check_top_logprobs(logprobs, top_logprobs)?;
@@ -134,14 +196,15 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
         let name = if newer.is_some() { "max_completion_tokens" } else { "max_tokens" };
         return Err(Refusal::field(name, "must be at least 1"));
     }
-    refuse_what_is_not_done(&mut f)?;
+    let format = take_response_format(&mut f)?;
+    f.only("modalities", &[json!(["text"])], "this model answers with text only")?;
     f.finish()?;
     let admitted = admit(
         call,
         Ask {
             model: common.model.clone(),
             prompt_param: "messages",
-            prompts: vec![Prompt::Messages(messages)],
+            prompts: vec![prompt(messages, tools.as_ref())],
             copies: common.copies,
             max_tokens,
             sampling: common.sampling.clone(),
@@ -149,13 +212,17 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
             logprobs,
             top_logprobs,
             ignore_end: common.ignore_end,
+            format,
+            format_param: RESPONSE_FORMAT,
+            tools: tools.clone(),
             has_instructions: false,
             background: false,
             priority: common.priority,
             session_key: common.session_key.clone(),
+            note: Value::Null,
         },
     )
     .await?;
-    let dialect = OpenAi::new(Face::Chat, call, &common, logprobs, &admitted.tasks, Vec::new());
+    let dialect = OpenAi::new(Face::Chat, call, &common, logprobs, &admitted.tasks, Vec::new(), tools.as_ref());
     reply(call, admitted, common.stream, dialect)
 }

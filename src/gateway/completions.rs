@@ -2,12 +2,13 @@
 
 use serde::Deserialize;
 
-use super::Call;
 use super::admit::{Ask, admit, model};
 use super::fields::Fields;
+use super::format::{RESPONSE_FORMAT, take_response_format};
 use super::openai::{Common, Face, OpenAi};
 use super::refusal::Refusal;
 use super::view::reply;
+use super::{Call, infill};
 use crate::api::types::check_top_logprobs;
 use crate::domain::task::Prompt;
 use crate::infra::reactor::Reply;
@@ -18,7 +19,7 @@ const MAX_TOKENS_DEFAULT: u32 = 16;
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Prompts {
+pub(super) enum Prompts {
     Text(String),
     Tokens(Vec<u32>),
     Texts(Vec<String>),
@@ -26,7 +27,7 @@ enum Prompts {
 }
 
 impl Prompts {
-    fn into_prompts(self) -> Vec<Prompt> {
+    pub(super) fn into_prompts(self) -> Vec<Prompt> {
         match self {
             Prompts::Text(text) => vec![Prompt::Text(text)],
             Prompts::Tokens(tokens) => vec![Prompt::Tokens(tokens.into())],
@@ -40,7 +41,7 @@ fn text_of(prompt: &Prompt, loaded: &Loaded) -> String {
     match prompt {
         Prompt::Text(text) => text.clone(),
         Prompt::Tokens(tokens) => loaded.model.tokenizer().decode(tokens, false),
-        Prompt::Messages(_) => unreachable!("plain completions have no turns"),
+        Prompt::Chat(_) => unreachable!("plain completions have no turns"),
     }
 }
 
@@ -71,16 +72,18 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
     if echo && top.is_some() {
         return Err(Refusal::field("logprobs", "cannot stand beside echo: the prompt's own tokens are not scored"));
     }
-    f.only("suffix", &["".into()], "is not supported: this model does not fill in the middle")?;
+    let suffix: Option<String> = f.take("suffix")?.filter(|suffix: &String| !suffix.is_empty());
     f.only("best_of", &[common.copies.into()], "must be n: answers are not ranked here")?;
-    f.only("response_format", &[serde_json::json!({"type": "text"})], "only {\"type\": \"text\"} is supported")?;
+    let format = take_response_format(&mut f)?;
     f.finish()?;
+    let loaded = model(call.state, &common.model)?;
     let echo = match echo {
-        true => {
-            let loaded = model(call.state, &common.model)?;
-            prompts.iter().map(|p| text_of(p, &loaded)).collect()
-        }
+        true => prompts.iter().map(|p| text_of(p, &loaded)).collect(),
         false => Vec::new(),
+    };
+    let prompts = match suffix {
+        Some(suffix) => infill::prompts(call, &loaded, prompts, suffix).await?,
+        None => prompts,
     };
     let admitted = admit(
         call,
@@ -95,13 +98,17 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
             logprobs: top.is_some(),
             top_logprobs: top.unwrap_or(0),
             ignore_end: common.ignore_end,
+            format,
+            format_param: RESPONSE_FORMAT,
+            tools: None,
             has_instructions: false,
             background: false,
             priority: common.priority,
             session_key: common.session_key.clone(),
+            note: serde_json::Value::Null,
         },
     )
     .await?;
-    let dialect = OpenAi::new(Face::Text, call, &common, top.is_some(), &admitted.tasks, echo);
+    let dialect = OpenAi::new(Face::Text, call, &common, top.is_some(), &admitted.tasks, echo, None);
     reply(call, admitted, common.stream, dialect)
 }

@@ -29,6 +29,11 @@ impl Fields {
         }
     }
 
+    /// A field as it was sent, which stays to be taken.
+    pub fn peek(&self, name: &str) -> Option<Value> {
+        self.0.get(name).filter(|value| !value.is_null()).cloned()
+    }
+
     /// # Errors
     ///
     /// When it is missing or has another type.

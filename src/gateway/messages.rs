@@ -4,53 +4,119 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::Call;
 use super::admit::{Ask, admit, model};
-use super::chat::{Content, refuse_tools};
+use super::chat::{Content, answered, check_turns, function_call, prompt};
 use super::fields::Fields;
+use super::format::RESPONSE_FORMAT;
 use super::openai::{facts, fresh_seed};
 use super::refusal::{Refusal, Shape};
+use super::tools::{self, Item, Parser, Piece, call_id, gather, parser_of};
 use super::view::{self, Dialect, End, Token, reply};
 use crate::api::types::{self, check_sampling, check_stop};
-use crate::domain::limits;
-use crate::domain::task::{Message, Priority, Prompt, Sampling};
+use crate::domain::task::{Message, Priority, ResponseFormat, Sampling};
 use crate::infra::http::Response;
 use crate::infra::reactor::Reply;
+use crate::services::pool::Loaded;
 use crate::services::task::LiveTask;
 use crate::state::AppState;
 
 #[derive(Deserialize)]
 struct Turn {
     role: String,
-    content: Content,
+    content: Blocks,
 }
 
-/// The system prompt and the turns, which may end with the beginning of the answer.
-fn conversation(f: &mut Fields) -> Result<Vec<Message>, Refusal> {
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Blocks {
+    Text(String),
+    Blocks(Vec<Block>),
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Block {
+    Text {
+        text: String,
+    },
+    ToolUse {
+        id: String,
+        name: String,
+        #[serde(default)]
+        input: Map<String, Value>,
+    },
+    ToolResult {
+        tool_use_id: String,
+        content: Option<Content>,
+    },
+}
+
+/// The system prompt and the turns.
+fn conversation(f: &mut Fields, loaded: &Loaded) -> Result<Vec<Message>, Refusal> {
     let mut messages = Vec::new();
     if let Some(system) = f.take::<Content>("system")? {
-        messages.push(Message { role: "system".into(), content: system.into_text("system")? });
+        messages.push(Message::new("system", system.into_text("system")?));
     }
-    let turns: Vec<Turn> = f.need("messages")?;
-    if !(1..=limits::MESSAGE_COUNT_MAX).contains(&turns.len()) {
-        return Err(Refusal::field("messages", format!("must have 1 to {} turns", limits::MESSAGE_COUNT_MAX)));
+    let turns: Vec<Turn> = f.need("messages").map_err(|refusal: Refusal| match refusal.param() {
+        Some("messages") => refusal.explained("blocks of type text, tool_use and tool_result are read here"),
+        _ => refusal,
+    })?;
+    if turns.is_empty() {
+        return Err(Refusal::field("messages", "must have a turn"));
     }
     for turn in turns {
-        if !["user", "assistant"].contains(&turn.role.as_str()) {
-            return Err(Refusal::field("messages", format!("role {:?}: roles are user and assistant", turn.role)));
-        }
-        messages.push(Message { role: turn.role, content: turn.content.into_text("messages")? });
+        turn_of(turn, &mut messages)?;
     }
     if messages.last().is_some_and(|m| m.role == "assistant") {
         return Err(Refusal::field("messages", "end with an assistant turn: the last one must be the user's"));
     }
+    check_turns(&messages, "messages", loaded)?;
     Ok(messages)
 }
 
+/// One turn of the dialect: results of tools are turns of their own for the model.
+fn turn_of(turn: Turn, messages: &mut Vec<Message>) -> Result<(), Refusal> {
+    let role = turn.role.as_str();
+    if !["user", "assistant"].contains(&role) {
+        return Err(Refusal::field("messages", format!("role {role:?}: roles are user and assistant")));
+    }
+    let blocks = match turn.content {
+        Blocks::Text(text) => vec![Block::Text { text }],
+        Blocks::Blocks(blocks) => blocks,
+    };
+    let mut said = Message::new(role, "");
+    let (mut has_text, mut has_results) = (false, false);
+    for block in blocks {
+        match (block, role) {
+            (Block::Text { text }, _) => {
+                said.content.push_str(&text);
+                has_text = true;
+            }
+            (Block::ToolUse { id, name, input }, "assistant") => {
+                said.calls.push(function_call("messages", id, name, Value::Object(input).to_string())?);
+            }
+            (Block::ToolResult { tool_use_id, content }, "user") => {
+                let content = content.map_or(Ok(String::new()), |c| c.into_text("messages"))?;
+                let answers = Some(answered("messages", tool_use_id, messages)?);
+                messages.push(Message { answers, ..Message::new("tool", content) });
+                has_results = true;
+            }
+            _ => {
+                let what = format!("a block in a {role} turn that does not belong there");
+                return Err(Refusal::field("messages", what));
+            }
+        }
+    }
+    if has_text || !said.calls.is_empty() || !has_results {
+        messages.push(said);
+    }
+    Ok(())
+}
+
 fn refuse_what_is_not_done(f: &mut Fields) -> Result<(), Refusal> {
-    refuse_tools(f, &[json!({"type": "none"}), json!({"type": "auto"})])?;
     f.only("thinking", &[json!({"type": "disabled"})], "is not supported: this model does not think aloud")?;
     f.only("mcp_servers", &[json!([])], "are not supported by this server")
 }
@@ -62,7 +128,10 @@ fn refuse_what_is_not_done(f: &mut Fields) -> Result<(), Refusal> {
 /// Naming the field, and as admission refuses.
 pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Refusal> {
     let mut f = Fields::read(body)?;
-    let messages = conversation(&mut f)?;
+    let model_name: String = f.need("model")?;
+    let loaded = model(call.state, &model_name)?;
+    let messages = conversation(&mut f, &loaded)?;
+    let tools = tools::anthropic(&mut f, &loaded)?;
     let stop: Vec<String> = f.take("stop_sequences")?.unwrap_or_default();
     check_stop(&stop).map_err(|e| Refusal::from(e).about("stop_sequences", "invalid_value"))?;
     let sampling = Sampling {
@@ -83,15 +152,14 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
         return Err(Refusal::field("max_tokens", "must be at least 1"));
     }
     let stream = f.take("stream")?.unwrap_or(false);
-    let model: String = f.need("model")?;
     refuse_what_is_not_done(&mut f)?;
     // Who asks, which tier is paid for, and what may be cached: all of a prompt may, always.
     f.pass_over(&["metadata", "service_tier", "cache_control"]);
     f.finish()?;
     let ask = Ask {
-        model,
+        model: model_name,
         prompt_param: "messages",
-        prompts: vec![Prompt::Messages(messages)],
+        prompts: vec![prompt(messages, tools.as_ref())],
         copies: 1,
         max_tokens: Some(max_tokens),
         sampling,
@@ -99,10 +167,14 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
         logprobs: false,
         top_logprobs: 0,
         ignore_end: false,
+        format: ResponseFormat::Text,
+        format_param: RESPONSE_FORMAT,
+        tools,
         has_instructions: false,
         background: false,
         priority: Priority::Interactive,
         session_key: None,
+        note: Value::Null,
     };
     let admitted = admit(call, ask).await?;
     let task = admitted.tasks[0].clone();
@@ -110,8 +182,10 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
         state: call.state.clone(),
         request_id: call.request_id.to_owned(),
         stream,
+        parser: parser_of(&task),
         task,
-        text: String::new(),
+        items: Vec::new(),
+        call_count: 0,
         ended: Value::Null,
     };
     reply(call, admitted, stream, dialect)
@@ -124,11 +198,12 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
 /// Naming the field.
 pub(super) async fn count_tokens(call: &Call<'_>, body: &mut [u8]) -> Result<Response, Refusal> {
     let mut f = Fields::read(body)?;
-    let prompt = Prompt::Messages(conversation(&mut f)?);
     let loaded = model(call.state, &f.need::<String>("model")?)?;
+    let messages = conversation(&mut f, &loaded)?;
+    let tools = tools::anthropic(&mut f, &loaded)?;
     refuse_what_is_not_done(&mut f)?;
     f.finish()?;
-    let tokens = view::count_tokens(call, &loaded, &prompt).await?;
+    let tokens = view::count_tokens(call, &loaded, &prompt(messages, tools.as_ref())).await?;
     Ok(types::json(200, &json!({"input_tokens": tokens.len()})))
 }
 
@@ -137,7 +212,11 @@ struct Messages {
     request_id: String,
     stream: bool,
     task: Arc<LiveTask>,
-    text: String,
+    /// None where nothing can be called: then text goes out as the log has it.
+    parser: Option<Parser>,
+    /// The blocks so far; the last one is open.
+    items: Vec<Item>,
+    call_count: usize,
     /// `stop_reason`, `stop_sequence` and the usage of the answer.
     ended: Value,
 }
@@ -173,19 +252,78 @@ fn event(name: &str, mut data: Value, out: &mut Vec<u8>) {
     out.extend_from_slice(format!("event: {name}\ndata: {data}\n\n").as_bytes());
 }
 
+impl Messages {
+    fn say(&mut self, piece: Piece, out: &mut Vec<u8>) {
+        let opens = match (&piece, self.items.last()) {
+            (Piece::Text(_), Some(Item::Text(_))) | (Piece::Arguments(_), _) => None,
+            (Piece::Text(_), _) => Some(json!({"type": "text", "text": ""})),
+            (Piece::Call(name), _) => {
+                let id = call_id(&self.task, self.call_count);
+                self.call_count += 1;
+                Some(json!({"type": "tool_use", "id": id, "name": name, "input": {}}))
+            }
+        };
+        if let (Some(block), true) = (&opens, self.stream) {
+            self.close_block(out);
+            event("content_block_start", json!({"index": self.items.len(), "content_block": block}), out);
+        }
+        let index = self.items.len() - usize::from(opens.is_none());
+        let delta = match &piece {
+            Piece::Text(text) => Some(json!({"type": "text_delta", "text": text})),
+            Piece::Arguments(more) => Some(json!({"type": "input_json_delta", "partial_json": more})),
+            Piece::Call(_) => None,
+        };
+        if let (Some(delta), true) = (delta, self.stream) {
+            event("content_block_delta", json!({"index": index, "delta": delta}), out);
+        }
+        gather(&mut self.items, piece);
+    }
+
+    fn close_block(&self, out: &mut Vec<u8>) {
+        if let Some(last) = self.items.len().checked_sub(1) {
+            event("content_block_stop", json!({"index": last}), out);
+        }
+    }
+
+    fn content(&self) -> Value {
+        let mut call_count = 0;
+        let block = |item: &Item| match item {
+            Item::Text(text) => json!({"type": "text", "text": text}),
+            Item::Call { name, arguments } => {
+                let id = call_id(&self.task, call_count);
+                call_count += 1;
+                // Arguments that were cut short are no JSON, and the dialect has no place for them.
+                let input: Value = serde_json::from_str(arguments).unwrap_or_else(|_| json!({}));
+                json!({"type": "tool_use", "id": id, "name": name, "input": input})
+            }
+        };
+        self.items.iter().map(block).collect()
+    }
+}
+
 impl Dialect for Messages {
     fn accepted(&mut self, _: bool, out: &mut Vec<u8>) {
         if self.stream {
             let message = self.message(json!([]), (Value::Null, Value::Null), self.usage(0));
             event("message_start", json!({ "message": message }), out);
-            let block = json!({"index": 0, "content_block": {"type": "text", "text": ""}});
-            event("content_block_start", block, out);
+            if self.parser.is_none() {
+                let block = json!({"index": 0, "content_block": {"type": "text", "text": ""}});
+                event("content_block_start", block, out);
+                self.items.push(Item::Text(String::new()));
+            }
         }
     }
 
     fn token(&mut self, _: usize, token: Token<'_>, out: &mut Vec<u8>) {
+        if let Some(parser) = &mut self.parser {
+            let mut text = String::new();
+            token.push_text(&mut text);
+            return parser.push(&text).into_iter().for_each(|piece| self.say(piece, out));
+        }
         if !self.stream {
-            return token.push_text(&mut self.text);
+            let mut text = String::new();
+            token.push_text(&mut text);
+            return gather(&mut self.items, Piece::Text(text));
         }
         if !token.is_empty() {
             out.extend_from_slice(
@@ -198,10 +336,14 @@ impl Dialect for Messages {
     }
 
     fn end(&mut self, _: usize, end: &End<'_>, out: &mut Vec<u8>) {
+        if let Some(mut parser) = self.parser.take() {
+            parser.finish().into_iter().for_each(|piece| self.say(piece, out));
+        }
         let stopped_by = end.task.stopped_by.get().map(|s| Value::from(&**s));
         let reason = match (end.finish_reason, &stopped_by) {
             ("length", _) => "max_tokens",
             (_, Some(_)) => "stop_sequence",
+            _ if self.call_count > 0 => "tool_use",
             _ => "end_turn",
         };
         self.ended = json!({
@@ -211,7 +353,7 @@ impl Dialect for Messages {
             "orchestratord": facts(end),
         });
         if self.stream {
-            event("content_block_stop", json!({"index": 0}), out);
+            self.close_block(out);
             let delta = json!({"stop_reason": reason, "stop_sequence": self.ended["stop_sequence"]});
             let usage = self.ended["usage"].clone();
             event("message_delta", json!({"delta": delta, "usage": usage, "orchestratord": facts(end)}), out);
@@ -232,7 +374,7 @@ impl Dialect for Messages {
     }
 
     fn body(&mut self) -> Response {
-        let content = json!([{"type": "text", "text": self.text}]);
+        let content = self.content();
         let stop = (self.ended["stop_reason"].take(), self.ended["stop_sequence"].take());
         let usage = self.ended["usage"].take();
         let mut message = self.message(content, stop, usage);

@@ -9,7 +9,10 @@ mod about;
 mod admit;
 mod chat;
 mod completions;
+mod embeddings;
 mod fields;
+mod format;
+mod infill;
 mod messages;
 mod openai;
 mod page;
@@ -18,6 +21,7 @@ mod response;
 mod responses;
 mod routes;
 mod text;
+mod tools;
 mod view;
 
 use std::sync::Arc;
@@ -106,6 +110,7 @@ async fn dispatch(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Refusal> {
     match route {
         Route::ChatCompletions => chat::create(call, body).await,
         Route::Completions => completions::create(call, body).await,
+        Route::Embeddings => embeddings::create(call, body).await,
         Route::Messages => messages::create(call, body).await,
         Route::CountTokens => messages::count_tokens(call, body).await.map(Reply::Full),
         Route::Responses => responses::create(call, body).await,
@@ -134,7 +139,8 @@ fn shape_of(head: &RequestHead<'_>) -> Shape {
 fn request_id_of(head: Option<&RequestHead<'_>>) -> String {
     let legal = |id: &&[u8]| (1..=128).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic);
     let sent = head.and_then(|h| h.header("x-request-id")).filter(legal);
-    sent.and_then(|id| std::str::from_utf8(id).ok()).map_or_else(|| correlation_id_from(head), str::to_owned)
+    sent.and_then(|id| std::str::from_utf8(id).ok())
+        .map_or_else(|| correlation_id_from(head).to_string(), str::to_owned)
 }
 
 fn origin_of(head: &RequestHead<'_>) -> Option<String> {

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use super::Call;
 use super::fields::Fields;
 use super::refusal::{Refusal, Shape};
+use super::tools::{Parser, Piece, Tools, call_id};
 use super::view::{Dialect, End, Logprob, Token};
 use crate::api::types::{self, check_sampling, check_stop, logit_bias};
 use crate::domain::limits;
@@ -112,12 +113,14 @@ pub(super) fn fresh_seed() -> u64 {
     uuid::Uuid::new_v4().as_u64_pair().0 & limits::JSON_INTEGER_MAX
 }
 
-/// Everything that the bytes of an answer depend on besides its request: build, arithmetic, weights.
-pub(super) fn fingerprint(loaded: &Loaded) -> String {
-    let facts = format!("{}\n{}\n{}\n{}", loaded.engine, loaded.engine_version, loaded.arithmetic, loaded.info.digest);
+/// Everything that the bytes of an answer depend on besides its request: build, arithmetic, weights. None in the first
+/// moments of a model, while the digest of its weights is computed.
+fn fingerprint(loaded: &Loaded) -> Option<String> {
+    let weights = loaded.model.digest_if_known()?;
+    let facts = format!("{}\n{}\n{}\n{weights}", loaded.engine, loaded.engine_version, loaded.arithmetic);
     let digest = Sha256::digest(facts);
     let hex: String = digest[..6].iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("fp_{hex}")
+    Some(format!("fp_{hex}"))
 }
 
 /// The two faces of this dialect.
@@ -146,6 +149,10 @@ impl Face {
 struct Choice {
     begun: bool,
     text: String,
+    /// Functions that it calls: id, name, arguments.
+    calls: Vec<(String, String, String)>,
+    parser: Option<Parser>,
+    /// Those of an answer that is given whole, or of tokens that no chunk has told of yet.
     logprobs: Vec<Value>,
     finish_reason: Option<String>,
     facts: Value,
@@ -166,6 +173,7 @@ pub(super) struct OpenAi {
     /// A chunk up to the number of its choice.
     chunk_start: Vec<u8>,
     choices: Vec<Choice>,
+    tasks: Vec<Arc<LiveTask>>,
     /// Put in front of each answer.
     echo: Vec<String>,
     prompt_tokens: usize,
@@ -181,6 +189,7 @@ impl OpenAi {
         logprobs: bool,
         tasks: &[Arc<LiveTask>],
         echo: Vec<String>,
+        tools: Option<&Tools>,
     ) -> OpenAi {
         let first = &tasks[0];
         let id = format!("{}{:032x}", face.id_prefix(), first.spec.task_id.0);
@@ -205,7 +214,8 @@ impl OpenAi {
             id,
             created,
             chunk_start: format!("data: {head},\"choices\":[").into_bytes(),
-            choices: tasks.iter().map(|_| Choice::default()).collect(),
+            choices: tasks.iter().map(|_| Choice { parser: tools.map(Tools::parser), ..Choice::default() }).collect(),
+            tasks: tasks.to_vec(),
             echo,
             prompt_tokens: 0,
             cached_tokens: 0,
@@ -254,6 +264,44 @@ impl OpenAi {
                 self.chunk(source, &[&literal], "null", "null", "", out);
             }
             (Face::Text, None) => {}
+        }
+    }
+
+    /// What an answer says that may call functions.
+    fn pieces(&mut self, source: usize, pieces: Vec<Piece>, out: &mut Vec<u8>) {
+        for piece in pieces {
+            let choice = &mut self.choices[source];
+            let delta = match piece {
+                Piece::Text(text) => {
+                    let delta = json!({"content": text});
+                    choice.text.push_str(&text);
+                    delta
+                }
+                Piece::Call(name) => {
+                    let index = choice.calls.len();
+                    let id = call_id(&self.tasks[source], index);
+                    let function = json!({"name": name, "arguments": ""});
+                    choice.calls.push((id.clone(), name, String::new()));
+                    json!({"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]})
+                }
+                Piece::Arguments(more) => {
+                    let index = choice.calls.len() - 1;
+                    choice.calls[index].2.push_str(&more);
+                    json!({"tool_calls": [{"index": index, "function": {"arguments": more}}]})
+                }
+            };
+            if self.stream {
+                let logprobs = self.pending_logprobs(source);
+                self.chunk(source, &[&delta.to_string()], &logprobs, "null", "", out);
+            }
+        }
+    }
+
+    /// Of tokens that no chunk has told of.
+    fn pending_logprobs(&mut self, source: usize) -> String {
+        match std::mem::take(&mut self.choices[source].logprobs) {
+            none if none.is_empty() => "null".to_owned(),
+            tokens => self.logprobs_field(tokens).to_string(),
         }
     }
 
@@ -317,7 +365,17 @@ impl OpenAi {
             "orchestratord": choice.facts,
         });
         match self.face {
-            Face::Chat => body["message"] = json!({"role": "assistant", "content": choice.text, "refusal": null}),
+            Face::Chat => {
+                let content = match choice.text.is_empty() && !choice.calls.is_empty() {
+                    true => Value::Null,
+                    false => choice.text.into(),
+                };
+                body["message"] = json!({"role": "assistant", "content": content, "refusal": null});
+                if !choice.calls.is_empty() {
+                    let call = |(id, name, arguments)| json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}});
+                    body["message"]["tool_calls"] = choice.calls.into_iter().map(call).collect();
+                }
+            }
             Face::Text => body["text"] = choice.text.into(),
         }
         body
@@ -326,16 +384,23 @@ impl OpenAi {
 
 /// What no other server tells: how to find and repeat this answer, and where its time went.
 pub(super) fn facts(end: &End<'_>) -> Value {
-    let times = &end.task.times;
+    let mut facts = times(end.task);
+    facts["transcript"] = end.artifact_id.into();
+    facts["decode_ms"] = end.decode_ms.into();
+    facts
+}
+
+/// As much of it as a task knows at any time.
+pub(super) fn times(task: &LiveTask) -> Value {
+    let times = &task.times;
     let ms = |from: u64, to: u64| if from == 0 || to == 0 { 0 } else { to.saturating_sub(from) / 1000 };
     let seated = times.seated_us.load(Relaxed);
     json!({
-        "task_id": end.task.spec.task_id.to_string(),
-        "transcript": end.artifact_id,
-        "seed": end.task.spec.sampling.seed,
-        "queue_ms": ms(end.task.accepted_us, seated),
-        "first_token_ms": ms(end.task.accepted_us, times.first_token_us.load(Relaxed)),
-        "decode_ms": end.decode_ms,
+        "task_id": task.spec.task_id.to_string(),
+        "seed": task.spec.sampling.seed,
+        "queue_ms": ms(task.accepted_us, seated),
+        "first_token_ms": ms(task.accepted_us, times.first_token_us.load(Relaxed)),
+        "decode_ms": times.decode_ms(),
     })
 }
 
@@ -347,6 +412,13 @@ impl Dialect for OpenAi {
             Face::Chat => self.chat_logprob(&found),
             Face::Text => self.text_logprob(source, &found),
         });
+        if let Some(parser) = &mut self.choices[source].parser {
+            let mut text = String::new();
+            token.push_text(&mut text);
+            let pieces = parser.push(&text);
+            self.choices[source].logprobs.extend(logprob);
+            return self.pieces(source, pieces, out);
+        }
         if self.stream && (!token.is_empty() || logprob.is_some()) {
             let field = logprob.clone().map(|l| self.logprobs_field(vec![l]).to_string());
             let field = field.as_deref().unwrap_or("null");
@@ -372,13 +444,21 @@ impl Dialect for OpenAi {
         }
         self.completion_tokens += end.tokens_out;
         let facts = facts(end);
+        let mut reason = end.finish_reason;
+        if let Some(mut parser) = self.choices[source].parser.take() {
+            self.pieces(source, parser.finish(), out);
+            if parser.call_count > 0 && reason == "stop" {
+                reason = "tool_calls";
+            }
+        }
         if self.stream {
+            let logprobs = self.pending_logprobs(source);
             let delta = if self.face == Face::Chat { "{}" } else { "\"\"" };
-            let reason = Value::from(end.finish_reason).to_string();
-            self.chunk(source, &[delta], "null", &reason, &format!(",\"orchestratord\":{facts}"), out);
+            let finish_reason = Value::from(reason).to_string();
+            self.chunk(source, &[delta], &logprobs, &finish_reason, &format!(",\"orchestratord\":{facts}"), out);
         }
         let choice = &mut self.choices[source];
-        choice.finish_reason = Some(end.finish_reason.to_owned());
+        choice.finish_reason = Some(reason.to_owned());
         choice.facts = facts;
     }
 

@@ -76,6 +76,28 @@ impl Refusal {
         self
     }
 
+    /// Adds what is legal.
+    #[must_use]
+    pub fn explained(mut self, what: &str) -> Refusal {
+        if let OrchestratorError::InvalidParams(message) = &mut self.error {
+            message.push_str("; ");
+            message.push_str(what);
+        }
+        self
+    }
+
+    /// Names a field as the dialect does.
+    #[must_use]
+    pub fn renamed(mut self, ours: &str, theirs: &str) -> Refusal {
+        if self.param.as_deref() == Some(ours) && ours != theirs {
+            self.param = Some(theirs.to_owned());
+            if let OrchestratorError::InvalidParams(message) = &mut self.error {
+                *message = message.replacen(ours, theirs, 1);
+            }
+        }
+        self
+    }
+
     pub fn param(&self) -> Option<&str> {
         self.param.as_deref()
     }

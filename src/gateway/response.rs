@@ -5,19 +5,14 @@ use std::sync::atomic::Ordering::Relaxed;
 use serde_json::{Value, json};
 
 use crate::domain::ids::{TaskId, Uuid};
-use crate::domain::task::FinishReason;
+use crate::domain::task::{FinishReason, Prompt};
 use crate::infra::http::sse;
 use crate::services::task::{LiveTask, Outcome};
 use crate::state::AppState;
 
+use super::openai::times;
 use super::refusal::{Refusal, Shape};
-
-/// What a response says about its request besides what the task knows.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Echoed {
-    pub previous: Option<String>,
-    pub metadata: Value,
-}
+use super::tools::{Item, call_id, items_of};
 
 pub(super) fn id_of(task: TaskId) -> String {
     format!("resp_{:032x}", task.0)
@@ -52,9 +47,17 @@ fn status(task: &LiveTask) -> &'static str {
     }
 }
 
-pub(super) fn message_item(task: &LiveTask, status: &str, content: Value) -> Value {
+/// One thing in a response's output: text, or a call. `before` are those that came before it.
+pub(super) fn output_item(task: &LiveTask, before: &[Item], item: &Item, status: &str) -> Value {
+    match item {
+        Item::Text(text) => message_item(task, before, status, json!([text_part(text)])),
+        Item::Call { name, arguments } => call_item(task, before, name, arguments, status),
+    }
+}
+
+fn message_item(task: &LiveTask, before: &[Item], status: &str, content: Value) -> Value {
     json!({
-        "id": format!("msg_{:032x}", task.spec.task_id.0),
+        "id": item_id(task, before, &Item::Text(String::new())),
         "type": "message",
         "role": "assistant",
         "status": status,
@@ -62,21 +65,66 @@ pub(super) fn message_item(task: &LiveTask, status: &str, content: Value) -> Val
     })
 }
 
+fn call_item(task: &LiveTask, before: &[Item], name: &str, arguments: &str, status: &str) -> Value {
+    let index = calls_in(before);
+    json!({
+        "id": format!("fc_{:032x}_{index}", task.spec.task_id.0),
+        "type": "function_call",
+        "call_id": call_id(task, index),
+        "name": name,
+        "arguments": arguments,
+        "status": status,
+    })
+}
+
+fn calls_in(items: &[Item]) -> usize {
+    items.iter().filter(|item| matches!(item, Item::Call { .. })).count()
+}
+
+/// The id of an item among those of its response.
+pub(super) fn item_id(task: &LiveTask, before: &[Item], item: &Item) -> String {
+    let task_id = task.spec.task_id.0;
+    let calls = calls_in(before);
+    match (item, before.len() - calls) {
+        (Item::Call { .. }, _) => format!("fc_{task_id:032x}_{calls}"),
+        (Item::Text(_), 0) => format!("msg_{task_id:032x}"),
+        (Item::Text(_), texts) => format!("msg_{task_id:032x}_{texts}"),
+    }
+}
+
+/// An item as it is announced, with nothing in it.
+pub(super) fn new_item(task: &LiveTask, before: &[Item], item: &Item) -> Value {
+    match item {
+        Item::Text(_) => message_item(task, before, "in_progress", json!([])),
+        Item::Call { name, .. } => call_item(task, before, name, "", "in_progress"),
+    }
+}
+
 pub(super) fn text_part(text: &str) -> Value {
     json!({"type": "output_text", "text": text, "annotations": [], "logprobs": []})
 }
 
+/// Everything that was said, in the order in which it was; what comes last may not be complete.
+fn output(task: &LiveTask, text: &str, status: &str) -> Value {
+    let mut items = items_of(task, text);
+    if items.is_empty() && ["completed", "incomplete"].contains(&status) {
+        items.push(Item::Text(String::new()));
+    }
+    let status_of = |index: usize| match status {
+        _ if index + 1 < items.len() => "completed",
+        "completed" | "in_progress" => status,
+        _ => "incomplete",
+    };
+    items.iter().enumerate().map(|(i, item)| output_item(task, &items[..i], item, status_of(i))).collect()
+}
+
 /// The whole object, with the text so far unless the task is only beginning.
-pub(super) fn object(state: &AppState, task: &LiveTask, echoed: &Echoed) -> Value {
+pub(super) fn object(state: &AppState, task: &LiveTask) -> Value {
     let spec = &task.spec;
     let status = status(task);
     let (text, tokens_out) = said(task);
     let ended = !["queued", "in_progress"].contains(&status);
-    let item_status = if status == "completed" { "completed" } else { "incomplete" };
-    let output = match text.is_empty() && !["completed", "incomplete"].contains(&status) {
-        true => json!([]),
-        false => json!([message_item(task, item_status, json!([text_part(&text)]))]),
-    };
+    let output = output(task, &text, status);
     let error = match task.outcome() {
         Some(Outcome::Failed(error)) => {
             let body = Refusal::from(error.clone()).body(Shape::OpenAi, "", state);
@@ -85,18 +133,21 @@ pub(super) fn object(state: &AppState, task: &LiveTask, echoed: &Echoed) -> Valu
         _ => Value::Null,
     };
     let instructions = match &spec.prompt {
-        crate::domain::task::Prompt::Messages(m) if spec.has_instructions => json!(m[0].content),
+        Prompt::Chat(chat) if spec.has_instructions => json!(chat.turns[0].content),
         _ => Value::Null,
     };
     let usage = ended.then(|| {
         json!({
             "input_tokens": task.prompt.len(),
-            "input_tokens_details": {"cached_tokens": task.times.cached_tokens.load(Relaxed)},
+            // What is written into the cache costs nothing here; the dialect's newer types want the field.
+            "input_tokens_details": {"cached_tokens": task.times.cached_tokens.load(Relaxed), "cache_write_tokens": 0},
             "output_tokens": tokens_out,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": task.prompt.len() + tokens_out as usize,
         })
     });
+    // What the request said besides what the task knows.
+    let note: Value = spec.note.as_deref().and_then(|n| serde_json::from_str(n).ok()).unwrap_or_default();
     let now_us = state.clock.now_us();
     let age_ms = now_us.saturating_sub(task.accepted_us) / 1000;
     json!({
@@ -111,20 +162,20 @@ pub(super) fn object(state: &AppState, task: &LiveTask, echoed: &Echoed) -> Valu
         "max_output_tokens": spec.max_tokens,
         "model": task.loaded.model_ref,
         "output": output,
-        "parallel_tool_calls": true,
-        "previous_response_id": echoed.previous,
+        "parallel_tool_calls": note["parallel_tool_calls"],
+        "previous_response_id": note["previous_response_id"],
         "reasoning": {"effort": null, "summary": null},
         "store": true,
         "temperature": spec.sampling.temperature,
-        "text": {"format": {"type": "text"}},
-        "tool_choice": "auto",
-        "tools": [],
+        "text": note["text"],
+        "tool_choice": note["tool_choice"],
+        "tools": note["tools"],
         "top_p": spec.sampling.top_p,
         "truncation": "disabled",
         "usage": usage,
         "user": null,
-        "metadata": if echoed.metadata.is_null() { json!({}) } else { echoed.metadata.clone() },
-        "orchestratord": {"task_id": spec.task_id.to_string(), "seed": spec.sampling.seed},
+        "metadata": note["metadata"],
+        "orchestratord": times(task),
     })
 }
 

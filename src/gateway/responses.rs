@@ -7,17 +7,18 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Call;
-use super::admit::{Ask, admit};
-use super::chat::{Content, refuse_tools};
+use super::admit::{Admitted, Ask, admit, model};
+use super::chat::{Content, answered, check_turns, function_call, prompt};
 use super::fields::Fields;
+use super::format::{TEXT_FORMAT, take_text};
 use super::openai::fresh_seed;
 use super::refusal::{Refusal, Shape};
-use super::response::{Echoed, message_item, object, said, task_of, text_part};
+use super::response::{item_id, new_item, object, output_item, said, task_of, text_part};
+use super::tools::{self, Item, Parser, Piece, call_id, gather, items_of, parser_of};
 use super::view::{Dialect, End, Token, reply};
 use crate::api::data;
 use crate::api::types::{self, check_sampling};
 use crate::domain::error::OrchestratorError;
-use crate::domain::limits;
 use crate::domain::task::{Message, Priority, Prompt, Sampling};
 use crate::infra::http::Response;
 use crate::infra::reactor::Reply;
@@ -28,34 +29,65 @@ use crate::state::AppState;
 #[serde(untagged)]
 enum Input {
     Text(String),
-    Items(Vec<Item>),
+    Items(Vec<InputItem>),
 }
 
 #[derive(Deserialize)]
-struct Item {
+struct InputItem {
     #[serde(rename = "type")]
     kind: Option<String>,
     role: Option<String>,
     content: Option<Content>,
+    call_id: Option<String>,
+    name: Option<String>,
+    arguments: Option<String>,
+    output: Option<Content>,
 }
 
-fn turns_of(input: Input) -> Result<Vec<Message>, Refusal> {
+/// Adds what was sent to the turns before it.
+fn add_turns(input: Input, turns: &mut Vec<Message>) -> Result<(), Refusal> {
     let items = match input {
-        Input::Text(text) => return Ok(vec![Message { role: "user".into(), content: text }]),
+        Input::Text(text) => {
+            turns.push(Message::new("user", text));
+            return Ok(());
+        }
         Input::Items(items) => items,
     };
-    let turn = |item: Item| match (item.kind.as_deref(), item.role.as_deref(), item.content) {
-        (None | Some("message"), Some(role @ ("user" | "assistant" | "system" | "developer")), Some(content)) => {
-            let role = if role == "developer" { "system" } else { role };
-            Ok(Message { role: role.to_owned(), content: content.into_text("input")? })
+    for item in items {
+        match (item.kind.as_deref(), item.role.as_deref()) {
+            (None | Some("message"), Some(role @ ("user" | "assistant" | "system" | "developer"))) => {
+                let role = if role == "developer" { "system" } else { role };
+                let content = item.content.ok_or_else(|| Refusal::field("input", "has a message without content"))?;
+                turns.push(Message::new(role, content.into_text("input")?));
+            }
+            (Some("function_call"), _) => {
+                let (Some(id), Some(name), Some(arguments)) = (item.call_id, item.name, item.arguments) else {
+                    return Err(Refusal::field("input", "has a function_call without call_id, name or arguments"));
+                };
+                let call = function_call("input", id, name, arguments)?;
+                // Calls belong to the turn in which they were made.
+                match turns.last_mut() {
+                    Some(turn) if turn.role == "assistant" => turn.calls.push(call),
+                    _ => turns.push(Message { calls: vec![call], ..Message::new("assistant", "") }),
+                }
+            }
+            (Some("function_call_output"), _) => {
+                let (Some(id), Some(output)) = (item.call_id, item.output) else {
+                    return Err(Refusal::field("input", "has a function_call_output without call_id or output"));
+                };
+                let answers = Some(answered("input", id, turns)?);
+                turns.push(Message { answers, ..Message::new("tool", output.into_text("input")?) });
+            }
+            (kind, role) => {
+                let what = format!(
+                    "an item of type {kind:?} and role {role:?}: messages with a role and text, function_call and \
+                     function_call_output are read here"
+                );
+                return Err(Refusal::field("input", what));
+            }
         }
-        (kind, role, _) => {
-            let what =
-                format!("an item of type {kind:?} and role {role:?}: messages with a role and text are read here");
-            Err(Refusal::field("input", what))
-        }
-    };
-    items.into_iter().map(turn).collect()
+    }
+    Ok(())
 }
 
 /// The turns that a response ended with: its own input, and its answer.
@@ -63,7 +95,7 @@ fn turns_before(state: &AppState, id: &str) -> Result<Vec<Message>, Refusal> {
     let task =
         find(state, id).map_err(|refusal| refusal.about("previous_response_id", "previous_response_not_found"))?;
     let mut turns = match &task.spec.prompt {
-        Prompt::Messages(turns) => turns[usize::from(task.spec.has_instructions)..].to_vec(),
+        Prompt::Chat(chat) => chat.turns[usize::from(task.spec.has_instructions)..].to_vec(),
         _ => return Err(Refusal::field("previous_response_id", "is not the id of a conversation")),
     };
     if !matches!(task.outcome(), Some(Outcome::Finished(_))) {
@@ -72,7 +104,17 @@ fn turns_before(state: &AppState, id: &str) -> Result<Vec<Message>, Refusal> {
             "has not ended well: a conversation goes on from an answer",
         ));
     }
-    turns.push(Message { role: "assistant".into(), content: said(&task).0 });
+    let mut answer = Message::new("assistant", "");
+    for item in items_of(&task, &said(&task).0) {
+        match item {
+            Item::Text(text) => answer.content.push_str(&text),
+            Item::Call { name, arguments } => {
+                let id = call_id(&task, answer.calls.len());
+                answer.calls.push(function_call("previous_response_id", id, name, arguments)?);
+            }
+        }
+    }
+    turns.push(answer);
     Ok(turns)
 }
 
@@ -96,15 +138,23 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
     let instructions: Option<String> = f.take("instructions")?;
     let mut messages = Vec::new();
     if let Some(text) = &instructions {
-        messages.push(Message { role: "system".into(), content: text.clone() });
+        messages.push(Message::new("system", text.clone()));
     }
     if let Some(id) = &previous {
         messages.extend(turns_before(call.state, id)?);
     }
-    messages.extend(turns_of(f.need("input")?)?);
-    if messages.len() > limits::MESSAGE_COUNT_MAX || messages.len() == usize::from(instructions.is_some()) {
-        return Err(Refusal::field("input", format!("must make 1 to {} turns", limits::MESSAGE_COUNT_MAX)));
+    let before = messages.len();
+    add_turns(f.need("input")?, &mut messages)?;
+    if messages.len() == before {
+        return Err(Refusal::field("input", "must make a turn"));
     }
+    let model_name: String = f.need("model")?;
+    let loaded = model(call.state, &model_name)?;
+    check_turns(&messages, "input", &loaded)?;
+    let told = |name: &str, default: Value| f.peek(name).unwrap_or(default);
+    let (tools_told, choice_told) = (told("tools", json!([])), told("tool_choice", json!("auto")));
+    let tools = tools::response(&mut f, &loaded)?;
+    let parallel = tools.as_ref().is_none_or(|t| t.parallel);
     let sampling = Sampling {
         temperature: f.take("temperature")?.unwrap_or(1.0),
         top_k: 0,
@@ -129,15 +179,15 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
         Some("flex") => Priority::Batch,
         Some(_) => return Err(Refusal::field("service_tier", "must be auto, default, priority or flex")),
     };
-    let model: String = f.need("model")?;
-    let echoed = Echoed { previous, metadata: f.take("metadata")?.unwrap_or(Value::Null) };
+    let (format, text) = take_text(&mut f)?;
+    let metadata: Value = f.take("metadata")?.unwrap_or_else(|| json!({}));
     let session_key = f.take("prompt_cache_key")?;
     refuse_what_is_not_done(&mut f)?;
     f.finish()?;
     let ask = Ask {
-        model,
+        model: model_name,
         prompt_param: "input",
-        prompts: vec![Prompt::Messages(messages)],
+        prompts: vec![prompt(messages, tools.as_ref())],
         copies: 1,
         max_tokens,
         sampling,
@@ -145,27 +195,41 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
         logprobs: false,
         top_logprobs: 0,
         ignore_end: false,
+        format,
+        format_param: TEXT_FORMAT,
+        tools,
         has_instructions: instructions.is_some(),
         background,
         priority,
         session_key,
+        note: json!({
+            "previous_response_id": previous,
+            "metadata": metadata,
+            "text": text,
+            "tools": tools_told,
+            "tool_choice": choice_told,
+            "parallel_tool_calls": parallel,
+        }),
     };
     let admitted = admit(call, ask).await?;
     let task = admitted.tasks[0].clone();
     if background && !stream {
-        return Ok(Reply::Full(types::json(200, &object(call.state, &task, &echoed))));
+        return Ok(Reply::Full(types::json(200, &object(call.state, &task))));
     }
-    let dialect = Responses { state: call.state.clone(), task, echoed, stream, sequence: 0, begun: false };
+    let dialect = Responses {
+        state: call.state.clone(),
+        parser: parser_of(&task),
+        task,
+        stream,
+        skipped: 0,
+        sequence: 0,
+        begun: false,
+        items: Vec::new(),
+    };
     reply(call, admitted, stream, dialect)
 }
 
 fn refuse_what_is_not_done(f: &mut Fields) -> Result<(), Refusal> {
-    refuse_tools(f, &[json!("none"), json!("auto")])?;
-    f.only(
-        "text",
-        &[json!({"format": {"type": "text"}}), json!({})],
-        "only {\"format\": {\"type\": \"text\"}} is supported",
-    )?;
     f.only("truncation", &[json!("disabled")], "only \"disabled\" is supported: nothing is left out of a prompt")?;
     f.only("include", &[json!([])], "nothing more can be included")?;
     f.only("reasoning", &[json!({})], "is not supported: this model does not think aloud")?;
@@ -174,14 +238,53 @@ fn refuse_what_is_not_done(f: &mut Fields) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// GET /v1/responses/{id}: where it stands, and what it has said so far.
+/// GET /v1/responses/{id}: where it stands, and what it has said so far; with `stream=true` its events, from the beginning or
+/// after the one that `starting_after` numbers.
 ///
 /// # Errors
 ///
 /// `NotFound` for one that is not known any more.
 pub(super) fn get(call: &Call<'_>, id: &str) -> Result<Reply, Refusal> {
     let task = find(call.state, id)?;
-    Ok(Reply::Full(types::json(200, &object(call.state, &task, &Echoed::default()))))
+    let (stream, mut skipped) = query(call.head.query())?;
+    // The same in the words of server-sent events.
+    if let Some(last) = call.head.header("last-event-id").filter(|_| stream) {
+        let number = std::str::from_utf8(last).ok().and_then(|text| text.trim().parse::<u64>().ok());
+        let number = number.ok_or_else(|| Refusal::field("Last-Event-ID", "is not the number of an event"))?;
+        skipped = skipped.max(number.saturating_add(1));
+    }
+    if !stream {
+        return Ok(Reply::Full(types::json(200, &object(call.state, &task))));
+    }
+    let tasks = vec![task.clone()];
+    let admitted = Admitted { tasks, own_session: None, format_param: TEXT_FORMAT, is_shared: true };
+    let dialect = Responses {
+        state: call.state.clone(),
+        parser: parser_of(&task),
+        task,
+        stream,
+        skipped,
+        sequence: 0,
+        begun: false,
+        items: Vec::new(),
+    };
+    reply(call, admitted, stream, dialect)
+}
+
+/// Whether a stream is wanted, and how many of its events the reader has had.
+fn query(text: &str) -> Result<(bool, u64), Refusal> {
+    let (mut stream, mut skipped) = (false, 0);
+    for (name, value) in text.split('&').filter(|part| !part.is_empty()).map(|p| p.split_once('=').unwrap_or((p, ""))) {
+        match (name, value, value.parse::<u64>()) {
+            ("stream", "true" | "false", _) => stream = value == "true",
+            ("starting_after", _, Ok(last)) => skipped = last.saturating_add(1),
+            _ => return Err(Refusal::field(name, format!("{value:?} is not supported in the query of a response"))),
+        }
+    }
+    if skipped > 0 && !stream {
+        return Err(Refusal::field("starting_after", "belongs to streams: add stream=true"));
+    }
+    Ok((stream, skipped))
 }
 
 /// POST /v1/responses/{id}/cancel.
@@ -192,23 +295,34 @@ pub(super) fn get(call: &Call<'_>, id: &str) -> Result<Reply, Refusal> {
 pub(super) async fn cancel(call: &Call<'_>, id: &str) -> Result<Response, Refusal> {
     let task = find(call.state, id)?;
     data::cancel_task(call.state, &task.spec.task_id.to_string(), call.wake).await?;
-    Ok(types::json(200, &object(call.state, &task, &Echoed::default())))
+    Ok(types::json(200, &object(call.state, &task)))
 }
 
 struct Responses {
     state: Arc<AppState>,
     task: Arc<LiveTask>,
-    echoed: Echoed,
     stream: bool,
+    /// Events that this reader has had.
+    skipped: u64,
     sequence: u64,
-    /// The item and the part that the text goes into were announced.
+    /// The first token was told of.
     begun: bool,
+    /// None where nothing can be called: then text goes out as the log has it.
+    parser: Option<Parser>,
+    /// What was announced; the last one is open.
+    items: Vec<Item>,
 }
 
 impl Responses {
+    /// Without an `id:` line: openai-python remembers the last one, and then takes the blank line after a comment for an event
+    /// without data, on which it fails. The number is in the data.
     fn event(&mut self, name: &str, mut data: Value, out: &mut Vec<u8>) {
         data["type"] = name.into();
-        data["sequence_number"] = self.next().into();
+        let sequence = self.next();
+        data["sequence_number"] = sequence.into();
+        if sequence < self.skipped {
+            return;
+        }
         out.extend_from_slice(format!("event: {name}\ndata: {data}\n\n").as_bytes());
     }
 
@@ -218,43 +332,92 @@ impl Responses {
     }
 
     fn object(&self) -> Value {
-        object(&self.state, &self.task, &self.echoed)
+        object(&self.state, &self.task)
     }
 
-    fn item_id(&self) -> String {
-        format!("msg_{:032x}", self.task.spec.task_id.0)
-    }
-
-    fn begin(&mut self, out: &mut Vec<u8>) {
-        if std::mem::replace(&mut self.begun, true) {
-            return;
-        }
-        let response = self.object();
-        self.event("response.in_progress", json!({ "response": response }), out);
-        let item = message_item(&self.task, "in_progress", json!([]));
-        self.event("response.output_item.added", json!({"output_index": 0, "item": item}), out);
-        let place = json!({"item_id": self.item_id(), "output_index": 0, "content_index": 0, "part": text_part("")});
-        self.event("response.content_part.added", place, out);
-    }
-}
-
-impl Dialect for Responses {
-    fn accepted(&mut self, waits: bool, out: &mut Vec<u8>) {
-        if self.stream {
+    /// Announces an item that begins.
+    fn open(&mut self, item: Item, out: &mut Vec<u8>) {
+        if !std::mem::replace(&mut self.begun, true) {
             let response = self.object();
-            self.event("response.created", json!({ "response": response }), out);
-            if waits {
-                self.event("response.queued", json!({ "response": response }), out);
+            self.event("response.in_progress", json!({ "response": response }), out);
+        }
+        self.close("completed", out);
+        let index = self.items.len();
+        let new = new_item(&self.task, &self.items, &item);
+        self.event("response.output_item.added", json!({"output_index": index, "item": new}), out);
+        self.items.push(item);
+        if let Some(Item::Text(_)) = self.items.last() {
+            let place = self.place(json!({"content_index": 0, "part": text_part("")}));
+            self.event("response.content_part.added", place, out);
+        }
+    }
+
+    /// Ends the item that is open.
+    fn close(&mut self, status: &str, out: &mut Vec<u8>) {
+        let Some((item, before)) = self.items.split_last() else { return };
+        let whole = output_item(&self.task, before, item, status);
+        match item.clone() {
+            Item::Text(text) => {
+                let done = self.place(json!({"content_index": 0, "text": text, "logprobs": []}));
+                let part = self.place(json!({"content_index": 0, "part": text_part(&text)}));
+                self.event("response.output_text.done", done, out);
+                self.event("response.content_part.done", part, out);
+            }
+            Item::Call { name, arguments } => {
+                let done = self.place(json!({"name": name, "arguments": arguments}));
+                self.event("response.function_call_arguments.done", done, out);
             }
         }
+        let index = self.items.len() - 1;
+        self.event("response.output_item.done", json!({"output_index": index, "item": whole}), out);
     }
 
-    fn token(&mut self, _: usize, token: Token<'_>, out: &mut Vec<u8>) {
-        if !self.stream || token.is_empty() {
+    /// Fields of an event about the item that is open.
+    fn place(&self, fields: Value) -> Value {
+        let (item, before) = self.items.split_last().expect("an item is open");
+        let mut data = json!({"item_id": item_id(&self.task, before, item), "output_index": before.len()});
+        let fields = fields.as_object().expect("an object").clone();
+        data.as_object_mut().expect("an object").extend(fields);
+        data
+    }
+
+    fn say(&mut self, piece: Piece, out: &mut Vec<u8>) {
+        if !self.stream {
             return;
         }
-        self.begin(out);
-        let (item_id, sequence) = (self.item_id(), self.next());
+        match (&piece, self.items.last()) {
+            (Piece::Call(name), _) => {
+                return self.open(Item::Call { name: name.clone(), arguments: String::new() }, out);
+            }
+            (Piece::Text(_), Some(Item::Text(_))) | (Piece::Arguments(_), _) => {}
+            (Piece::Text(_), _) => self.open(Item::Text(String::new()), out),
+        }
+        match &piece {
+            Piece::Text(text) => {
+                let data = self.place(json!({"content_index": 0, "logprobs": [], "delta": text}));
+                self.event("response.output_text.delta", data, out);
+            }
+            Piece::Arguments(more) => {
+                let data = self.place(json!({ "delta": more }));
+                self.event("response.function_call_arguments.delta", data, out);
+            }
+            Piece::Call(_) => {}
+        }
+        gather(&mut self.items, piece);
+    }
+
+    /// The same for text as the log has it, which is neither read nor written again.
+    fn say_literal(&mut self, token: Token<'_>, out: &mut Vec<u8>) {
+        if self.items.is_empty() {
+            self.open(Item::Text(String::new()), out);
+        }
+        let (item_id, sequence) = (item_id(&self.task, &[], &self.items[0]), self.next());
+        if let Some(Item::Text(text)) = self.items.last_mut() {
+            token.push_text(text);
+        }
+        if sequence < self.skipped {
+            return;
+        }
         out.extend_from_slice(
             format!(
                 "event: response.output_text.delta\ndata: {{\"type\":\"response.output_text.delta\",\
@@ -265,27 +428,50 @@ impl Dialect for Responses {
             .as_bytes(),
         );
     }
+}
+
+impl Dialect for Responses {
+    fn accepted(&mut self, _: bool, out: &mut Vec<u8>) {
+        if self.stream {
+            let response = self.object();
+            self.event("response.created", json!({ "response": response }), out);
+            // By the promise and not by what is: whoever reads this again counts the same events.
+            if self.task.promise.predicted_start_ms > 0 {
+                self.event("response.queued", json!({ "response": response }), out);
+            }
+        }
+    }
+
+    fn token(&mut self, _: usize, token: Token<'_>, out: &mut Vec<u8>) {
+        if !self.stream || token.is_empty() {
+            return;
+        }
+        match &mut self.parser {
+            None => self.say_literal(token, out),
+            Some(parser) => {
+                let mut text = String::new();
+                token.push_text(&mut text);
+                parser.push(&text).into_iter().for_each(|piece| self.say(piece, out));
+            }
+        }
+    }
 
     fn end(&mut self, _: usize, _: &End<'_>, out: &mut Vec<u8>) {
         if !self.stream {
             return;
         }
-        self.begin(out);
+        if let Some(mut parser) = self.parser.take() {
+            parser.finish().into_iter().for_each(|piece| self.say(piece, out));
+        }
+        if self.items.is_empty() {
+            self.open(Item::Text(String::new()), out);
+        }
         let response = self.object();
-        let text = response["output"][0]["content"][0]["text"].clone();
-        let place = |extra: Value| {
-            let mut data = json!({"item_id": self.item_id(), "output_index": 0, "content_index": 0});
-            let fields = extra.as_object().expect("an object").clone();
-            data.as_object_mut().expect("an object").extend(fields);
-            data
+        let (status, name) = match response["status"] == "incomplete" {
+            true => ("incomplete", "response.incomplete"),
+            false => ("completed", "response.completed"),
         };
-        let done = place(json!({"text": text, "logprobs": []}));
-        let part = place(json!({"part": text_part(text.as_str().unwrap_or_default())}));
-        self.event("response.output_text.done", done, out);
-        self.event("response.content_part.done", part, out);
-        let item = response["output"][0].clone();
-        self.event("response.output_item.done", json!({"output_index": 0, "item": item}), out);
-        let name = if response["status"] == "incomplete" { "response.incomplete" } else { "response.completed" };
+        self.close(status, out);
         self.event(name, json!({ "response": response }), out);
     }
 

@@ -5,6 +5,7 @@
 pub(super) enum Route {
     ChatCompletions,
     Completions,
+    Embeddings,
     Responses,
     Response,
     CancelResponse,
@@ -34,6 +35,7 @@ impl Route {
 const ROUTES: &[(&str, &str, Route)] = &[
     ("POST", "/v1/chat/completions", Route::ChatCompletions),
     ("POST", "/v1/completions", Route::Completions),
+    ("POST", "/v1/embeddings", Route::Embeddings),
     ("POST", "/v1/responses", Route::Responses),
     ("POST", "/v1/responses/:id/cancel", Route::CancelResponse),
     ("GET", "/v1/responses/:id", Route::Response),

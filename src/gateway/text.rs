@@ -6,9 +6,9 @@ use super::admit::model;
 use super::fields::Fields;
 use super::refusal::Refusal;
 use super::view::count_tokens;
-use super::{Call, chat};
+use super::{Call, chat, tools};
 use crate::api::{data, types};
-use crate::domain::task::Prompt;
+use crate::domain::task::{Chat, Prompt};
 use crate::infra::http::Response;
 
 /// POST /tokenize: the tokens of `prompt` (or `content`), or of `messages` as the model's template writes them.
@@ -29,7 +29,11 @@ pub(super) async fn tokenize(call: &Call<'_>, body: &mut [u8]) -> Result<Respons
         }
         Some(text) if add_special => count_tokens(call, &loaded, &Prompt::Text(text)).await?,
         Some(_) => return Err(Refusal::field("add_special_tokens", "cannot be left out for a text this long")),
-        None => count_tokens(call, &loaded, &Prompt::Messages(chat::messages(&mut f)?)).await?,
+        None => {
+            let messages = chat::messages(&mut f, &loaded)?;
+            let tools = tools::chat(&mut f, &loaded)?;
+            count_tokens(call, &loaded, &chat::prompt(messages, tools.as_ref())).await?
+        }
     };
     f.finish()?;
     let mut answer = json!({
@@ -69,10 +73,12 @@ pub(super) fn detokenize(call: &Call<'_>, body: &mut [u8]) -> Result<Response, R
 pub(super) fn apply_template(call: &Call<'_>, body: &mut [u8]) -> Result<Response, Refusal> {
     let mut f = Fields::read(body)?;
     let loaded = model(call.state, &model_name(call, &mut f)?)?;
-    let messages = chat::messages(&mut f)?;
+    let messages = chat::messages(&mut f, &loaded)?;
+    let tools = tools::chat(&mut f, &loaded)?;
     let goes_on = f.take("add_generation_prompt")?.unwrap_or(true);
     f.finish()?;
-    let text = data::render(&loaded, &messages, goes_on, call.state.clock.unix_ms())?;
+    let chat = Chat { turns: messages, tools: tools.map(|t| t.for_template().into()) };
+    let text = data::render(&loaded, &chat, goes_on, call.state.clock.unix_ms())?;
     Ok(types::json(200, &json!({"prompt": text})))
 }
 

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::admit::{Admitted, abandon, with_queue_facts};
 use super::refusal::Refusal;
-use super::{Call, refusal};
+use super::{Call, format, refusal};
 use crate::api::data;
 use crate::domain::error::OrchestratorError;
 use crate::domain::task::Priority;
@@ -93,6 +93,10 @@ pub(super) trait Dialect: 'static {
         let _ = (waits, out);
     }
     fn token(&mut self, source: usize, token: Token<'_>, out: &mut Vec<u8>);
+    /// A vector, as the log has it. Only tasks that want one have it.
+    fn embedding(&mut self, source: usize, data: &[u8]) {
+        let _ = (source, data);
+    }
     fn end(&mut self, source: usize, end: &End<'_>, out: &mut Vec<u8>);
     /// Something failed: the last that a stream says.
     fn failed(&mut self, refusal: &Refusal, out: &mut Vec<u8>);
@@ -113,7 +117,7 @@ pub(super) trait Dialect: 'static {
 ///
 /// # Errors
 ///
-/// When a task ended before anybody read it.
+/// When a task has as many readers as it may have.
 pub(super) fn reply<D: Dialect>(
     call: &Call<'_>,
     admitted: Admitted,
@@ -124,7 +128,8 @@ pub(super) fn reply<D: Dialect>(
     for task in &admitted.tasks {
         let reader = task.stream.attach(call.wake.address(), None);
         readers.push(reader.map_err(|ReadersFull| {
-            Refusal::from(OrchestratorError::Internal("a new task has readers already".into()))
+            let message = "the task has too many readers: try again when one has left".into();
+            Refusal::from(OrchestratorError::PoolUnavailable { message, retry_after_ms: Some(1000) })
         })?);
     }
     let head = stream.then(|| {
@@ -194,6 +199,7 @@ impl<D: Dialect> View for TaskView<D> {
                     self.has_spoken = true;
                     self.dialect.token(source, Token::new(event.data), out);
                 }
+                b"embedding" => self.dialect.embedding(source, event.data),
                 b"started" => {
                     if !std::mem::replace(&mut self.is_announced, true) {
                         self.dialect.accepted(self.waiting().is_some(), out);
@@ -256,7 +262,8 @@ impl<D: Dialect> TaskView<D> {
             Some(Outcome::Failed(error)) => error.clone(),
             other => OrchestratorError::Internal(format!("an error event for a task that ended with {other:?}")),
         };
-        self.fail_with(error.into(), out);
+        let refusal = Refusal::from(error).renamed(format::RESPONSE_FORMAT, self.admitted.format_param);
+        self.fail_with(refusal, out);
     }
 
     /// One answer that cannot be given fails them all.
@@ -271,7 +278,7 @@ impl<D: Dialect> TaskView<D> {
         let is_waiting = |t: &Arc<LiveTask>| t.times.seated_us.load(Relaxed) == 0 && t.outcome().is_none();
         let index = self.admitted.tasks.iter().position(is_waiting)?;
         let task = &self.admitted.tasks[index];
-        let pool = self.state.pools.by_engine(&task.spec.engine)?;
+        let pool = self.state.pools.by_engine(task.spec.engine)?;
         let priority = task.spec.priority;
         // Who was ahead and has a slot now is ahead no more, and nobody is behind everybody who waits.
         let seated = seated_count(&self.state, priority).saturating_sub(self.seated_before[index]);
@@ -298,7 +305,8 @@ impl<D: Dialect> TaskView<D> {
 impl<D> Drop for TaskView<D> {
     /// The client is gone or has everything: what is still running for it has nobody to run for.
     fn drop(&mut self) {
-        let unwanted = |t: &&Arc<LiveTask>| t.outcome().is_none() && t.spec.cancel_on_disconnect;
+        let is_shared = self.admitted.is_shared;
+        let unwanted = |t: &&Arc<LiveTask>| t.outcome().is_none() && t.spec.cancel_on_disconnect && !is_shared;
         for task in self.admitted.tasks.iter().filter(unwanted) {
             abandon(&self.state, task);
         }

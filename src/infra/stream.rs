@@ -9,17 +9,18 @@
 //! tail:  [end | error][last chunk]                      set once, after the body was closed
 //! ```
 //!
-//! Memory order. Two pairs of threads must not miss each other, and both are store-then-load on either
-//! side, so all four accesses are sequentially consistent: a writer commits then looks for readers while
-//! a reader registers then looks at what is committed; and `mute` sets its flag then looks for writes in
-//! flight while a reader counts itself in flight then looks at the flag.
+//! Memory order. Three pairs of threads must not miss each other, and all are store-then-load on either
+//! side, so all these accesses are sequentially consistent: a writer commits then looks for readers while
+//! a reader registers then looks at what is committed; `mute` sets its flag then looks for writes in
+//! flight while a reader counts itself in flight then looks at the flag; and a cancel says who waits then
+//! looks who has read a closed body out while a reader says that it has then looks who waits.
 
 // The log hands out slices of memory that another thread is still filling further on; only this module
 // knows which part is finished.
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 
 use monoio::buf::IoBuf;
@@ -29,8 +30,8 @@ use crate::infra::reactor::{WakeAddress, WakeHub};
 /// Readers of one task at a time. One cache line of addresses that the engine scans per commit.
 pub const READERS_MAX: usize = 8;
 
-/// First segment; each further one is twice as long up to `SEGMENT_LEN_MAX`. Together 32 MiB: more than
-/// the frames of any context this server admits.
+/// First segment, which lies in the log itself: most logs need no other. Each further one is twice as long up to
+/// `SEGMENT_LEN_MAX`. Together 32 MiB: more than the frames of any context this server admits.
 const SEGMENT_LEN_FIRST: usize = 2 * 1024;
 const SEGMENT_LEN_MAX: usize = 4 * 1024 * 1024;
 const SEGMENT_COUNT: usize = 19;
@@ -40,17 +41,20 @@ const CLOSED: u64 = 1 << 63;
 const EVENTS_SHIFT: u32 = 39;
 const EVENTS_MASK: u64 = (1 << 24) - 1;
 
-struct Segment {
-    bytes: Box<[UnsafeCell<u8>]>,
+struct Segment<B: ?Sized> {
     /// Bytes in use, known when the writer has moved on to the next segment.
     used: AtomicU32,
+    bytes: B,
 }
+
+type Inline = Segment<[UnsafeCell<u8>; SEGMENT_LEN_FIRST]>;
+type Further = Segment<Box<[UnsafeCell<u8>]>>;
 
 // SAFETY: bytes at and past the committed position belong to the one writer; bytes before it are never
 // written again and may be read by anyone who has loaded that position.
-unsafe impl Sync for Segment {}
-// SAFETY: a segment owns plain bytes.
-unsafe impl Send for Segment {}
+unsafe impl Sync for Inline {}
+// SAFETY: as above.
+unsafe impl Sync for Further {}
 
 /// A place in the log: segment and offset in it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -77,7 +81,8 @@ fn events_of(committed: u64) -> u32 {
 
 /// The log and who reads it. See the module's text.
 pub struct TaskStream {
-    segments: [OnceLock<Segment>; SEGMENT_COUNT],
+    first: Inline,
+    further: [OnceLock<Further>; SEGMENT_COUNT - 1],
     committed: AtomicU64,
     /// End of the first event, which is sent even on a muted stream.
     preamble_end: AtomicU64,
@@ -86,9 +91,11 @@ pub struct TaskStream {
     aborted: AtomicBool,
     opened: AtomicBool,
     in_flight: AtomicU32,
-    /// Who waits until nothing is in flight; 0 is nobody.
+    /// Who waits until a closed body is read out, or until nothing is in flight; 0 is nobody.
     quiet_waiter: AtomicU64,
     readers: [AtomicU64; READERS_MAX],
+    /// One bit per reader: it has claimed all of a closed body.
+    read_out: AtomicU8,
     hub: WakeHub,
 }
 
@@ -114,7 +121,8 @@ impl TaskStream {
     /// An empty log and its writer.
     pub fn new(hub: WakeHub) -> (Arc<TaskStream>, StreamWriter) {
         let stream = Arc::new(TaskStream {
-            segments: [const { OnceLock::new() }; SEGMENT_COUNT],
+            first: Segment { used: AtomicU32::new(0), bytes: [const { UnsafeCell::new(0) }; SEGMENT_LEN_FIRST] },
+            further: [const { OnceLock::new() }; SEGMENT_COUNT - 1],
             committed: AtomicU64::new(0),
             preamble_end: AtomicU64::new(0),
             tail: OnceLock::new(),
@@ -124,6 +132,7 @@ impl TaskStream {
             in_flight: AtomicU32::new(0),
             quiet_waiter: AtomicU64::new(0),
             readers: [const { AtomicU64::new(0) }; READERS_MAX],
+            read_out: AtomicU8::new(0),
             hub,
         });
         let writer = StreamWriter { stream: stream.clone() };
@@ -148,13 +157,26 @@ impl TaskStream {
     pub fn finish(&self, tail: Box<[u8]>) {
         assert!(self.is_closed(), "a tail belongs to a closed body");
         assert!(self.tail.set(tail).is_ok(), "a stream has one end");
-        self.post_readers();
-        self.hub.ring_all();
+        self.rouse_readers();
     }
 
     /// True when the terminal event can be read.
     pub fn is_finished(&self) -> bool {
         self.tail.get().is_some()
+    }
+
+    /// True when every reader has claimed all of the closed body: what was committed is what was sent.
+    /// Otherwise `waiter` is woken as soon as that is so.
+    pub fn is_read_out(&self, waiter: WakeAddress) -> bool {
+        self.quiet_waiter.store(waiter.pack(), SeqCst);
+        let read_out = self.read_out.load(SeqCst);
+        self.readers.iter().enumerate().all(|(place, r)| read_out >> place & 1 == 1 || r.load(SeqCst) == 0)
+    }
+
+    fn wake_quiet_waiter(&self) {
+        if let Some(waiter) = WakeAddress::unpack(self.quiet_waiter.swap(0, SeqCst)) {
+            self.hub.wake(waiter);
+        }
     }
 
     /// From now on nothing but the first and the terminal event is written to any reader.
@@ -172,6 +194,11 @@ impl TaskStream {
     /// Tells the readers to drop their connections: a peer does not read and a cancel must not wait.
     pub fn abort_readers(&self) {
         self.aborted.store(true, SeqCst);
+        self.rouse_readers();
+    }
+
+    /// Lets every reader look at once.
+    pub fn rouse_readers(&self) {
         self.post_readers();
         self.hub.ring_all();
     }
@@ -187,7 +214,8 @@ impl TaskStream {
 
     /// Bytes of memory that the log holds.
     pub fn memory_bytes(&self) -> usize {
-        self.segments.iter().filter_map(|s| s.get()).map(|s| s.bytes.len()).sum::<usize>()
+        SEGMENT_LEN_FIRST
+            + self.further.iter().filter_map(|s| s.get()).map(|s| s.bytes.len()).sum::<usize>()
             + self.tail.get().map_or(0, |t| t.len())
     }
 
@@ -213,36 +241,44 @@ impl TaskStream {
         let packed = address.pack();
         let place = self.readers.iter().position(|r| r.compare_exchange(0, packed, SeqCst, SeqCst).is_ok());
         let Some(place) = place else { return Err(ReadersFull) };
+        self.read_out.fetch_and(!(1 << place), SeqCst);
         self.opened.store(true, SeqCst);
         let at = last_event_id.map_or(Position::START, |id| self.position_after(id));
         Ok(StreamReader { stream: self.clone(), at, place, tail_done: false })
     }
 
-    /// Every committed event's framed bytes, in order, the terminal one last. For transcripts.
+    /// Every committed event's framed bytes, in order, the terminal one last.
     pub fn frames(&self) -> Vec<u8> {
-        let committed = Position::unpack(self.committed.load(SeqCst));
         let mut all = Vec::new();
+        self.read_all(|frames| all.extend_from_slice(frames));
+        all
+    }
+
+    /// The same in pieces of whole frames, where they lie.
+    pub fn read_all(&self, mut each: impl FnMut(&[u8])) {
+        let committed = Position::unpack(self.committed.load(SeqCst));
         let mut at = Position::START;
         while let Some((slice, next)) = self.slice_from(at, committed) {
-            all.extend_from_slice(slice);
+            each(slice);
             at = next;
         }
-        all.extend_from_slice(self.tail.get().map_or(&[][..], |t| t));
-        all
+        if let Some(tail) = self.tail.get() {
+            each(tail);
+        }
     }
 
     /// Finished bytes from `at` to the end of its segment or of what is committed.
     fn slice_from(&self, at: Position, committed: Position) -> Option<(&[u8], Position)> {
         let mut at = at;
         while at < committed {
-            let segment = self.segments[at.segment as usize].get().expect("a committed segment exists");
+            let (bytes, used) = self.segment(at.segment as usize).expect("a committed segment exists");
             let last = at.segment == committed.segment;
-            let end = if last { committed.offset } else { segment.used.load(SeqCst) };
+            let end = if last { committed.offset } else { used.load(SeqCst) };
             if at.offset == end {
                 at = Position { segment: at.segment + 1, offset: 0 };
                 continue;
             }
-            let cells = &segment.bytes[at.offset as usize..end as usize];
+            let cells = &bytes[at.offset as usize..end as usize];
             // SAFETY: all of it lies before the committed position, so the writer will not touch it again,
             // and UnsafeCell<u8> has the layout of u8.
             let slice = unsafe { std::slice::from_raw_parts(cells.as_ptr().cast::<u8>(), cells.len()) };
@@ -290,8 +326,8 @@ impl StreamWriter {
             return Err(AppendError::Closed);
         }
         let at = stream.room_for(Position::unpack(before), frame.len())?;
-        let segment = stream.segments[at.segment as usize].get().expect("room_for made it");
-        let cells = &segment.bytes[at.offset as usize..at.offset as usize + frame.len()];
+        let (bytes, _) = stream.segment(at.segment as usize).expect("room_for made it");
+        let cells = &bytes[at.offset as usize..at.offset as usize + frame.len()];
         // SAFETY: these cells lie past the committed position, `&mut self` makes this the only writer, and
         // no reader is shown them before the compare-and-swap below.
         unsafe { std::ptr::copy_nonoverlapping(frame.as_ptr(), cells.as_ptr() as *mut u8, frame.len()) };
@@ -317,24 +353,32 @@ impl StreamWriter {
 }
 
 impl TaskStream {
+    /// A segment's bytes and how many are in use; none where the log has not come to.
+    fn segment(&self, index: usize) -> Option<(&[UnsafeCell<u8>], &AtomicU32)> {
+        match index.checked_sub(1) {
+            None => Some((&self.first.bytes, &self.first.used)),
+            Some(place) => self.further[place].get().map(|segment| (&*segment.bytes, &segment.used)),
+        }
+    }
+
     /// Where a frame of `len` bytes goes: frames never wrap, so a segment's rest may stay unused.
     fn room_for(&self, at: Position, len: usize) -> Result<Position, AppendError> {
         let index = at.segment as usize;
-        let segment = self.segments[index].get_or_init(|| Segment::new(index, len));
-        if at.offset as usize + len <= segment.bytes.len() {
+        let (bytes, used) = self.segment(index).expect("the writer is in it");
+        if at.offset as usize + len <= bytes.len() {
             return Ok(at);
         }
         if index + 1 == SEGMENT_COUNT {
             return Err(AppendError::Full);
         }
-        segment.used.store(at.offset, SeqCst);
-        self.segments[index + 1].get_or_init(|| Segment::new(index + 1, len));
+        used.store(at.offset, SeqCst);
+        self.further[index].get_or_init(|| Segment::new(index + 1, len));
         Ok(Position { segment: at.segment + 1, offset: 0 })
     }
 }
 
-impl Segment {
-    fn new(index: usize, at_least: usize) -> Segment {
+impl Further {
+    fn new(index: usize, at_least: usize) -> Further {
         let len = (SEGMENT_LEN_FIRST << index.min(16)).min(SEGMENT_LEN_MAX).max(at_least);
         let bytes: Box<[u8]> = vec![0; len].into_boxed_slice();
         // SAFETY: UnsafeCell<u8> has the layout of u8, and the box is handed over whole.
@@ -383,11 +427,14 @@ impl StreamReader {
             self.at = next;
             return Claim::Bytes(span);
         }
-        if committed & CLOSED != 0
-            && let Some(tail) = stream.tail.get()
-        {
-            self.tail_done = true;
-            return Claim::Bytes(Span { ptr: tail.as_ptr(), len: tail.len(), _guard: guard });
+        if committed & CLOSED != 0 {
+            if stream.read_out.fetch_or(1 << self.place, SeqCst) >> self.place & 1 == 0 {
+                stream.wake_quiet_waiter();
+            }
+            if let Some(tail) = stream.tail.get() {
+                self.tail_done = true;
+                return Claim::Bytes(Span { ptr: tail.as_ptr(), len: tail.len(), _guard: guard });
+            }
         }
         Claim::Wait
     }
@@ -401,6 +448,9 @@ impl StreamReader {
 impl Drop for StreamReader {
     fn drop(&mut self) {
         self.stream.readers[self.place].store(0, SeqCst);
+        if self.stream.is_closed() {
+            self.stream.wake_quiet_waiter();
+        }
     }
 }
 
@@ -410,11 +460,8 @@ struct InFlight(Arc<TaskStream>);
 impl Drop for InFlight {
     fn drop(&mut self) {
         let last = self.0.in_flight.fetch_sub(1, SeqCst) == 1;
-        if last
-            && self.0.muted.load(SeqCst)
-            && let Some(waiter) = WakeAddress::unpack(self.0.quiet_waiter.swap(0, SeqCst))
-        {
-            self.0.hub.wake(waiter);
+        if last && self.0.muted.load(SeqCst) {
+            self.0.wake_quiet_waiter();
         }
     }
 }
@@ -503,6 +550,18 @@ mod tests {
     }
 
     #[test]
+    fn an_event_longer_than_a_segment_gets_one_of_its_own() {
+        let (stream, mut writer, address) = stream();
+        let mut expected = Vec::new();
+        for (id, len) in (0u32..).zip([SEGMENT_LEN_FIRST, 5, 7 * SEGMENT_LEN_FIRST, 5]) {
+            let frame = frame(id, &"x".repeat(len));
+            writer.append(&frame).unwrap();
+            expected.extend_from_slice(&frame);
+        }
+        assert!(drain(&mut stream.attach(address, None).unwrap()) == expected);
+    }
+
+    #[test]
     fn a_reader_goes_on_after_its_last_event() {
         let (stream, mut writer, address) = stream();
         let frames: Vec<_> = (0..400).map(|id| frame(id, "hello")).collect();
@@ -549,6 +608,29 @@ mod tests {
         assert!(!stream.is_quiet(address));
         drop(span);
         assert!(stream.is_quiet(address));
+    }
+
+    #[test]
+    fn a_closed_stream_is_read_out_when_every_reader_has_claimed_all_of_it_or_is_gone() {
+        let (stream, mut writer, address) = stream();
+        let mut readers: Vec<_> = (0..3).map(|_| stream.attach(address, None).unwrap()).collect();
+        let left = readers.pop();
+        (0..2).for_each(|id| writer.append(&frame(id, "a")).unwrap());
+        assert!(drain(&mut readers[0]) == [frame(0, "a"), frame(1, "a")].concat());
+        assert!(stream.close());
+        assert!(!stream.is_read_out(address), "nobody knows yet that it is closed");
+        for reader in &mut readers {
+            assert!(!stream.is_read_out(address));
+            drain(reader);
+        }
+        assert!(!stream.is_read_out(address), "one has read nothing");
+        drop(left);
+        assert!(stream.is_read_out(address));
+        drop(readers);
+        let late = stream.attach(address, None).unwrap();
+        assert!(!stream.is_read_out(address), "the place of one that has read is another's now");
+        drop(late);
+        assert!(stream.is_read_out(address));
     }
 
     #[test]

@@ -3,9 +3,13 @@
 use serde_json::{Value, json};
 
 use super::pool::{Pool, PoolState};
+use crate::domain::task::Workload;
 
 /// Version of the wire contract.
 pub const API_VERSION: &str = "1.0.0";
+
+/// What models of the architectures that are read can do; none of them ranks.
+pub const WORKLOADS: [Workload; 2] = [Workload::Completion, Workload::Embedding];
 
 /// GET /v1/capabilities: the version and one entry per pool's engine. Engines that are not here are not listed.
 pub fn snapshot<'a>(pools: impl Iterator<Item = &'a Pool>) -> Value {
@@ -23,7 +27,7 @@ fn engine(pool: &Pool) -> Value {
         "pool_id": pool.id,
         "ctx_max": ctx_max,
         "concurrency": pool.rules.slots_max,
-        "supported_workloads": ["completion"],
+        "supported_workloads": WORKLOADS.map(Workload::name),
         "models": models,
         "features": [
             "streaming", "resume", "cancel", "sessions", "prefix_cache", "chunked_prefill", "preemption",
@@ -40,13 +44,18 @@ fn engine(pool: &Pool) -> Value {
 
 fn model(loaded: &super::pool::Loaded, pool: &Pool) -> Value {
     let info = &loaded.info;
-    json!({
+    let mut model = json!({
         "model_ref": loaded.model_ref,
         "architecture": info.architecture,
         "parameters": info.parameter_count,
         "quantization": info.quantization,
         "ctx_max": info.context_length,
-        "digest": info.digest,
+        "embedding_length": info.embedding_length,
         "ready": pool.state() == PoolState::Ready,
-    })
+    });
+    // It is being computed at first, and nobody here may wait for it.
+    if let Some(digest) = loaded.model.digest_if_known() {
+        model["digest"] = digest.into();
+    }
+    model
 }

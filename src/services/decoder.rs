@@ -29,12 +29,12 @@ pub trait Decoder: Send {
     /// When the engine failed; it must be rebuilt before it is used again.
     fn step(&mut self, sink: &mut dyn TokenSink) -> Result<StepReport, String>;
 
-    /// A new engine of the same kind, with nothing in its slots.
+    /// A new engine of the same kind, with nothing in its slots. This one is not used again, but to try once more.
     ///
     /// # Errors
     ///
     /// When it cannot be had now.
-    fn rebuilt(&self, model: Arc<Model>, options: EngineOptions) -> Result<Box<dyn Decoder>, String>;
+    fn rebuilt(&mut self, model: Arc<Model>, options: EngineOptions) -> Result<Box<dyn Decoder>, String>;
 
     fn is_idle(&self) -> bool;
     fn slots_free(&self) -> usize;
@@ -52,6 +52,9 @@ pub trait Decoder: Send {
     fn progress(&self, each: &mut dyn FnMut(u64, Progress));
     /// From now on nothing puts this sequence aside any more.
     fn pin(&mut self, id: u64);
+
+    /// Names the arithmetic: streams are bit-identical between engines that give the same name.
+    fn arithmetic(&self) -> String;
 }
 
 impl Decoder for Engine {
@@ -67,7 +70,7 @@ impl Decoder for Engine {
         Engine::step(self, sink).map_err(|e| e.to_string())
     }
 
-    fn rebuilt(&self, model: Arc<Model>, options: EngineOptions) -> Result<Box<dyn Decoder>, String> {
+    fn rebuilt(&mut self, model: Arc<Model>, options: EngineOptions) -> Result<Box<dyn Decoder>, String> {
         match Engine::new(model, options) {
             Ok(engine) => Ok(Box::new(engine)),
             Err(error) => Err(error.to_string()),
@@ -116,5 +119,9 @@ impl Decoder for Engine {
 
     fn pin(&mut self, id: u64) {
         Engine::pin(self, id);
+    }
+
+    fn arithmetic(&self) -> String {
+        Engine::arithmetic(self).to_owned()
     }
 }

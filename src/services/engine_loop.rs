@@ -9,10 +9,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use orchestratord_engine::{EngineOptions, FinishReason as EngineFinish, TokenSink, Verdict};
+use orchestratord_engine::{EngineOptions, FinishReason as EngineFinish, TokenSink, Verdict, shortened};
 
 use super::pool::{Control, Entry, Loaded, Pool, PoolState, SessionKvView};
-use super::prediction::{Distribution, Experience, StepObservation};
+use super::prediction::{Distribution, Experience, StepModel, StepObservation};
 use super::scheduler::Scheduler;
 use super::served::{Running, Served, outcome_of};
 use super::streaming::{FrameBuffers, StreamMetrics, TokenDetail};
@@ -21,9 +21,14 @@ use crate::admission::Waiting;
 use crate::domain::error::OrchestratorError;
 use crate::domain::task::FinishReason;
 use crate::infra::stream::AppendError;
+use crate::metrics::Metrics;
 
 /// Longest sleep: deadlines of waiting tasks are looked at this often at least.
 const NAP: Duration = Duration::from_millis(20);
+
+/// Running and waiting tasks are looked through for those that are over this often at most: at a thousand tasks it costs
+/// more than a step's other work.
+const EXPIRE_EVERY_US: u64 = 1_000;
 
 /// Back-off before an engine is rebuilt: doubled with each failure in a row.
 const REBUILD_FIRST: Duration = Duration::from_millis(50);
@@ -33,7 +38,8 @@ const REBUILD_LONGEST: Duration = Duration::from_secs(10);
 pub fn run(pool: Arc<Pool>, waiting: Waiting<Entry>) {
     pool.doorbell.belongs_to_this_thread();
     let scheduler = Scheduler::new(pool.scheduler_rules, waiting, pool.gate.clone());
-    let mut thread = EngineThread { scheduler, served: Vec::new(), buffers: Buffers::default(), failures: 0, pool };
+    let (served, buffers) = (Vec::new(), Buffers::default());
+    let mut thread = EngineThread { scheduler, served, buffers, failures: 0, expired_us: 0, pool };
     while thread.turn() {}
 }
 
@@ -44,6 +50,9 @@ struct Buffers {
     released: String,
     /// Likeliest tokens at the place of the next token.
     top: Vec<(u32, f32)>,
+    /// Times to the first token, and between two, of this step.
+    first_token_us: Vec<u64>,
+    between_tokens_us: Vec<u64>,
 }
 
 struct EngineThread {
@@ -54,6 +63,8 @@ struct EngineThread {
     buffers: Buffers,
     /// Engine failures in a row.
     failures: u32,
+    /// When tasks were last looked through for those that are over.
+    expired_us: u64,
 }
 
 impl EngineThread {
@@ -62,18 +73,23 @@ impl EngineThread {
         let now_us = self.pool.clock.now_us();
         self.obey_controls();
         self.drain_arrivals(now_us);
-        self.expire(now_us);
+        if now_us >= self.expired_us + EXPIRE_EVERY_US || self.served.iter().all(|s| s.engine.is_idle()) {
+            self.expired_us = now_us;
+            self.expire(now_us);
+        }
         self.seat(now_us);
         self.retire_old_models();
         let stepped = self.step_all();
-        self.publish(now_us);
-        self.pool.hub.ring_all();
         if self.pool.state() == PoolState::Stopped {
+            // An engine that broke meanwhile has not been replaced: nothing may be asked of it.
+            self.pool.hub.ring_all();
             return false;
         }
-        if !stepped {
-            let (pool, waiting) = (&self.pool, self.scheduler.waiting());
-            pool.doorbell.sleep(NAP, || pool.has_controls() || pool.queue.depth() > waiting.len());
+        self.publish(now_us);
+        self.pool.hub.ring_all();
+        if !stepped && !self.try_out() {
+            let pool = &self.pool;
+            pool.doorbell.sleep(NAP, || pool.has_controls() || pool.queue.has_arrivals());
         }
         true
     }
@@ -81,8 +97,9 @@ impl EngineThread {
     fn obey_controls(&mut self) {
         while let Some(control) = self.pool.next_control() {
             match control {
-                Control::Install { loaded, engine, speed, done } => {
-                    self.served.push(Served::new(self.pool.clone(), loaded.clone(), engine, *speed));
+                Control::Install { model, done } => {
+                    let loaded = model.loaded.clone();
+                    self.served.push(Served::new(self.pool.clone(), *model));
                     // The first task is to be predicted from what was measured.
                     self.scheduler.note_freed();
                     self.publish(self.pool.clock.now_us());
@@ -205,6 +222,7 @@ impl EngineThread {
             experience: self.scheduler.experience(),
             running: &mut served.running,
             buffers: &mut self.buffers,
+            now_us: None,
             ended: Vec::new(),
         };
         let engine = &mut served.engine;
@@ -214,6 +232,7 @@ impl EngineThread {
             engine.step(&mut sink)
         }));
         let ended = std::mem::take(&mut sink.ended);
+        self.buffers.count(pool);
         pool.step_began_us.store(0, SeqCst);
         let report = match result {
             Ok(report) => report?,
@@ -222,6 +241,7 @@ impl EngineThread {
         let duration_us = pool.clock.now_us() - began_us;
         pool.metrics.step.observe_thousandths(duration_us * 1000);
         pool.metrics.preemptions.add(u64::from(report.preempted));
+        served.trials.abandon();
         served.speed.observe(StepObservation {
             rows_decode: report.rows_decode,
             rows_prefill: report.rows_prefill,
@@ -242,6 +262,31 @@ impl EngineThread {
         Ok(())
     }
 
+    /// A trial of the newest engine, if there is one to make and nobody wants anything: true when there was.
+    fn try_out(&mut self) -> bool {
+        let pool = self.pool.clone();
+        let waiting = self.scheduler.waiting().len();
+        let Some(index) = self.served.len().checked_sub(1) else { return false };
+        let Served { engine, speed, trials, .. } = &mut self.served[index];
+        if trials.is_empty() || pool.state() != PoolState::Ready {
+            return false;
+        }
+        let mut go_on = |_: &StepModel| {
+            pool.step_began_us.store(pool.clock.now_us().max(1), SeqCst);
+            waiting == 0 && !pool.has_controls() && pool.queue.depth() == 0
+        };
+        let result = catch_unwind(AssertUnwindSafe(|| trials.next(&mut **engine, speed, &mut go_on)));
+        pool.step_began_us.store(0, SeqCst);
+        match result {
+            Ok(Ok(_)) => {}
+            Ok(Err(reason)) => self.reset(index, reason),
+            Err(panic) => self.reset(index, panic_text(&*panic)),
+        }
+        // The board has the better figures at once.
+        self.scheduler.note_freed();
+        true
+    }
+
     /// Ends what ran on a broken engine and builds a new one from the same weights.
     fn reset(&mut self, index: usize, reason: String) {
         let pool = self.pool.clone();
@@ -251,6 +296,7 @@ impl EngineThread {
         pool.set_state(PoolState::Unready);
         let now_us = pool.clock.now_us();
         let served = &mut self.served[index];
+        served.trials.abandon();
         for id in 0..served.running.len() {
             if let Some(running) = &served.running[id] {
                 let message = "the engine failed under this task and was restarted: send it again".into();
@@ -318,6 +364,8 @@ struct Sink<'a> {
     experience: &'a Experience,
     running: &'a mut [Option<Running>],
     buffers: &'a mut Buffers,
+    /// When the step's first token came; the others come with it.
+    now_us: Option<u64>,
     /// Sequences that ended in this step.
     ended: Vec<usize>,
 }
@@ -328,12 +376,17 @@ impl TokenSink for Sink<'_> {
     }
 
     fn token(&mut self, id: u64, token: u32, logprob: Option<f32>) -> Verdict {
+        let now_us = *self.now_us.get_or_insert_with(|| self.pool.clock.now_us());
         let running = self.running[id as usize].as_mut().expect("the engine gives tokens of seated tasks only");
-        let now_us = self.pool.clock.now_us();
-        let Buffers { frames, text, released, top } = &mut *self.buffers;
+        let Buffers { frames, text, released, top, .. } = &mut *self.buffers;
         text.clear();
         released.clear();
-        running.detokenizer.push(self.loaded.model.tokenizer().token_bytes(token), text);
+        let tokenizer = self.loaded.model.tokenizer();
+        let bytes = match running.task.spec.shown.contains(&token) {
+            true => tokenizer.token_name(token).unwrap_or_default().as_bytes(),
+            false => tokenizer.token_bytes(token),
+        };
+        running.detokenizer.push(bytes, text);
         let hit = running.stops.push(text, released);
         if running.tokens + 1 == running.task.tokens_reserved && !hit {
             // There is no next token that could bring the rest of a character or of a stop string.
@@ -350,7 +403,7 @@ impl TokenSink for Sink<'_> {
             return self.pool.refused(running, error, now_us);
         }
         running.tokens += 1;
-        self.pool.count_token(running, now_us);
+        self.buffers.note_token(&self.pool.metrics, running, now_us);
         if running.tokens == 1 || now_us - running.last_metrics_us >= self.pool.rules.metrics_interval_us {
             running.last_metrics_us = now_us;
             let metrics = self.stream_metrics(id, now_us);
@@ -361,6 +414,17 @@ impl TokenSink for Sink<'_> {
             }
         }
         if hit { Verdict::Stop } else { Verdict::Continue }
+    }
+
+    fn embedding(&mut self, id: u64, vector: &[f32]) {
+        let running = self.running[id as usize].as_mut().expect("the engine gives vectors of seated tasks only");
+        let now_us = self.pool.clock.now_us();
+        running.task.times.last_token_us.store(now_us, Relaxed);
+        let short = running.task.spec.embedding.dimensions.map(|len| shortened(vector, len as usize));
+        let frame = self.buffers.frames.embedding(running.writer.next_id(), short.as_deref().unwrap_or(vector));
+        if let Err(error) = running.writer.append(frame) {
+            self.pool.refused(running, error, now_us);
+        }
     }
 
     fn finished(&mut self, id: u64, reason: EngineFinish) {
@@ -385,10 +449,16 @@ impl TokenSink for Sink<'_> {
             EngineFinish::Stop => Outcome::Finished(FinishReason::Stop),
             EngineFinish::Length => Outcome::Finished(FinishReason::Length),
             EngineFinish::ConstraintFailed => {
-                let message = "the response_format cannot be followed any further: make it simpler".to_owned();
-                Outcome::Failed(OrchestratorError::Internal(message))
+                // The same request would come to the same place: it is the request that has to change.
+                let tokens = running.tokens;
+                Outcome::Failed(OrchestratorError::InvalidParams(format!(
+                    "field `response_format`: cannot be followed any further after {tokens} tokens: no token of the model \
+                     goes on with it, or it takes too long to find one; make it simpler"
+                )))
             }
         };
+        // Whoever has read the end finds its tokens counted.
+        self.buffers.count(self.pool);
         end(self.pool, &running.task, outcome, now_us);
         self.ended.push(id as usize);
     }
@@ -403,24 +473,35 @@ impl Pool {
         }
         Verdict::Stop
     }
+}
 
-    fn count_token(&self, running: &Running, now_us: u64) {
-        self.metrics.tokens_out.add(1);
+impl Buffers {
+    fn note_token(&mut self, metrics: &Metrics, running: &Running, now_us: u64) {
         let times = &running.task.times;
-        let last_us = times.last_token_us.swap(now_us, Relaxed);
+        let last_us = times.last_token_us.load(Relaxed);
+        times.last_token_us.store(now_us, Relaxed);
         times.tokens_out.store(running.tokens, Relaxed);
-        // Health may be reading: then this one sample is left out rather than waited for.
-        let mut latencies = self.latencies.try_lock().ok();
         if running.tokens == 1 {
             times.first_token_us.store(now_us, Relaxed);
             let waited_us = now_us - running.task.accepted_us;
-            self.metrics.latency_first_token[running.task.spec.priority.index()].observe_thousandths(waited_us);
-            if let Some(l) = &mut latencies {
-                l.first_token_us.saturating_record(waited_us);
-            }
-        } else if let Some(l) = &mut latencies {
-            l.between_tokens_us.saturating_record(now_us - last_us);
+            metrics.latency_first_token[running.task.spec.priority.index()].observe_thousandths(waited_us);
+            self.first_token_us.push(waited_us);
+        } else {
+            self.between_tokens_us.push(now_us - last_us);
         }
+    }
+
+    /// Counts the tokens since it was called last.
+    fn count(&mut self, pool: &Pool) {
+        let Buffers { first_token_us, between_tokens_us, .. } = self;
+        pool.metrics.tokens_out.add((first_token_us.len() + between_tokens_us.len()) as u64);
+        // Health may be reading: then these samples are left out rather than waited for.
+        if let Ok(mut latencies) = pool.latencies.try_lock() {
+            first_token_us.iter().for_each(|us| latencies.first_token_us.saturating_record(*us));
+            between_tokens_us.iter().for_each(|us| latencies.between_tokens_us.saturating_record(*us));
+        }
+        first_token_us.clear();
+        between_tokens_us.clear();
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::fair::FairShare;
 use super::prediction::{Board, Distribution, Experience, Outlook, Queued, SessionLengths, Shape, StepModel, Work};
 use crate::admission::appointments::{Appointments, Window};
-use crate::admission::{Newcomer, Placed, QueueFull, QueueWithMetrics};
+use crate::admission::{Newcomer, Place, Placed, QueueFull, QueueWithMetrics};
 use crate::config::{Config, QueueOrder};
 use crate::domain::task::Priority;
 
@@ -79,6 +79,9 @@ pub struct Promise {
     pub backoff_ms: u64,
     pub outlook: Outlook,
     pub work: Work,
+    /// Its place in the order: smaller goes first, equal ones by their tickets.
+    pub key: u64,
+    pub ticket: u32,
     /// Seated later than this, it would meet its deadline with less than the floor's probability.
     pub latest_start_us: u64,
 }
@@ -214,6 +217,7 @@ impl<T> Gate<T> {
         }
         let newcomer = Newcomer { priority: offer.priority, key, kept };
         let placed = self.queue.enqueue_as(newcomer, |placed| {
+            promise.ticket = placed.ticket;
             if self.rules.order == QueueOrder::Fifo {
                 promise.queue_position = placed.queue_position;
             }
@@ -226,6 +230,7 @@ impl<T> Gate<T> {
                 key,
                 ticket: placed.ticket,
                 work,
+                accepted_us: offer.now_us,
                 latest_start_us: promise.latest_start_us,
                 deadline_us: offer.deadline_us,
             };
@@ -240,6 +245,17 @@ impl<T> Gate<T> {
                 Ok(placed)
             }
             Err(full) => Err(self.refusal(offer.id, offer.now_us, full)),
+        }
+    }
+
+    /// A waiting task has been ended: its place is free, and those behind it are predicted to start sooner. Does nothing for
+    /// one that does not wait.
+    pub fn leave(&self, now_us: u64, priority: Priority, place: &Place, promise: &Promise) {
+        // The engine thread comes here too. When somebody is at the desk, the next board that is played knows.
+        if self.queue.leave(priority, place)
+            && let Some(mut desk) = self.try_desk()
+        {
+            desk.board.withdraw(now_us as f64, priority, promise.key, promise.ticket, &promise.work);
         }
     }
 
@@ -267,6 +283,8 @@ impl<T> Gate<T> {
             backoff_ms: 0,
             outlook,
             work,
+            key,
+            ticket: 0,
             latest_start_us: match floor > 0.0 {
                 true => offer.deadline_us.saturating_sub(needed_us as u64),
                 false => u64::MAX,

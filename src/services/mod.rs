@@ -2,8 +2,10 @@
 //! Knows neither sockets nor status codes.
 
 pub mod artifacts;
+pub mod canonical;
 pub mod capabilities;
 pub mod decoder;
+pub mod device;
 pub mod engine_loop;
 pub mod fair;
 pub mod gate;
@@ -18,3 +20,4 @@ pub mod session;
 pub mod streaming;
 pub mod task;
 pub mod transcript;
+pub mod trials;

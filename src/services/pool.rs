@@ -10,17 +10,19 @@ use std::thread::Thread;
 
 use crossbeam_queue::ArrayQueue;
 use hdrhistogram::Histogram;
-use orchestratord_engine::{Engine, EngineOptions, LoadError, Model, ModelInfo, SequenceRequest, TokenSink, Verdict};
+use orchestratord_engine::{Engine, EngineOptions, LoadError, Model, ModelInfo};
 
 use super::decoder::Decoder;
+use super::device;
 use super::gate::{Gate, GateRules};
-use super::prediction::{StepModel, StepObservation};
+use super::prediction::StepModel;
 use super::prompt_cache::PromptCache;
 use super::scheduler::SchedulerRules;
 use super::scribe::Scribe;
 use super::task::LiveTask;
+use super::trials::Trials;
 use crate::admission::{QueueWithMetrics, Waiting};
-use crate::config::Config;
+use crate::config::{Config, EngineChoice};
 use crate::domain::error::OrchestratorError;
 use crate::infra::clock::Clock;
 use crate::infra::reactor::WakeHub;
@@ -75,10 +77,7 @@ impl PoolState {
 pub enum Control {
     /// Serve this model from now on.
     Install {
-        loaded: Arc<Loaded>,
-        engine: Box<dyn Decoder>,
-        /// What its first steps took.
-        speed: Box<StepModel>,
+        model: Box<Installable>,
         done: Box<dyn FnOnce() + Send>,
     },
     /// The truth about a session's KV, milliseconds old at most.
@@ -143,9 +142,15 @@ pub struct PoolRules {
     pub step_rows_max: usize,
     pub kv_blocks_max: usize,
     pub threads: usize,
+    /// True when a device computes, with kernels from this folder or else those of the binary.
+    pub cuda: bool,
+    pub cuda_kernels: Option<PathBuf>,
     pub metrics_interval_us: u64,
     pub decode_timeout_ms: u64,
     pub disconnect_grace_us: u64,
+    /// The model of the configuration, and the chat template that it is used with.
+    pub model: Option<PathBuf>,
+    pub chat_template: Option<PathBuf>,
     pub models_dir: Option<PathBuf>,
     pub prompt_cache_bytes_max: usize,
 }
@@ -158,9 +163,13 @@ impl PoolRules {
             step_rows_max: config.step_rows_max,
             kv_blocks_max: config.kv_blocks_max,
             threads: config.threads,
+            cuda: config.engine == EngineChoice::Cuda,
+            cuda_kernels: config.cuda_kernels.clone(),
             metrics_interval_us: config.metrics_interval_ms * 1000,
             decode_timeout_ms: config.decode_timeout_ms,
             disconnect_grace_us: config.disconnect_grace_ms * 1000,
+            model: config.model.clone(),
+            chat_template: config.chat_template.clone(),
             models_dir: config.models_dir.clone().or_else(beside_model),
             prompt_cache_bytes_max: config.prompt_cache_bytes_max,
         }
@@ -391,10 +400,17 @@ impl Pool {
     }
 }
 
-/// A model, an engine for it, and what its first steps took, ready to be installed.
-pub type Installable = (Arc<Loaded>, Box<dyn Decoder>, Box<StepModel>);
+/// A model and an engine for it, ready to be installed.
+pub struct Installable {
+    pub loaded: Arc<Loaded>,
+    pub engine: Box<dyn Decoder>,
+    /// What is known or assumed of its steps.
+    pub speed: StepModel,
+    /// What may still be tried to know better.
+    pub trials: Trials,
+}
 
-/// Loads a model, makes its engine, and measures how fast it is; what was learned of the model before it is where that begins.
+/// Loads a model and makes its engine; what was learned of the model before it is where predictions begin.
 ///
 /// # Errors
 ///
@@ -405,11 +421,41 @@ pub fn load(
     engine_version: &'static str,
     prior: Option<StepModel>,
 ) -> Result<Installable, (Verification, String)> {
+    seat(open(path, rules)?, path, rules, engine_version, prior)
+}
+
+/// Reads and checks a model.
+///
+/// # Errors
+///
+/// As `load`.
+pub fn open(path: Option<&Path>, rules: &PoolRules) -> Result<Arc<Model>, (Verification, String)> {
     let model = match path {
         None => Model::from_static(crate::default_model::bytes()),
         Some(path) => Model::open(path),
     };
-    let model = Arc::new(model.map_err(|e| (verification_of(&e), load_message(path, &e)))?);
+    let mut model = model.map_err(|e| (verification_of(&e), load_message(path, &e)))?;
+    // A template is written for one model: others that a reload brings have their own.
+    if let Some(template) = rules.chat_template.as_deref().filter(|_| path == rules.model.as_deref()) {
+        let refuse = |why: String| (Verification::Unsupported, format!("chat_template {}: {why}", template.display()));
+        let source = std::fs::read_to_string(template).map_err(|e| refuse(e.to_string()))?;
+        model.replace_chat_template(&source).map_err(|e| refuse(e.to_string()))?;
+    }
+    Ok(Arc::new(model))
+}
+
+/// Makes the engine for a model.
+///
+/// # Errors
+///
+/// As `load`.
+pub fn seat(
+    model: Arc<Model>,
+    path: Option<&Path>,
+    rules: &PoolRules,
+    engine_version: &'static str,
+    prior: Option<StepModel>,
+) -> Result<Installable, (Verification, String)> {
     let options = EngineOptions {
         slots_max: rules.slots_max,
         step_rows_max: rules.step_rows_max,
@@ -417,8 +463,17 @@ pub fn load(
         threads: rules.threads,
         ..EngineOptions::default()
     };
-    let mut engine = Engine::new(model.clone(), options).map_err(|e| (Verification::Unsupported, e.to_string()))?;
-    let speed = measure(&mut engine, rules, prior);
+    let made: Result<Box<dyn Decoder>, String> = match rules.cuda {
+        true => device::on_device(model.clone(), options, device::kernels(rules.cuda_kernels.as_deref()))
+            .map(|engine| Box::new(engine) as Box<dyn Decoder>),
+        false => Engine::new(model.clone(), options)
+            .map(|engine| Box::new(engine) as Box<dyn Decoder>)
+            .map_err(|e| e.to_string()),
+    };
+    let mut engine = made.map_err(|why| (Verification::Unsupported, why))?;
+    let mut speed = Trials::assumed(model.info(), prior.as_ref());
+    let mut trials = Trials::of(model.info(), rules.slots_max);
+    trials.at_load(&mut *engine, &mut speed);
     let model_ref = match path {
         None => crate::default_model::NAME.to_owned(),
         // A folder's name may well have a dot in it, and no extension.
@@ -431,63 +486,15 @@ pub fn load(
     let loaded = Loaded {
         info,
         model_ref,
-        engine: "cpu",
+        engine: if rules.cuda { EngineChoice::Cuda.name() } else { EngineChoice::Cpu.name() },
         engine_version,
-        arithmetic: engine.arithmetic().to_owned(),
+        arithmetic: engine.arithmetic(),
         path: path.map(Path::to_owned),
         prompts: PromptCache::new(rules.prompt_cache_bytes_max),
         loaded_unix_ms: Clock::system().unix_ms(),
         model,
     };
-    Ok((Arc::new(loaded), Box::new(engine), Box::new(speed)))
-}
-
-/// A few dozen steps of several shapes, so that the first prediction is not a guess.
-fn measure(engine: &mut Engine, rules: &PoolRules, prior: Option<StepModel>) -> StepModel {
-    struct Ignore;
-    impl TokenSink for Ignore {
-        fn token(&mut self, _: u64, _: u32, _: Option<f32>) -> Verdict {
-            Verdict::Continue
-        }
-        fn finished(&mut self, _: u64, _: orchestratord_engine::FinishReason) {}
-    }
-    let mut model: Option<StepModel> = None;
-    let context_length = engine.model().info().context_length as usize;
-    for (count, prompt_len) in [(1, Some(1)), (1, Some(64)), (rules.slots_max.min(8), Some(16)), (1, None)] {
-        // The last one is as long as takes no longer than a twentieth of a second.
-        let row_us = model.as_ref().map_or(f64::MAX, |m: &StepModel| m.step_us(0.0, 64.0, 2048.0) / 64.0);
-        let longest = ((50_000.0 / row_us) as usize).clamp(64, 1024);
-        let prompt_len = prompt_len.unwrap_or(longest).min(context_length.saturating_sub(9).max(1));
-        for id in 0..count {
-            let request = SequenceRequest {
-                id: id as u64,
-                prompt: vec![0; prompt_len].into(),
-                max_tokens: 8,
-                reuse: false,
-                ignore_end: true,
-                ..SequenceRequest::default()
-            };
-            // A pool too small for this learns from its first task instead.
-            let _ = engine.admit(request);
-        }
-        while !engine.is_idle() {
-            let began = std::time::Instant::now();
-            let Ok(report) = engine.step(&mut Ignore) else { break };
-            let duration_us = began.elapsed().as_secs_f64() * 1e6;
-            let (rows, cells) = ([report.rows_decode, report.rows_prefill].map(f64::from), report.context_cells as f64);
-            let model = model.get_or_insert_with(|| match &prior {
-                Some(prior) => prior.as_prior(rows, cells, duration_us),
-                None => StepModel::new(duration_us),
-            });
-            model.observe(StepObservation {
-                rows_decode: report.rows_decode,
-                rows_prefill: report.rows_prefill,
-                context_cells: report.context_cells,
-                duration_us,
-            });
-        }
-    }
-    model.or(prior).unwrap_or_else(|| StepModel::new(10_000.0))
+    Ok(Installable { loaded: Arc::new(loaded), engine, speed, trials })
 }
 
 /// One line that names the file, which an error from inside a file does not.

@@ -32,6 +32,11 @@ pub fn parse(wire: &Value) -> Result<ResponseFormat, String> {
         "json_object" => Ok(ResponseFormat::JsonObject),
         "json_schema" => match &wire[kind]["schema"] {
             schema @ (Value::Object(_) | Value::Bool(_)) => Ok(ResponseFormat::JsonSchema(schema.to_string())),
+            // As a transcript has it.
+            Value::String(text) => match serde_json::from_str(text) {
+                Ok(schema @ (Value::Object(_) | Value::Bool(_))) => Ok(ResponseFormat::JsonSchema(schema.to_string())),
+                _ => Err("has a text that is no schema in JSON as its `schema`".into()),
+            },
             _ => Err("needs `json_schema` with a `schema` in it".into()),
         },
         "regex" => text().map(ResponseFormat::Regex),
@@ -39,13 +44,14 @@ pub fn parse(wire: &Value) -> Result<ResponseFormat, String> {
     }
 }
 
-/// The wire's form of it, for transcripts.
+/// The wire's form of it, for transcripts. A schema is text there: an answer has its keys in the schema's order, which
+/// canonical JSON does not keep.
 pub fn wire(format: &ResponseFormat) -> Value {
     match format {
         ResponseFormat::Text => json!({ "type": "text" }),
         ResponseFormat::JsonObject => json!({ "type": "json_object" }),
         ResponseFormat::JsonSchema(schema) => {
-            json!({ "type": "json_schema", "json_schema": { "schema": document(schema) } })
+            json!({ "type": "json_schema", "json_schema": { "schema": schema } })
         }
         ResponseFormat::Regex(pattern) => json!({ "type": "regex", "regex": pattern }),
         ResponseFormat::Grammar(text) => json!({ "type": "grammar", "grammar": text }),
@@ -85,13 +91,15 @@ mod tests {
         for text in [
             r#"{"type":"text"}"#,
             r#"{"type":"json_object"}"#,
-            r#"{"type":"json_schema","json_schema":{"schema":{"type":"integer"}}}"#,
+            r#"{"type":"json_schema","json_schema":{"schema":"{\"b\":1,\"a\":2}"}}"#,
             r#"{"type":"regex","regex":"[a-z]+"}"#,
             r#"{"type":"grammar","grammar":"start: \"a\""}"#,
         ] {
             let value: Value = serde_json::from_str(text).unwrap();
             assert_eq!(wire(&parse(&value).unwrap()), value);
         }
+        let asked = json!({"type": "json_schema", "json_schema": {"schema": {"b": 1, "a": 2}}});
+        assert_eq!(parse(&wire(&parse(&asked).unwrap())), parse(&asked));
         assert_eq!(parse(&Value::Null), Ok(ResponseFormat::Text));
     }
 
@@ -104,6 +112,7 @@ mod tests {
             (r#"{"type":"regex"}"#, "`regex`"),
             (r#"{"type":"regex","regex":1}"#, "`regex`"),
             (r#"{"type":"json_schema","json_schema":{}}"#, "`schema`"),
+            (r#"{"type":"json_schema","json_schema":{"schema":"{"}}"#, "`schema`"),
             (r#"{"type":"json_object","regex":"a"}"#, "`regex`"),
         ] {
             let error = parse(&serde_json::from_str(text).unwrap()).unwrap_err();

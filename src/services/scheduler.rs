@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::gate::{Gate, Promise};
 use super::prediction::{Board, Experience, Load, Queued, Seated, Shape, StepModel};
-use crate::admission::{Waiter, Waiting};
+use crate::admission::{Waiter, Waiting, Waits};
 use crate::config::Config;
 use crate::domain::task::Priority;
 
@@ -20,6 +20,9 @@ const STALE_US: u64 = 50_000;
 
 /// Memory of the load's averages.
 const LOAD_MEMORY_US: f64 = 5e6;
+
+/// Memory of the share that interactive work has: batch work waits for as long as that goes on.
+const SHARE_MEMORY_US: f64 = 10e6;
 
 /// Prompts may at most double the time of a step, unless a time is configured.
 const SLOWDOWN_MAX: f64 = 2.0;
@@ -61,13 +64,21 @@ impl SchedulerRules {
         let cells = u64::from(self.slots_max) * 256;
         let step = NextStep { rows_decode: self.slots_max, decode_cells: cells, prefill_position: 0 };
         let prefill_rows = self.prefill_rows(speed, step);
-        Shape { slots_max: self.slots_max, kv_blocks_max: self.kv_blocks_max, prefill_rows }
+        self.with_prefill_rows(prefill_rows)
     }
 
     /// What the first predictions are made from.
     pub fn first_shape(&self) -> Shape {
-        let prefill_rows = self.step_rows_max.saturating_sub(self.slots_max).max(1);
-        Shape { slots_max: self.slots_max, kv_blocks_max: self.kv_blocks_max, prefill_rows }
+        self.with_prefill_rows(self.step_rows_max.saturating_sub(self.slots_max).max(1))
+    }
+
+    fn with_prefill_rows(&self, prefill_rows: u32) -> Shape {
+        Shape {
+            slots_max: self.slots_max,
+            kv_blocks_max: self.kv_blocks_max,
+            prefill_rows,
+            batch_ageing_us: self.batch_ageing_us,
+        }
     }
 }
 
@@ -81,7 +92,7 @@ pub struct NextStep {
 }
 
 /// A task as the scheduler sees it.
-pub trait Job {
+pub trait Job: Waits {
     fn promise(&self) -> &Promise;
     fn accepted_us(&self) -> u64;
     fn deadline_us(&self) -> u64;
@@ -308,8 +319,9 @@ impl<J: Job> Scheduler<J> {
     /// Counts a step, or several alike, towards the load.
     pub fn note_step(&mut self, duration_us: f64, rows: u32, rows_interactive: u32) {
         let weight = 1.0 - (-duration_us / LOAD_MEMORY_US).exp();
-        let share = f64::from(rows_interactive) / f64::from(self.rules.slots_max);
         self.load.rows += weight * (f64::from(rows) - self.load.rows);
+        let share = f64::from(rows_interactive) / f64::from(self.rules.slots_max);
+        let weight = 1.0 - (-duration_us / SHARE_MEMORY_US).exp();
         self.load.interactive_share += weight * (share - self.load.interactive_share);
     }
 
@@ -351,6 +363,7 @@ impl<J: Job> Scheduler<J> {
             key: w.key,
             ticket: w.ticket,
             work: w.entry.promise().work,
+            accepted_us: w.entry.accepted_us(),
             latest_start_us: w.entry.promise().latest_start_us,
             deadline_us: w.entry.deadline_us(),
         }));

@@ -10,19 +10,21 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::artifacts::ArtifactService;
+use super::artifacts::{ArtifactService, canonical};
+use super::canonical::Object;
 use super::prediction::{End, Record};
 use super::response_format;
 use super::session::{Bill, SessionService};
 use super::streaming::{self, Ended};
 use super::task::{LiveTask, Outcome};
-use super::transcript::{Events, Object};
+use super::transcript::Transcript;
 use crate::api::types::{Envelope, ErrorContext};
 use crate::domain::error::OrchestratorError;
-use crate::domain::task::{FinishReason, Prompt};
+use crate::domain::task::{FinishReason, Pooling, Prompt, ResponseFormat, Workload};
 use crate::infra::clock::Clock;
+use crate::infra::storage::ArtifactId;
 use crate::metrics::Metrics;
 
 /// Hands ended tasks to the thread. There are never more of them than tasks alive.
@@ -45,6 +47,20 @@ pub struct Desk {
     pub overload_status: u16,
 }
 
+/// What the thread writes into, again and again.
+#[derive(Default)]
+struct Page {
+    /// The transcript.
+    document: Vec<u8>,
+    /// Data of the terminal event.
+    data: Vec<u8>,
+    /// The terminal event as it is sent.
+    tail: Vec<u8>,
+}
+
+/// Memory that the page keeps between two transcripts.
+const PAGE_LEN_MAX: usize = 1024 * 1024;
+
 /// Starts the thread.
 ///
 /// # Errors
@@ -53,11 +69,15 @@ pub struct Desk {
 pub fn spawn(desk: Desk) -> std::io::Result<(Scribe, JoinHandle<()>)> {
     let (sender, receiver) = mpsc::channel::<Arc<LiveTask>>();
     let thread = std::thread::Builder::new().name("scribe".into()).spawn(move || {
+        let mut page = Page::default();
         for task in receiver {
             // A defect in one transcript is no reason for all later streams to stay open.
-            let written = catch_unwind(AssertUnwindSafe(|| desk.write_end(&task)));
+            let written = catch_unwind(AssertUnwindSafe(|| desk.write_end(&task, &mut page)));
             if written.is_err() && !task.stream.is_finished() {
-                desk.write_broken_end(&task);
+                desk.write_broken_end(&task, &mut page);
+            }
+            if page.document.capacity() > PAGE_LEN_MAX {
+                page = Page::default();
             }
         }
     })?;
@@ -65,52 +85,60 @@ pub fn spawn(desk: Desk) -> std::io::Result<(Scribe, JoinHandle<()>)> {
 }
 
 impl Desk {
-    fn write_end(&self, task: &LiveTask) {
-        let outcome = task.outcome().expect("an ended task says why").clone();
+    fn write_end(&self, task: &LiveTask, page: &mut Page) {
+        let outcome = task.outcome().expect("an ended task says why");
         fail::fail_point!("scribe");
-        let mut events = Events::of(&task.stream.frames());
-        let tokens_out = events.tokens();
+        let Page { document, data, tail } = page;
+        let mut transcript = Transcript::begin(document);
+        task.stream.read_all(|frames| transcript.read(frames));
+        let tokens_out = transcript.tokens();
         let decode_ms = task.times.decode_ms();
-        self.settle(task, tokens_out, decode_ms, &outcome);
+        self.settle(task, tokens_out, decode_ms, outcome);
 
         let event_id = task.stream.event_count();
-        let tail = match &outcome {
+        match outcome {
             Outcome::Failed(error) => {
-                let data = self.error_data(error);
-                events.push("error", &data);
+                *data = self.error_data(error);
+                transcript.push("error", data);
+                transcript.finish(|object| write_metadata(object, task));
                 if tokens_out > 0 {
-                    self.keep_transcript(task, &events);
+                    self.keep_transcript(task, document);
                 }
-                streaming::tail(event_id, "error", &data)
+                streaming::write_tail(tail, event_id, "error", data);
             }
             Outcome::Finished(_) | Outcome::Canceled(_) => {
                 let finish_reason = match outcome {
-                    Outcome::Finished(reason) => reason,
+                    Outcome::Finished(reason) => *reason,
                     _ => FinishReason::Canceled,
                 };
                 let ended = Ended { tokens_out, decode_ms, finish_reason };
-                events.push("end", &streaming::end_data(&ended, None));
-                let id = self.keep_transcript(task, &events);
-                streaming::tail(event_id, "end", &streaming::end_data(&ended, id.as_deref()))
+                streaming::write_end_data(data, &ended, None);
+                transcript.push("end", data);
+                transcript.finish(|object| write_metadata(object, task));
+                let id = self.keep_transcript(task, document);
+                streaming::write_end_data(data, &ended, id.as_deref());
+                streaming::write_tail(tail, event_id, "end", data);
             }
-        };
-        self.log(task, &outcome, tokens_out, decode_ms);
-        task.stream.finish(tail);
+        }
+        self.log(task, outcome, tokens_out, decode_ms);
+        task.stream.finish(tail.as_slice().into());
     }
 
     /// The end of a stream whose transcript could not be written.
-    fn write_broken_end(&self, task: &LiveTask) {
+    fn write_broken_end(&self, task: &LiveTask, page: &mut Page) {
         let message = "the transcript could not be written: the log has the reason; send the task again".to_owned();
         tracing::error!(task_id = %task.spec.task_id, message, "the scribe panicked");
         let error = OrchestratorError::Internal(message);
-        task.stream.finish(streaming::tail(task.stream.event_count(), "error", &self.error_data(&error)));
+        streaming::write_tail(&mut page.tail, task.stream.event_count(), "error", &self.error_data(&error));
+        task.stream.finish(page.tail.as_slice().into());
     }
 
-    fn error_data(&self, error: &OrchestratorError) -> Value {
+    /// Canonical data of an `error` event.
+    fn error_data(&self, error: &OrchestratorError) -> Vec<u8> {
         let labels = self.metrics.labels();
         let context =
             ErrorContext { engine: labels.engine, pool_id: &labels.pool_id, overload_status: self.overload_status };
-        serde_json::to_value(Envelope::new(error, context)).expect("an envelope is JSON")
+        canonical(&serde_json::to_value(Envelope::new(error, context)).expect("an envelope is JSON"))
     }
 
     fn settle(&self, task: &LiveTask, tokens_out: u32, decode_ms: u64, outcome: &Outcome) {
@@ -168,9 +196,8 @@ impl Desk {
         desk.experience.learn(&record);
     }
 
-    fn keep_transcript(&self, task: &LiveTask, events: &Events) -> Option<String> {
-        let document = events.document(&metadata(task));
-        match self.artifacts.put_canonical(&document, true, self.clock.unix_ms()) {
+    fn keep_transcript(&self, task: &LiveTask, document: &[u8]) -> Option<ArtifactId> {
+        match self.artifacts.put_canonical(document, true, self.clock.unix_ms()) {
             Ok(stored) => Some(stored.id),
             Err(error) => {
                 tracing::error!(task_id = %task.spec.task_id, %error, "the transcript could not be kept");
@@ -186,9 +213,9 @@ impl Desk {
             Outcome::Failed(error) => ("error", error.code()),
         };
         tracing::info!(
-            correlation_id = task.correlation_id,
-            task_id = %task.spec.task_id,
-            session_id = %task.spec.session_id,
+            correlation_id = &*task.correlation_id,
+            task_id = &*task.spec.task_id.text(),
+            session_id = &*task.spec.session_id.text(),
             queue_position = task.promise.queue_position,
             predicted_start_ms = task.promise.predicted_start_ms,
             tokens_in = task.prompt.len(),
@@ -201,45 +228,64 @@ impl Desk {
     }
 }
 
-/// What it takes to decode the same stream again, canonical.
-fn metadata(task: &LiveTask) -> Vec<u8> {
+/// What it takes to decode the same stream again.
+fn write_metadata(object: &mut Object<'_>, task: &LiveTask) {
     let spec = &task.spec;
     let sampling = &spec.sampling;
     let loaded = &task.loaded;
     let prompt_source = match &spec.prompt {
         Prompt::Text(_) => "prompt",
-        Prompt::Messages(_) => "messages",
+        Prompt::Chat(_) => "messages",
         Prompt::Tokens(_) => "tokens",
     };
-    let logit_bias = sampling.logit_bias.iter().map(|(t, b)| (t.to_string(), *b)).collect::<BTreeMap<_, _>>();
-    let mut object = Object::new();
     object.text("arithmetic", &loaded.arithmetic);
     object.text("correlation_id", &task.correlation_id);
     object.text("determinism", if spec.deterministic { "strict" } else { "best_effort" });
+    if let Some(dimensions) = spec.embedding.dimensions {
+        object.integer("dimensions", dimensions.into());
+    }
     object.text("engine", loaded.engine);
     object.text("engine_version", loaded.engine_version);
-    object.number("frequency_penalty", sampling.frequency_penalty);
-    object.value("ignore_end", &json!(spec.ignore_end));
-    object.value("logit_bias", &json!(logit_bias));
-    object.value("logprobs", &json!(spec.logprobs));
+    object.number("frequency_penalty", sampling.frequency_penalty.into());
+    object.flag("ignore_end", spec.ignore_end);
+    if sampling.logit_bias.is_empty() {
+        object.object("logit_bias", |_| ());
+    } else {
+        let logit_bias = sampling.logit_bias.iter().map(|(t, b)| (t.to_string(), *b)).collect::<BTreeMap<_, _>>();
+        object.value("logit_bias", &json!(logit_bias));
+    }
+    object.flag("logprobs", spec.logprobs);
     object.integer("max_tokens", task.tokens_reserved.into());
-    object.number("min_p", sampling.min_p);
+    object.number("min_p", sampling.min_p.into());
     object.integer("min_tokens", sampling.min_tokens.into());
-    object.text("model_digest", &loaded.info.digest);
+    object.text("model_digest", loaded.model.digest());
     object.text("model_ref", &loaded.model_ref);
-    object.number("presence_penalty", sampling.presence_penalty);
+    if spec.workload == Workload::Embedding {
+        let pooling = spec.embedding.pooling.unwrap_or(match loaded.info.pooling {
+            orchestratord_engine::Pooling::Last => Pooling::Last,
+            orchestratord_engine::Pooling::Mean => Pooling::Mean,
+        });
+        object.text("pooling", pooling.name());
+    }
+    object.number("presence_penalty", sampling.presence_penalty.into());
     object.text("prompt_source", prompt_source);
     object.integers("prompt_tokens", &task.prompt);
-    object.number("repetition_penalty", sampling.repetition_penalty);
-    object.value("response_format", &response_format::wire(&spec.response_format));
+    object.number("repetition_penalty", sampling.repetition_penalty.into());
+    match &spec.response_format {
+        ResponseFormat::Text => object.object("response_format", |format| format.text("type", "text")),
+        other => object.value("response_format", &response_format::wire(other)),
+    }
     object.text("sampler_profile_version", "v1");
     object.integer("seed", sampling.seed);
-    object.text("session_id", &spec.session_id.to_string());
-    object.value("stop", &json!(spec.stop));
-    object.text("task_id", &spec.task_id.to_string());
-    object.number("temperature", sampling.temperature);
+    object.plain("session_id", &spec.session_id.text());
+    if !spec.shown.is_empty() {
+        object.integers("shown_tokens", &spec.shown);
+    }
+    object.texts("stop", &spec.stop);
+    object.plain("task_id", &spec.task_id.text());
+    object.number("temperature", sampling.temperature.into());
     object.integer("top_k", sampling.top_k.into());
     object.integer("top_logprobs", spec.top_logprobs.into());
-    object.number("top_p", sampling.top_p);
-    object.finish()
+    object.number("top_p", sampling.top_p.into());
+    object.text("workload", spec.workload.name());
 }

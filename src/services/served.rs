@@ -7,15 +7,19 @@ use orchestratord_engine::{AdmitError, Detokenizer, SamplingParams, SequenceRequ
 
 use super::decoder::Decoder;
 use super::gate::Promise;
-use super::pool::{Entry, Loaded, Pool};
+use super::pool::{Entry, Installable, Loaded, Pool};
 use super::prediction::{Seated, StepModel};
 use super::scheduler::{BatchSeat, Job, Machine, NextStep, NoSeat, Overdue, overdue};
 use super::task::{LiveTask, Outcome};
-use crate::admission::Waiter;
+use super::trials::Trials;
+use crate::admission::{Place, Waiter, Waits};
 use crate::domain::error::OrchestratorError;
-use crate::domain::task::{FinishReason, Priority};
+use crate::domain::task::{FinishReason, Pooling, Priority, Workload};
 use crate::infra::stream::StreamWriter;
 use crate::metrics::CancelReason;
+
+/// Budgets of time are looked at this often at least.
+const BUDGET_LOOK_US: u64 = 1_000_000;
 
 /// A task in its slot.
 pub struct Running {
@@ -27,6 +31,8 @@ pub struct Running {
     pub last_metrics_us: u64,
     /// Since when nobody has read the stream.
     unread_since_us: Option<u64>,
+    /// Before this the budgets of time cannot be spent, however many tasks spend them.
+    budget_due_us: u64,
     pub kv_warmth: f64,
     ticket: u32,
     /// Batch work that nothing displaces any more.
@@ -45,8 +51,14 @@ impl Running {
                 return Some(Outcome::Canceled(CancelReason::Disconnect));
             }
         }
-        if task.account.time_left_us(now_us) == 0 {
-            return Some(Outcome::Finished(FinishReason::Length));
+        if now_us >= self.budget_due_us {
+            let left_us = task.account.time_left_us(now_us);
+            if left_us == 0 {
+                // Whoever spends the last of it has used the slot up to here: nothing of it is left over.
+                task.times.last_token_us.store(now_us, Relaxed);
+                return Some(Outcome::Finished(FinishReason::Length));
+            }
+            self.budget_due_us = now_us + (left_us / pool.rules.slots_max.max(1) as u64).min(BUDGET_LOOK_US);
         }
         let why = overdue(now_us, task.deadline_us, None, pool.drain_until_us())?;
         Some(outcome_of(why, task, "was still decoding"))
@@ -75,6 +87,12 @@ pub fn outcome_of(why: Overdue, task: &LiveTask, doing: &str) -> Outcome {
     })
 }
 
+impl Waits for Entry {
+    fn place(&self) -> &Place {
+        &self.task.place
+    }
+}
+
 impl Job for Entry {
     fn promise(&self) -> &Promise {
         &self.task.promise
@@ -99,16 +117,30 @@ pub struct Served {
     pub loaded: Arc<Loaded>,
     pub engine: Box<dyn Decoder>,
     pub speed: StepModel,
+    pub trials: Trials,
     pub running: Vec<Option<Running>>,
     /// Places in `running` that nobody has.
     vacant: Vec<usize>,
+    /// Those of `running` that are batch work.
+    batch_count: usize,
     /// Tokens of the prompt that the latest seat found in the cache.
     cached_tokens: usize,
 }
 
 impl Served {
-    pub fn new(pool: Arc<Pool>, loaded: Arc<Loaded>, engine: Box<dyn Decoder>, speed: StepModel) -> Served {
-        Served { pool, loaded, engine, speed, running: Vec::new(), vacant: Vec::new(), cached_tokens: 0 }
+    pub fn new(pool: Arc<Pool>, model: Installable) -> Served {
+        let Installable { loaded, engine, speed, trials } = model;
+        Served {
+            pool,
+            loaded,
+            engine,
+            speed,
+            trials,
+            running: Vec::new(),
+            vacant: Vec::new(),
+            batch_count: 0,
+            cached_tokens: 0,
+        }
     }
 
     /// A place for a sequence; nobody else gets it before `take_place`.
@@ -117,6 +149,7 @@ impl Served {
     }
 
     fn take_place(&mut self, id: usize, running: Running) {
+        self.batch_count += usize::from(running.task.spec.priority == Priority::Batch);
         match self.vacant.pop() {
             Some(vacant) => {
                 assert_eq!(vacant, id, "a place was given away");
@@ -133,6 +166,7 @@ impl Served {
     /// Takes the task out of its slot; the engine has let go of it already.
     pub fn unseat(&mut self, id: usize) {
         if let Some(gone) = self.running[id].take() {
+            self.batch_count -= usize::from(gone.task.spec.priority == Priority::Batch);
             self.vacant.push(id);
             let mut running = self.pool.running.lock().expect("nothing panics under this lock");
             if let Some(index) = running.iter().position(|task| Arc::ptr_eq(task, &gone.task)) {
@@ -152,9 +186,8 @@ impl Served {
 
     /// Sequences in slots, and those of them that are interactive.
     pub fn rows(&self) -> (u32, u32) {
-        let interactive = |r: &&Running| r.task.spec.priority == Priority::Interactive;
-        let interactive = self.running.iter().flatten().filter(interactive).count() as u32;
-        (self.engine.running_count() as u32, interactive)
+        let interactive = self.running.len() - self.vacant.len() - self.batch_count;
+        (self.engine.running_count() as u32, interactive as u32)
     }
 }
 
@@ -205,6 +238,7 @@ impl Machine<Entry> for Served {
             tokens: 0,
             last_metrics_us: 0,
             unread_since_us: None,
+            budget_due_us: 0,
             kv_warmth: self.cached_tokens as f64 / task.prompt.len().max(1) as f64,
             ticket: waiter.ticket,
             pinned,
@@ -223,7 +257,9 @@ impl Machine<Entry> for Served {
                 }
             });
         }
-        self.running.iter().enumerate().filter_map(move |(id, running)| {
+        // Asked in every turn, and mostly there is none.
+        let looked_at = if self.batch_count == 0 { 0 } else { self.running.len() };
+        self.running[..looked_at].iter().enumerate().filter_map(move |(id, running)| {
             let running = running.as_ref().filter(|r| r.task.spec.priority == Priority::Batch)?;
             let paused = aside.contains(&id);
             Some(BatchSeat { id, accepted_us: running.task.accepted_us, paused, pinned: running.pinned })
@@ -247,6 +283,8 @@ impl Machine<Entry> for Served {
                 prefill_left: progress.prefill_left,
                 preemptible: running.task.spec.priority == Priority::Batch && !running.pinned,
                 paused: progress.paused,
+                pinned: running.pinned,
+                accepted_us: running.task.accepted_us,
                 deadline_us: running.task.deadline_us,
             });
         });
@@ -256,6 +294,12 @@ impl Machine<Entry> for Served {
 fn sequence_request(id: u64, task: &LiveTask, preemptible: bool) -> SequenceRequest {
     let spec = &task.spec;
     let s = &spec.sampling;
+    let pooling = match (spec.workload, spec.embedding.pooling) {
+        (Workload::Embedding, None) => Some(task.loaded.info.pooling),
+        (Workload::Embedding, Some(Pooling::Last)) => Some(orchestratord_engine::Pooling::Last),
+        (Workload::Embedding, Some(Pooling::Mean)) => Some(orchestratord_engine::Pooling::Mean),
+        _ => None,
+    };
     SequenceRequest {
         id,
         prompt: task.prompt.clone(),
@@ -279,5 +323,6 @@ fn sequence_request(id: u64, task: &LiveTask, preemptible: bool) -> SequenceRequ
         top_logprobs: spec.top_logprobs,
         ignore_end: spec.ignore_end,
         constraint: task.constraint.lock().expect("nothing panics under this lock").clone(),
+        pooling,
     }
 }

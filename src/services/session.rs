@@ -169,6 +169,11 @@ impl Purse {
         self.lock().live_tasks
     }
 
+    fn check_left(&self, now_us: u64, rules: &SessionRules) -> Result<(), BudgetSpent> {
+        let free = self.lock().tokens_free(now_us, rules);
+        free.map(|_| ()).map_err(|what| BudgetSpent { owner: self.owner, what })
+    }
+
     /// What is left, tasks that have not ended aside.
     pub fn left(&self) -> Budgets {
         self.lock().left
@@ -314,6 +319,18 @@ impl SessionService {
     pub fn account(&self, session: Arc<Session>, client: u16) -> Account {
         let key = self.keys.get(usize::from(client)).expect("a request has passed with a key that is configured");
         Account { session, key: key.clone() }
+    }
+
+    /// Whether a task of this session, sent with this API key, could be given anything at all; no session is made for that.
+    ///
+    /// # Errors
+    ///
+    /// As [`Account::reserve`].
+    pub fn check_left(&self, id: SessionId, client: u16, now_us: u64) -> Result<(), BudgetSpent> {
+        let key = self.keys.get(usize::from(client)).expect("a request has passed with a key that is configured");
+        let session = self.get(id);
+        let purses = session.iter().map(|s| &s.purse).chain([&**key]);
+        purses.into_iter().try_for_each(|p| p.check_left(now_us, &self.rules))
     }
 
     /// The session, made if it is not there. At the bound the one that was not used for longest goes,

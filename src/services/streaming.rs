@@ -3,14 +3,14 @@
 //! What a stream says is rendered here and nowhere else, so every reader and the transcript see one thing.
 
 use serde::Serialize;
-use serde_json::{Value, json};
 
+use super::canonical::Object;
 use super::session::Budgets;
 use crate::domain::task::FinishReason;
 use crate::infra::http::sse;
 
 /// Numbers of the `started` event.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Started {
     pub queue_position: u32,
     pub predicted_start_ms: u64,
@@ -19,7 +19,7 @@ pub struct Started {
 }
 
 /// Numbers of a `metrics` event.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StreamMetrics {
     pub queue_depth: u64,
     pub on_time_probability: f64,
@@ -73,7 +73,14 @@ pub struct FrameBuffers {
 
 impl FrameBuffers {
     pub fn started(&mut self, started: Started) -> &[u8] {
-        self.event(0, "started", |data| write_json(data, &started))
+        self.event(0, "started", |data| {
+            // Canonical, as of the metrics: the transcript takes these bytes as they are.
+            Object::write(data, |object| {
+                object.number("on_time_probability", started.on_time_probability);
+                object.integer("predicted_start_ms", started.predicted_start_ms);
+                object.integer("queue_position", started.queue_position.into());
+            });
+        })
     }
 
     /// `t` is escaped straight into the frame; nothing is allocated once the buffers have grown.
@@ -100,7 +107,25 @@ impl FrameBuffers {
     }
 
     pub fn metrics(&mut self, event_id: u32, metrics: &StreamMetrics) -> &[u8] {
-        self.event(event_id, "metrics", |data| write_json(data, metrics))
+        self.event(event_id, "metrics", |data| {
+            Object::write(data, |object| {
+                object.number("cost_budget_remaining", metrics.cost_budget_remaining);
+                object.number("kv_warmth", metrics.kv_warmth);
+                object.number("on_time_probability", metrics.on_time_probability);
+                object.integer("queue_depth", metrics.queue_depth);
+                object.integer("time_budget_remaining_ms", metrics.time_budget_remaining_ms);
+                object.integer("tokens_budget_remaining", metrics.tokens_budget_remaining);
+            });
+        })
+    }
+
+    /// A vector; each number is the shortest that reads back to the same bits.
+    pub fn embedding(&mut self, event_id: u32, vector: &[f32]) -> &[u8] {
+        self.event(event_id, "embedding", |data| {
+            data.extend_from_slice(b"{\"embedding\":");
+            write_json(data, vector);
+            data.push(b'}');
+        })
     }
 
     fn event(&mut self, id: u32, name: &str, fill: impl FnOnce(&mut Vec<u8>)) -> &[u8] {
@@ -123,30 +148,31 @@ fn write_json<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
     serde_json::to_writer(out, value).expect("a buffer takes everything");
 }
 
-/// How a stream ends on the wire: the terminal event and the last chunk.
-pub fn tail(event_id: u32, name: &str, data: &Value) -> Box<[u8]> {
-    let mut out = Vec::with_capacity(256);
-    sse::write_event(&mut out, event_id, name, data.to_string().as_bytes());
+/// How a stream ends on the wire, in place of what is in `out`: the terminal event and the last chunk.
+pub fn write_tail(out: &mut Vec<u8>, event_id: u32, name: &str, data: &[u8]) {
+    out.clear();
+    sse::write_event(out, event_id, name, data);
     out.extend_from_slice(sse::LAST_CHUNK);
-    out.into_boxed_slice()
 }
 
-/// Data of the `end` event; a transcript has it without `artifact_id`, for it cannot hold its own digest.
-pub fn end_data(ended: &Ended, artifact_id: Option<&str>) -> Value {
-    let mut data = json!({
-        "tokens_out": ended.tokens_out,
-        "decode_ms": ended.decode_ms,
-        "finish_reason": ended.finish_reason.name(),
+/// Data of the `end` event in place of what is in `out`, canonical; a transcript has it without `artifact_id`, for it
+/// cannot hold its own digest.
+pub fn write_end_data(out: &mut Vec<u8>, ended: &Ended, artifact_id: Option<&str>) {
+    out.clear();
+    Object::write(out, |object| {
+        if let Some(id) = artifact_id {
+            object.plain("artifact_id", id);
+        }
+        object.integer("decode_ms", ended.decode_ms);
+        object.text("finish_reason", ended.finish_reason.name());
+        object.integer("tokens_out", ended.tokens_out.into());
     });
-    if let Some(id) = artifact_id {
-        data["artifact_id"] = id.into();
-    }
-    data
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::{Value, json};
 
     fn data_of(frames: &[u8]) -> Vec<Value> {
         sse::events(frames).map(|e| serde_json::from_slice(e.data).expect("we write JSON")).collect()
@@ -176,11 +202,14 @@ mod tests {
     #[test]
     fn the_end_has_its_artifact_only_on_the_wire() {
         let ended = Ended { tokens_out: 3, decode_ms: 9, finish_reason: FinishReason::Length };
-        let kept = end_data(&ended, None);
+        let (mut data, mut tail) = (Vec::new(), Vec::new());
+        write_end_data(&mut data, &ended, None);
+        let kept: Value = serde_json::from_slice(&data).unwrap();
         assert_eq!(kept, json!({"tokens_out": 3, "decode_ms": 9, "finish_reason": "length"}));
-        let tail = tail(5, "end", &end_data(&ended, Some("sha256:0")));
+        write_end_data(&mut data, &ended, Some("sha256:0"));
+        write_tail(&mut tail, 5, "end", &data);
         assert!(tail.ends_with(b"0\r\n\r\n"));
-        let text = String::from_utf8(tail.to_vec()).unwrap();
+        let text = String::from_utf8(tail).unwrap();
         assert!(text.contains("id: 5\nevent: end\ndata: {") && text.contains("\"artifact_id\":\"sha256:0\""));
     }
 }

@@ -10,8 +10,9 @@ use super::gate::{Gate, Promise};
 use super::pool::{Entry, Loaded};
 use super::scribe::Scribe;
 use super::session::{Account, Budgets, SessionRules};
+use crate::admission::Place;
 use crate::domain::error::OrchestratorError;
-use crate::domain::ids::TaskId;
+use crate::domain::ids::{CorrelationId, TaskId};
 use crate::domain::task::{FinishReason, TaskSpec};
 use crate::infra::stream::TaskStream;
 use crate::metrics::CancelReason;
@@ -36,7 +37,7 @@ pub struct LiveTask {
     pub gate: Arc<Gate<Entry>>,
     pub account: Account,
     pub session_rules: SessionRules,
-    pub correlation_id: String,
+    pub correlation_id: CorrelationId,
     pub stream: Arc<TaskStream>,
     pub promise: Promise,
     /// At most so many tokens: `max_tokens`, or what the session's budget left of it.
@@ -47,6 +48,8 @@ pub struct LiveTask {
     /// Microseconds of the process's clock.
     pub deadline_us: u64,
     pub times: Times,
+    /// Its place in the queue.
+    pub place: Place,
     /// The stop string that has ended it.
     pub stopped_by: OnceLock<Box<str>>,
     outcome: OnceLock<Outcome>,
@@ -66,7 +69,7 @@ pub struct Times {
 }
 
 impl Times {
-    /// From the slot to the last token.
+    /// From the slot to the last token, or to the end of a budget of time.
     pub fn decode_ms(&self) -> u64 {
         let (from, to) = (self.seated_us.load(Relaxed), self.last_token_us.load(Relaxed));
         if from == 0 { 0 } else { to.saturating_sub(from).div_ceil(1000) }
@@ -82,7 +85,7 @@ pub struct TaskParts {
     pub gate: Arc<Gate<Entry>>,
     pub account: Account,
     pub session_rules: SessionRules,
-    pub correlation_id: String,
+    pub correlation_id: CorrelationId,
     pub stream: Arc<TaskStream>,
     pub promise: Promise,
     pub tokens_reserved: u32,
@@ -109,20 +112,19 @@ impl LiveTask {
             accepted_us: parts.accepted_us,
             deadline_us,
             times: Times::default(),
+            place: Place::default(),
             stopped_by: OnceLock::new(),
             outcome: OnceLock::new(),
         }
     }
 
-    /// Ends the task, unless somebody has done so already; the scribe writes the terminal event.
-    /// A cancelled stream is muted first, so that no token is written once this has returned.
+    /// Ends the task, unless somebody has done so already; the scribe writes the terminal event. One that waits gives its
+    /// place back here and now: the engine may be in a long step.
     pub fn end(self: &Arc<Self>, outcome: Outcome, scribe: &Scribe, now_us: u64) -> bool {
         if !self.stream.close() {
             return false;
         }
-        if matches!(outcome, Outcome::Canceled(_)) {
-            self.stream.mute();
-        }
+        self.gate.leave(now_us, self.spec.priority, &self.place, &self.promise);
         self.times.ended_us.store(now_us.max(1), Relaxed);
         assert!(self.outcome.set(outcome).is_ok(), "only the one who closed the stream says why");
         scribe.send(self.clone());
@@ -174,12 +176,13 @@ impl TaskRegistry {
 
     /// Looks the task up, and makes it if it is not there; both under one lock, so that a request that is
     /// sent twice at the same time is still one task. `make` must be quick.
-    pub fn insert<E>(&self, spec: &TaskSpec, make: impl FnOnce() -> Result<Arc<LiveTask>, E>) -> Inserted<E> {
+    pub fn insert<E>(&self, spec: TaskSpec, make: impl FnOnce(TaskSpec) -> Result<Arc<LiveTask>, E>) -> Inserted<E> {
+        let id = spec.task_id;
         let mut inner = self.lock();
-        if let Some(known) = inner.by_id.get(&spec.task_id) {
-            return if known.spec == *spec { Inserted::Known(known.clone()) } else { Inserted::Conflict };
+        if let Some(known) = inner.by_id.get(&id) {
+            return if known.spec == spec { Inserted::Known(known.clone()) } else { Inserted::Conflict };
         }
-        let task = match make() {
+        let task = match make(spec) {
             Ok(task) => task,
             Err(error) => return Inserted::Refused(error),
         };
@@ -195,8 +198,8 @@ impl TaskRegistry {
             }
             looked_at += 1;
         }
-        inner.order.push_back(spec.task_id);
-        inner.by_id.insert(spec.task_id, task.clone());
+        inner.order.push_back(id);
+        inner.by_id.insert(id, task.clone());
         Inserted::New(task)
     }
 
@@ -204,14 +207,18 @@ impl TaskRegistry {
     pub fn sweep(&self, before_us: u64) {
         let mut inner = self.lock();
         let Inner { by_id, order } = &mut *inner;
-        order.retain(|id| {
-            let task = by_id.get(id).expect("order and map hold the same ids");
-            let stays = !task.is_forgettable() || task.times.ended_us.load(Relaxed) > before_us;
-            if !stays {
-                by_id.remove(id);
+        // Nobody who came later has ended before. A few may stand at a turned place, where the bound put them.
+        let old = order.iter().position(|id| by_id[id].accepted_us > before_us).unwrap_or(order.len());
+        let mut stay = Vec::new();
+        for id in order.drain(..old) {
+            let task = &by_id[&id];
+            if !task.is_forgettable() || task.times.ended_us.load(Relaxed) > before_us {
+                stay.push(id);
+            } else {
+                by_id.remove(&id);
             }
-            stays
-        });
+        }
+        stay.into_iter().rev().for_each(|id| order.push_front(id));
     }
 
     /// Tasks that have not ended.

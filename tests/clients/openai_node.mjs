@@ -83,6 +83,37 @@ const tests = {
     await until("the slot to be free", async () => (await metric("sequences_running")) === 0);
   },
 
+  async "functions are called as their schema says, whole and by the helper, and conversations go on"() {
+    const template = process.env.CHAT_TEMPLATE;
+    await withServer({ chat_template: template }, async ({ client }) => {
+      const parameters = {
+        type: "object",
+        properties: { city: { enum: ["Paris", "Oslo"] } },
+        required: ["city"],
+        additionalProperties: false,
+      };
+      const tools = [{ type: "function", function: { name: "weather", strict: true, parameters } }];
+      const asked = { ...short, max_tokens: 200, tools, tool_choice: "required" };
+      const whole = await client().chat.completions.create(asked);
+      const call = whole.choices[0].message.tool_calls[0];
+      assert.equal(whole.choices[0].finish_reason, "tool_calls");
+      assert.ok(["Paris", "Oslo"].includes(JSON.parse(call.function.arguments).city));
+      const streamed = await client().chat.completions.stream(asked).finalChatCompletion();
+      assert.equal(streamed.choices[0].message.tool_calls[0].function.arguments, call.function.arguments);
+      const turns = [...messages, whole.choices[0].message, { role: "tool", tool_call_id: call.id, content: "sunny" }];
+      const after = await client().chat.completions.create({ ...short, messages: turns, tools });
+      assert.ok(after.choices[0].message.content || after.choices[0].message.tool_calls);
+      const called = [];
+      const run = (args) => called.push(args.city) && "sunny";
+      const given = [{ type: "function", function: { name: "weather", parameters, function: run, parse: JSON.parse } }];
+      const choice = { type: "function", function: { name: "weather" } };
+      // With a named function the runner stops after its first call.
+      const runner = client().chat.completions.runTools({ ...asked, tools: given, tool_choice: choice });
+      await runner.done();
+      assert.deepEqual(called, [JSON.parse(call.function.arguments).city]);
+    });
+  },
+
   async "the SDK's own retries get through a full queue"() {
     await withServer({ slots_max: 1, queue_capacity: 1 }, async ({ client, metric }) => {
       const streams = [];

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import os
 import sys
+from typing import Literal
 
 import openai
 import pydantic
@@ -22,7 +24,9 @@ def test(function):
 
 
 def client_of(server, **options):
-    return openai.OpenAI(base_url=f"{server.gateway}/v1", api_key=KEY, **{"max_retries": 0, **options})
+    """A client that holds every body and every chunk against its own types, and raises where they differ."""
+    options = {"max_retries": 0, "_strict_response_validation": True, **options}
+    return openai.OpenAI(base_url=f"{server.gateway}/v1", api_key=KEY, **options)
 
 
 @contextlib.contextmanager
@@ -49,6 +53,23 @@ def a_chat_is_answered_whole_and_in_a_stream(server):
     assert "".join(c.choices[0].delta.content or "" for c in chunks) == text
     assert last.choices == [] and last.usage.completion_tokens == whole.usage.completion_tokens
     assert {c.system_fingerprint for c in chunks} == {whole.system_fingerprint}
+
+
+@test
+def texts_become_vectors_in_both_encodings(server):
+    client = client_of(server)
+    texts = ["A fox.", "Once upon a time"]
+    # Without encoding_format the library asks for base64 and decodes it, after it has compared types: that cannot be strict.
+    decoded = client_of(server, _strict_response_validation=False).embeddings.create(model="wren", input=texts)
+    floats = client.embeddings.create(model="wren", input=texts, encoding_format="float")
+    assert [d.index for d in decoded.data] == [0, 1] and decoded.model == "wren"
+    for a, b in zip(decoded.data, floats.data):
+        assert len(a.embedding) == len(b.embedding) > 0
+        assert max(abs(x - y) for x, y in zip(a.embedding, b.embedding)) < 1e-6
+        assert abs(sum(x * x for x in b.embedding) - 1) < 1e-5
+    assert floats.usage.prompt_tokens == floats.usage.total_tokens > 0
+    short = client.embeddings.create(model="wren", input=[[5, 9, 17]], dimensions=8, encoding_format="float")
+    assert len(short.data[0].embedding) == 8
 
 
 @test
@@ -92,14 +113,9 @@ def plain_completions_and_models_work(server):
 def what_is_not_supported_is_refused_by_name(server):
     client = client_of(server)
 
-    class Answer(pydantic.BaseModel):
-        name: str
-
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
     with refused(openai.BadRequestError, "invalid_value", "tools"):
         client.chat.completions.create(model="wren", messages=MESSAGES, tools=[tool])
-    with refused(openai.BadRequestError, "invalid_value", "response_format"):
-        client.chat.completions.parse(model="wren", messages=MESSAGES, response_format=Answer)
     with refused(openai.BadRequestError, "context_length_exceeded", "messages"):
         client.chat.completions.create(model="wren", messages=[{"role": "user", "content": "word " * 3000}])
     with refused(openai.NotFoundError, "model_not_found", "model"):
@@ -108,10 +124,82 @@ def what_is_not_supported_is_refused_by_name(server):
         client.with_options(api_key="sk-wrong").models.list()
 
 
+class Animal(pydantic.BaseModel):
+    name: Literal["Pip", "Hazel"]
+    age: int = pydantic.Field(ge=1, le=9)
+    shy: bool
+
+
+@test
+def parse_gives_what_the_models_schema_says(server):
+    client = client_of(server)
+    asked = {"model": "wren", "max_tokens": 300, "temperature": 1.5, "seed": 5}
+    whole = client.chat.completions.parse(messages=MESSAGES, response_format=Animal, **asked)
+    animal = whole.choices[0].message.parsed
+    assert isinstance(animal, Animal) and whole.choices[0].finish_reason == "stop"
+    with client.chat.completions.stream(messages=MESSAGES, response_format=Animal, **asked) as stream:
+        for _ in stream:
+            pass
+        assert stream.get_final_completion().choices[0].message.parsed == animal
+    response = client.responses.parse(model="wren", input="An animal, please.", text_format=Animal)
+    assert isinstance(response.output_parsed, Animal)
+    free = {"type": "json_object"}
+    text = client.chat.completions.create(
+        model="wren", messages=MESSAGES, response_format=free, temperature=0, max_tokens=5
+    )
+    assert text.choices[0].message.content.startswith("{")
+
+
+class Weather(pydantic.BaseModel):
+    city: Literal["Paris", "Oslo"]
+    days: int = pydantic.Field(ge=1, le=7)
+
+
+@test
+def tools_are_called_as_their_schema_says(_):
+    template = os.path.join(os.path.dirname(__file__), "../templates/hermes.jinja")
+    with Server(chat_template=os.path.abspath(template)) as server:
+        client = client_of(server)
+        asked = {
+            "model": "wren",
+            "messages": MESSAGES,
+            "tools": [openai.pydantic_function_tool(Weather, name="weather")],
+            "tool_choice": {"type": "function", "function": {"name": "weather"}},
+            "temperature": 0,
+            "max_tokens": 300,
+        }
+        whole = client.chat.completions.parse(**asked)
+        call = whole.choices[0].message.tool_calls[0]
+        assert whole.choices[0].finish_reason == "tool_calls" and isinstance(call.function.parsed_arguments, Weather)
+        with client.chat.completions.stream(**asked) as stream:
+            done = [e for e in stream if e.type == "tool_calls.function.arguments.done"]
+            final = stream.get_final_completion()
+        assert [e.name for e in done] == ["weather"] and done[0].parsed_arguments == call.function.parsed_arguments
+        assert final.choices[0].message.tool_calls[0].function.arguments == call.function.arguments
+        turns = [*MESSAGES, whole.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
+        assert client.chat.completions.create(model="wren", messages=turns, max_tokens=10).choices[0].message.content
+        made = client.responses.parse(
+            model="wren",
+            input="Weather?",
+            tools=[openai.pydantic_function_tool(Weather, name="weather")["function"] | {"type": "function"}],
+            tool_choice="required",
+        )
+        assert made.output[0].type == "function_call" and made.output[0].name == "weather"
+
+
+@test
+def a_schema_that_cannot_be_followed_is_refused(server):
+    schema = {"name": "odd", "strict": True, "schema": {"type": "nonsense"}}
+    with refused(openai.BadRequestError, "invalid_value", "response_format"):
+        client_of(server).chat.completions.create(
+            model="wren", messages=MESSAGES, response_format={"type": "json_schema", "json_schema": schema}
+        )
+
+
 @test
 def many_at_once_each_get_their_own_answer(server):
     async def all_of_them():
-        client = openai.AsyncOpenAI(base_url=f"{server.gateway}/v1", api_key=KEY, max_retries=0)
+        client = openai.AsyncOpenAI(base_url=f"{server.gateway}/v1", api_key=KEY, max_retries=0, _strict_response_validation=True)
 
         async def one(seed):
             stream = await client.chat.completions.create(
@@ -203,6 +291,11 @@ def responses_stream_and_go_on(server):
         assert stream.get_final_response().output_text == "".join(deltas) == whole.output_text
     after = client.responses.create(model="wren", input="Thank you!", previous_response_id=whole.id)
     assert after.output_text and after.usage.input_tokens > whole.usage.input_tokens
+    with client.responses.create(**asked, background=True, stream=True) as stream:
+        begun = [event for event, _ in zip(stream, range(6))]
+    rest = list(client.responses.retrieve(begun[0].response.id, stream=True, starting_after=begun[-1].sequence_number))
+    pieces = [e.delta for e in begun + rest if e.type == "response.output_text.delta"]
+    assert "".join(pieces) == whole.output_text and rest[-1].type == "response.completed"
     background = client.responses.create(**asked, background=True)
     server.wait_until("the response", lambda: client.responses.retrieve(background.id).status == "completed")
 

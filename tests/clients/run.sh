@@ -17,7 +17,7 @@ fi
 run_python() {
   [ -x "$installed/venv/bin/pip" ] || python3 -m venv "$installed/venv"
   "$installed/venv/bin/pip" install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
-  for script in openai_python anthropic_python; do
+  for script in openai_python anthropic_python langchain_python; do
     timeout 300 "$installed/venv/bin/python" "tests/clients/$script.py"
   done
 }
@@ -27,7 +27,7 @@ run_node() {
   [ -d "$installed/node_modules/openai" ] || npm install --silent --no-save --no-audit --no-fund --prefix "$installed" "openai@$version"
   # A module is looked up from where the script lies.
   cp tests/clients/*.mjs "$installed/"
-  timeout 300 node "$installed/openai_node.mjs"
+  CHAT_TEMPLATE="$PWD/tests/templates/hermes.jinja" timeout 300 node "$installed/openai_node.mjs"
 }
 
 for client in $wanted; do "run_$client"; done

@@ -31,7 +31,9 @@ pub fn endless_chat(changes: Value) -> Value {
 }
 
 pub fn ask(client: &Client, path: &str, body: &Value) -> Answer {
-    client.send(&Request::post(path, body)).unwrap_or_else(|error| panic!("{path}: {error:#}"))
+    let answer = client.send(&Request::post(path, body)).unwrap_or_else(|error| panic!("{path}: {error:#}"));
+    gateway_contract::check_answer("POST", path, answer.status, &answer.body);
+    answer
 }
 
 /// The body of an answer that must be a 200.
@@ -55,7 +57,9 @@ pub fn open_stream_with(client: &Client, request: &Request) -> EventStream {
 /// The data of every event to the stream's proper end.
 pub fn all_data(stream: &EventStream) -> Vec<String> {
     stream.wait_for_end(2 * PATIENCE).unwrap_or_else(|error| panic!("{error:#}"));
-    stream.events().into_iter().map(|event| event.data).collect()
+    let events = stream.events();
+    events.iter().for_each(|event| gateway_contract::check_event(&event.name, &event.data));
+    events.into_iter().map(|event| event.data).collect()
 }
 
 /// The chunks of a stream that must end with `[DONE]`.

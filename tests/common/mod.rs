@@ -5,6 +5,7 @@
 
 pub mod canonical;
 pub mod gateway;
+pub mod gateway_contract;
 pub mod sse;
 
 use std::time::Duration;

@@ -4,6 +4,7 @@ pool, a server that goes and comes back; by mouse and by keyboard, on a phone's 
 Needs Debian's chromium and chromium-driver. Screenshots go to the folder named on the command line.
 """
 
+import json
 import os
 import pathlib
 import sys
@@ -15,6 +16,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "clients"))
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from proxy import Proxy
 from server import KEY, Server
 
 SHOTS = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else "page-screenshots")
@@ -32,8 +35,8 @@ def browser():
 
 
 class Page:
-    def __init__(self, driver):
-        self.driver = driver
+    def __init__(self, driver, proxy):
+        self.driver, self.proxy = driver, proxy
 
     def at(self, id):
         return self.driver.find_element(By.ID, id)
@@ -91,11 +94,11 @@ def a_turn_is_answered_and_its_task_is_listed(page):
 
 def escape_cancels_an_answer_and_frees_its_slot(page, server):
     page.driver.execute_script("document.getElementById('clear').click()")
+    page.proxy.stall(b"POST /v1/responses ", after=9000)
     page.say(LONG, Keys.ENTER)
     page.until("an answer", lambda: page.turns("assistant"))
-    if page.at("stop").is_enabled():
-        page.at("said").send_keys(Keys.ESCAPE)
-        page.told("canceled")
+    page.at("said").send_keys(Keys.ESCAPE)
+    page.told("canceled")
     server.wait_until("the slot to be free", lambda: server.metric("sequences_running") == 0)
 
 
@@ -119,6 +122,21 @@ def a_waiting_task_is_shown_and_canceled_by_keyboard(page, server):
     page.told("canceled")
     page.driver.execute_script("window.occupied.abort()")
     server.wait_until("the slot to be free", lambda: server.metric("sequences_running") == 0)
+
+
+def a_lost_connection_is_resumed_where_it_was(page, server):
+    page.driver.execute_script("document.getElementById('clear').click()")
+    page.proxy.lose(b"POST /v1/responses ", after=9000)
+    page.say(LONG, Keys.ENTER)
+    page.told("first token after")
+    assert page.proxy.cut_count == 1, "the answer was too short to be cut"
+    tasks = f"{server.gateway}/api/status"
+    request = urllib.request.Request(tasks, headers={"Authorization": f"Bearer {KEY}"})
+    task = json.load(urllib.request.urlopen(request))["tasks"][0]["id"]
+    request = urllib.request.Request(f"{server.main}/v1/tasks/{task}/stream", headers={"X-API-Key": KEY})
+    events = urllib.request.urlopen(request).read().decode().split("\n\n")
+    tokens = [json.loads(e.split("data: ")[1])["t"] for e in events if "event: token" in e]
+    assert page.turns("assistant")[0].strip() == "".join(tokens).strip(), "nothing is missing and nothing twice"
 
 
 def a_phone_can_read_it(page):
@@ -145,9 +163,9 @@ def a_server_that_is_gone_is_said_to_be(page, server):
     page.until("the loss", lambda: "does not answer" in page.text("state"))
 
 
-def nothing_else_was_asked_for(page, server):
+def nothing_else_was_asked_for(page):
     entries = page.driver.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
-    assert entries and all(name.startswith(server.gateway) for name in entries), entries
+    assert entries and all(name.startswith(page.proxy.url) for name in entries), entries
     severe = [e for e in page.driver.get_log("browser") if "Content Security Policy" in e["message"]]
     assert not severe, severe
 
@@ -155,10 +173,12 @@ def nothing_else_was_asked_for(page, server):
 with Server(slots_max=1, queue_capacity=8) as server:
     driver = browser()
     try:
-        driver.get(server.gateway + "/")
-        page = Page(driver)
+        proxy = Proxy(server.gateway)
+        driver.get(proxy.url + "/")
+        page = Page(driver, proxy)
         for test in [a_key_is_asked_for_and_a_wrong_one_is_asked_again, a_turn_is_answered_and_its_task_is_listed,
                      escape_cancels_an_answer_and_frees_its_slot, a_waiting_task_is_shown_and_canceled_by_keyboard,
+                     a_lost_connection_is_resumed_where_it_was,
                      a_phone_can_read_it, a_drained_pool_says_so_and_refuses_with_the_reason,
                      nothing_else_was_asked_for, a_server_that_is_gone_is_said_to_be]:
             print("page:", test.__name__.replace("_", " "), flush=True)

@@ -18,7 +18,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long anything that must happen may take. Generous: it is only ever used up by a server that is broken.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// How often a condition that cannot wake us is looked at again.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);

@@ -24,20 +24,33 @@ pub const POOL: &str = "default";
 #[derive(Clone, Debug)]
 pub struct Settings {
     values: BTreeMap<String, String>,
+    environment: BTreeMap<String, String>,
     fault_points: Option<String>,
 }
 
 impl Default for Settings {
     /// A free port of the loopback, one key, and no more threads than a test needs.
     fn default() -> Self {
-        let settings = Self { values: BTreeMap::new(), fault_points: None };
-        settings.with("listen", "127.0.0.1:0").with("api_keys", KEY).with("threads", 1).with("reactors", 1)
+        let settings = Self { values: BTreeMap::new(), environment: BTreeMap::new(), fault_points: None };
+        // The same on every machine, also on one with a device.
+        settings
+            .with("engine", "cpu")
+            .with("listen", "127.0.0.1:0")
+            .with("api_keys", KEY)
+            .with("threads", 1)
+            .with("reactors", 1)
     }
 }
 
 impl Settings {
     pub fn with(mut self, key: &str, value: impl ToString) -> Self {
         self.set(key, value);
+        self
+    }
+
+    /// Sets a variable of the process's environment that is no setting.
+    pub fn with_environment(mut self, name: &str, value: impl ToString) -> Self {
+        self.environment.insert(name.to_owned(), value.to_string());
         self
     }
 
@@ -74,6 +87,7 @@ impl Settings {
         }
         command.env_remove("FAILPOINTS");
         command.envs(self.values.iter().map(|(key, value)| (format!("ORCH_{}", key.to_uppercase()), value)));
+        command.envs(&self.environment);
         command.envs(self.fault_points.iter().map(|faults| ("FAILPOINTS", faults)));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Ok(command)

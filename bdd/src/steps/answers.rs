@@ -9,7 +9,7 @@ use super::listed;
 use super::world::{TestWorld, shown};
 use crate::harness::Answer;
 
-const BUDGET_HEADERS: [&str; 3] =
+pub const BUDGET_HEADERS: [&str; 3] =
     ["X-Budget-Tokens-Remaining", "X-Budget-Time-Remaining-Ms", "X-Budget-Cost-Remaining"];
 
 /// The status that belongs to each code of the error envelope.
@@ -50,11 +50,20 @@ fn refused(world: &mut TestWorld, code: String) -> Result<()> {
     check_refusal(world.answer()?, &code)
 }
 
+#[then(regex = r#"^it is refused as "([^"]+)" with the status (\d+)$"#)]
+fn refused_with_status(world: &mut TestWorld, code: String, status: u16) -> Result<()> {
+    check_refusal_with(world.answer()?, &code, status)
+}
+
 /// Holds a refusal against the envelope.
 pub fn check_refusal(answer: &Answer, code: &str) -> Result<()> {
+    check_refusal_with(answer, code, status_of(code)?)
+}
+
+fn check_refusal_with(answer: &Answer, code: &str, status: u16) -> Result<()> {
     let body = answer.json()?;
     ensure!(body["code"] == code, "not {code}: {}", shown(answer));
-    ensure!(answer.status == status_of(code)?, "{code} with another status: {}", shown(answer));
+    ensure!(answer.status == status, "{code} with another status: {}", shown(answer));
     ensure!(body["message"].as_str().is_some_and(|text| text.len() > 4), "it says nothing: {}", shown(answer));
     ensure!(body["retriable"].is_boolean(), "retriable or not? {}", shown(answer));
     let is_json = answer.header("Content-Type").is_some_and(|value| value.starts_with("application/json"));

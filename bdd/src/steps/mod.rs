@@ -12,6 +12,7 @@ pub mod http;
 pub mod logs;
 pub mod metrics;
 pub mod pressure;
+pub mod promises;
 pub mod security;
 pub mod sessions;
 pub mod setup;

@@ -18,6 +18,11 @@ fn my_key(world: &mut TestWorld, key: String) {
     world.key = Key::Other(key);
 }
 
+#[when(regex = r#"^I go on with the key "([^"]+)"$"#)]
+fn another_key(world: &mut TestWorld, key: String) {
+    world.key = Key::Other(key);
+}
+
 #[when("I use the key that the server printed")]
 fn printed_key(world: &mut TestWorld) -> Result<()> {
     let key = world.server()?.printed_key().context("it printed none")?;

@@ -44,6 +44,18 @@ fn budgets(world: &mut TestWorld, tokens: u32, time_ms: u32, cost: u32) {
     world.settings.set("session_cost_budget", cost);
 }
 
+#[given(regex = r"^a key may spend (\d+) tokens, (\d+) ms and (\d+) units of money$")]
+fn key_budgets(world: &mut TestWorld, tokens: u32, time_ms: u32, cost: u32) {
+    world.settings.set("key_tokens_budget", tokens);
+    world.settings.set("key_time_budget_ms", time_ms);
+    world.settings.set("key_cost_budget", cost);
+}
+
+#[given(regex = r#"^there are the keys "([^"]+)" and "([^"]+)"$"#)]
+fn two_keys(world: &mut TestWorld, first: String, second: String) {
+    world.settings.set("api_keys", format!("{first},{second}"));
+}
+
 #[given(regex = r"^a token costs ([\d.]+)$")]
 fn price(world: &mut TestWorld, cost: String) {
     world.settings.set("cost_per_token", cost);

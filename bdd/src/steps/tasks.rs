@@ -180,6 +180,13 @@ fn long_task_runs(world: &mut TestWorld, name: String) -> Result<()> {
     world.run_long_task(&name)
 }
 
+/// So long that the server knows its own speed on a machine where others are busy too.
+#[given("a long task has been done")]
+fn long_task(world: &mut TestWorld) -> Result<()> {
+    world.run_long_task("long")?;
+    world.read_to_end("long")
+}
+
 #[given("a quick task has been done")]
 fn quick_task(world: &mut TestWorld) -> Result<()> {
     world.send_accepted("quick", task())?;

@@ -2,24 +2,34 @@
 //!
 //! ```text
 //! simulate [--seed N] [--tasks N] [--seeds N] [--million] [--record DIR]
+//! simulate --ceiling [--seed N] [--tasks N] [--futures N]
 //! ```
+//!
+//! The second form says how well the starts of batch work could be predicted by who knows everything but the future.
 
 use std::fmt::Write;
 use std::path::PathBuf;
 
-use orchestratord_bench::sim::grade::Grades;
+use orchestratord_bench::sim::ceiling::ceiling;
+use orchestratord_bench::sim::grade::{Starts, prediction_rows, retry_row};
 use orchestratord_bench::sim::{Kind, plot, suite};
+
+/// Batch tasks of each trace whose futures are looked at.
+const CEILING_TASKS: usize = 80;
 
 struct Options {
     seed: u64,
     tasks: usize,
     seeds: u64,
     million: bool,
+    ceiling: bool,
+    futures: usize,
     record: Option<PathBuf>,
 }
 
 fn options() -> Result<Options, String> {
-    let mut options = Options { seed: 1, tasks: 20_000, seeds: 60, million: false, record: None };
+    let mut options =
+        Options { seed: 1, tasks: 20_000, seeds: 60, million: false, ceiling: false, futures: 20, record: None };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or(format!("{word} needs a value"));
@@ -29,8 +39,14 @@ fn options() -> Result<Options, String> {
             "--tasks" => options.tasks = number(value()?)?.max(1000) as usize,
             "--seeds" => options.seeds = number(value()?)?,
             "--million" => options.million = true,
+            "--ceiling" => options.ceiling = true,
+            "--futures" => options.futures = number(value()?)?.clamp(10, 1000) as usize,
             "--record" => options.record = Some(value()?.into()),
-            _ => return Err(format!("{word} is not known; there are --seed, --tasks, --seeds, --million, --record")),
+            _ => {
+                return Err(format!(
+                    "{word} is not known; there are --seed, --tasks, --seeds, --million, --ceiling, --futures, --record"
+                ));
+            }
         }
     }
     Ok(options)
@@ -47,12 +63,15 @@ fn main() {
         let _ = writeln!(table, "{line}");
     };
     let (seed, tasks) = (options.seed, options.tasks);
+    if options.ceiling {
+        return ceilings(&options);
+    }
     say(format!("seed {seed}, {tasks} tasks a trace"));
     say("| measure | trace | value |".into());
     say("|---|---|---|".into());
     for kind in Kind::ALL {
         let grades = suite::calibration(kind, seed, tasks);
-        calibration_rows(&mut say, kind, &grades);
+        prediction_rows(&mut say, kind.name(), &grades);
         if let Some(folder) = &options.record {
             let path = folder.join(format!("calibration-{}.svg", kind.name()));
             let title = format!("{}: {tasks} tasks, seed {seed}", kind.name());
@@ -62,12 +81,20 @@ fn main() {
             }
         }
     }
+    for kind in Kind::ALL {
+        let grades = suite::starts(kind, seed, tasks);
+        for (whose, starts) in [("all", &grades.starts), ("batch work alone", &grades.starts_batch)] {
+            let (error, within) = (100.0 * starts.error_median(), 100.0 * starts.share_within_quarter());
+            let (name, count) = (kind.name(), starts.pairs.len());
+            say(format!(
+                "| predicted_start_ms where nobody has a deadline: {whose}, of {count} | {name} | {error:.1} %, {within:.1} % |"
+            ));
+        }
+    }
     for (kind, in_seconds) in [(Kind::Poisson, false), (Kind::Poisson, true), (Kind::Bursts, false)] {
         let grades = suite::retry(kind, seed, tasks, in_seconds);
         let what = if in_seconds { "Retry-After, whole seconds" } else { "X-Backoff-Ms" };
-        let (kept, told) = (grades.admitted_at_first_retry, grades.told_to_retry);
-        let share = 100.0 * kept as f64 / told.max(1) as f64;
-        say(format!("| {what}: admitted at the first retry, load 2 | {} | {share:.1} % of {told} |", kind.name()));
+        say(retry_row(what, kind.name(), &grades));
     }
     let g = suite::goodput(seed, tasks);
     let over = |met: u64| met as f64 / g.fifo.max(1) as f64;
@@ -114,31 +141,31 @@ fn main() {
     }
 }
 
-fn calibration_rows(say: &mut impl FnMut(String), kind: Kind, grades: &Grades) {
-    let name = kind.name();
-    let (admission, running) = (&grades.at_admission, &grades.while_running);
-    say(format!(
-        "| on_time_probability at admission: ECE | {name} | {:.3} of {} |",
-        admission.error(),
-        admission.total()
-    ));
-    say(format!(
-        "| its Brier skill over the base rate {:.2} | {name} | {:.2} |",
-        admission.base_rate(),
-        admission.skill()
-    ));
-    say(format!(
-        "| on_time_probability at the first token: ECE, skill | {name} | {:.3}, {:.2} |",
-        running.error(),
-        running.skill()
-    ));
-    let starts = &grades.starts;
-    let (error, within) = (100.0 * starts.error_median(), 100.0 * starts.share_within_quarter());
-    say(format!(
-        "| predicted_start_ms: median error, share within 25 %, of {} | {name} | {error:.1} %, {within:.1} % |",
-        starts.pairs.len()
-    ));
-    let batch = &grades.starts_batch;
-    let (error, within) = (100.0 * batch.error_median(), 100.0 * batch.share_within_quarter());
-    say(format!("| the same for batch work alone, of {} | {name} | {error:.1} %, {within:.1} % |", batch.pairs.len()));
+/// The table of how well starts of batch work are predicted, and could be.
+fn ceilings(options: &Options) {
+    println!("seed {}, {} tasks a trace, {} futures of each batch task", options.seed, options.tasks, options.futures);
+    println!(
+        "| trace | batch tasks | said | best guess over the futures | median of the futures | best guess in its own futures | off: sooner, later |"
+    );
+    println!("|---|---|---|---|---|---|---|");
+    let figures = |s: &Starts| {
+        format!("{:.1} %, {:.1} % within 25 %", 100.0 * s.error_median(), 100.0 * s.share_within_quarter())
+    };
+    for deadlines in [false, true] {
+        for kind in Kind::ALL {
+            let c = ceiling(kind, options.seed, options.tasks, deadlines, CEILING_TASKS, options.futures);
+            println!(
+                "| {}, {} deadlines | {} | {} | {} | {} | {:.1} % | {}, {} |",
+                kind.name(),
+                if deadlines { "with" } else { "without" },
+                c.said.pairs.len(),
+                figures(&c.said),
+                figures(&c.best),
+                figures(&c.median),
+                100.0 * c.share_of_futures,
+                c.sooner,
+                c.later
+            );
+        }
+    }
 }

@@ -42,6 +42,10 @@ pub(super) struct Client {
     sent: usize,
     reader: ResponseReader,
     task: Option<Task>,
+    /// Answers that have come over this connection.
+    answers: u64,
+    /// The server has closed it after the latest of them.
+    pub(super) is_closed: bool,
     arrivals_spare: Vec<u64>,
 }
 
@@ -67,6 +71,8 @@ impl Client {
             sent: 0,
             reader: ResponseReader::default(),
             task: None,
+            answers: 0,
+            is_closed: false,
             arrivals_spare: Vec::with_capacity(arrivals),
         }
     }
@@ -82,6 +88,7 @@ impl Client {
     pub(super) fn connect(&mut self, address: SocketAddr) -> Result<&mut TcpStream, String> {
         let socket = TcpStream::connect(address).map_err(|e| format!("connecting to {address}: {e}"))?;
         self.is_connecting = true;
+        (self.answers, self.is_closed) = (0, false);
         self.reader = ResponseReader::default();
         Ok(self.socket.insert(socket))
     }
@@ -182,6 +189,8 @@ impl Client {
                 Ok(())
             })?;
             if let Some(ended) = ended {
+                // The server may have closed after it, and what tells so may have come with these bytes.
+                self.is_closed = matches!(socket.peek(&mut [0]), Ok(0));
                 return Ok(Progress::Ended(ended));
             }
             if len < scratch.len() {
@@ -206,8 +215,15 @@ impl Client {
         }
     }
 
+    /// When the request was due that has no byte of an answer yet, on a connection that has answered before: a server may
+    /// close one between two answers, and then every HTTP client asks again over another.
+    pub(super) fn due_again_ns(&self) -> Option<u64> {
+        self.task.as_ref().filter(|task| task.status == 0 && self.answers > 0).map(|task| task.intended_ns)
+    }
+
     /// The task is over.
     pub(super) fn rest(&mut self) {
+        self.answers += 1;
         if let Some(task) = self.task.take() {
             self.arrivals_spare = task.arrivals;
         }

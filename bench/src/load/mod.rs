@@ -5,7 +5,7 @@
 //! coordinated omission). *Closed loop*: each connection sends its next request when the last is answered.
 
 mod client;
-mod http;
+pub(crate) mod http;
 mod process;
 mod report;
 mod sse;
@@ -348,6 +348,9 @@ impl<'a> Load<'a> {
             Ended::Refused if self.plan.arrivals == Arrivals::Closed => {
                 self.resting.push(Reverse((now_ns() + AFTER_REFUSAL_NS, index)));
             }
+            Ended::Answered | Ended::Refused if self.clients[index].is_closed => {
+                self.lose(index, "the server closed the connection".into());
+            }
             Ended::Answered | Ended::Refused => {
                 self.idle.push(index);
                 self.start_closed(index);
@@ -355,14 +358,18 @@ impl<'a> Load<'a> {
         }
     }
 
-    /// A connection is broken: what it was doing has failed, and it is made anew.
+    /// A connection is gone and is made anew. What it was doing has failed, unless it had not begun.
     fn lose(&mut self, index: usize, why: String) {
         let busy = !self.clients[index].is_idle();
+        let again_ns = self.clients[index].due_again_ns();
         if self.clients[index].disconnect(self.poll.registry()) {
             self.connecting -= 1;
         }
-        if busy && self.tally.open {
-            self.tally.fail(why);
+        match again_ns {
+            Some(intended_ns) if self.plan.arrivals != Arrivals::Closed => self.backlog.push_front(intended_ns),
+            Some(_) => {}
+            None if busy && self.tally.open => self.tally.fail(why),
+            None => {}
         }
         self.idle.retain(|i| *i != index);
         self.unconnected.push_back(index);

@@ -371,6 +371,8 @@ impl Machine<SimJob> for SimEngine {
             prefill_left: if s.paused { s.prompt_len + s.made } else { s.prefill_left },
             preemptible: s.priority == Priority::Batch && !s.pinned,
             paused: s.paused,
+            pinned: s.pinned,
+            accepted_us: s.job.accepted_us,
             deadline_us: s.job.deadline_us,
         }));
     }

@@ -8,7 +8,7 @@ use super::world::{Ended, Outcome, World};
 pub const BINS: usize = 10;
 
 /// Waits under this are not graded: a step is not interrupted.
-const WAIT_GRADED_US: f64 = 100_000.0;
+pub const WAIT_GRADED_US: f64 = 100_000.0;
 
 /// Outcomes are graded once the predictions have seen so many tasks end.
 pub const WARM_UP: usize = 500;
@@ -96,16 +96,21 @@ pub struct Grades {
 
 impl Grades {
     pub fn of(world: &World<'_>) -> Grades {
+        Grades::of_outcomes(world.clients.iter().map(|c| c.priority).zip(&world.outcomes))
+    }
+
+    /// What became of clients, in the order in which they came; the first are not graded.
+    pub fn of_outcomes<'a>(outcomes: impl ExactSizeIterator<Item = (Priority, &'a Outcome)>) -> Grades {
         let mut grades = Grades::default();
-        let graded = world.clients.iter().zip(&world.outcomes).skip(WARM_UP.min(world.clients.len() / 10));
-        for (client, outcome) in graded {
+        let warm_up = WARM_UP.min(outcomes.len() / 10);
+        for (priority, outcome) in outcomes.skip(warm_up) {
             grades.offered += 1;
             grades.in_time += u64::from(outcome.in_time());
             if outcome.refused_full > 0 && outcome.attempts > 1 {
                 grades.told_to_retry += 1;
                 grades.admitted_at_first_retry += u64::from(outcome.accepted_us.is_some() && outcome.accepted_at == 1);
             }
-            grades.add(outcome, client.priority);
+            grades.add(outcome, priority);
         }
         grades
     }
@@ -127,4 +132,40 @@ impl Grades {
             }
         }
     }
+}
+
+/// The rows of a table about what tasks were told, and what became of them; `name` is the trace.
+pub fn prediction_rows(say: &mut impl FnMut(String), name: &str, grades: &Grades) {
+    let (admission, running) = (&grades.at_admission, &grades.while_running);
+    say(format!(
+        "| on_time_probability at admission: ECE | {name} | {:.3} of {} |",
+        admission.error(),
+        admission.total()
+    ));
+    say(format!(
+        "| its Brier skill over the base rate {:.2} | {name} | {:.2} |",
+        admission.base_rate(),
+        admission.skill()
+    ));
+    say(format!(
+        "| on_time_probability at the first token: ECE, skill | {name} | {:.3}, {:.2} |",
+        running.error(),
+        running.skill()
+    ));
+    let starts = &grades.starts;
+    let (error, within) = (100.0 * starts.error_median(), 100.0 * starts.share_within_quarter());
+    say(format!(
+        "| predicted_start_ms: median error, share within 25 %, of {} | {name} | {error:.1} %, {within:.1} % |",
+        starts.pairs.len()
+    ));
+    let batch = &grades.starts_batch;
+    let (error, within) = (100.0 * batch.error_median(), 100.0 * batch.share_within_quarter());
+    say(format!("| the same for batch work alone, of {} | {name} | {error:.1} %, {within:.1} % |", batch.pairs.len()));
+}
+
+/// The row about clients who came back exactly when told to.
+pub fn retry_row(what: &str, name: &str, grades: &Grades) -> String {
+    let (kept, told) = (grades.admitted_at_first_retry, grades.told_to_retry);
+    let share = 100.0 * kept as f64 / told.max(1) as f64;
+    format!("| {what}: admitted at the first retry, load 2 | {name} | {share:.1} % of {told} |")
 }

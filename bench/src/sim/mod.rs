@@ -4,6 +4,7 @@
 //! decided, promised and counted is decided by the server's own code; `world` drives it as the engine thread and the
 //! reactors do, and checks after every step what must hold.
 
+pub mod ceiling;
 pub mod chance;
 pub mod engine;
 pub mod grade;

@@ -29,9 +29,24 @@ fn run(setup: &Setup, clients: &[Client]) -> (Grades, Vec<Outcome>, Counts) {
 /// Predictions against what came true, with nobody refused for them: then every one of them has an outcome.
 pub fn calibration(kind: Kind, seed: u64, count: usize) -> Grades {
     let setup = Setup::new(seed);
+    run(&setup, &clients(&setup, &calibration_trace(kind, seed, count))).0
+}
+
+pub(super) fn calibration_trace(kind: Kind, seed: u64, count: usize) -> Trace {
     // Waits have to be there to be predicted: bursts and days bring them by themselves.
     let load = if matches!(kind, Kind::Poisson | Kind::HeavyTailed) { 0.95 } else { 0.9 };
-    run(&setup, &clients(&setup, &Trace::new(kind, seed, count, load))).0
+    Trace::new(kind, seed, count, load)
+}
+
+/// Predicted starts alone, with deadlines that nobody misses: otherwise only those of the tasks are seen that started before
+/// their deadline, which is the sooner the later they were predicted to start.
+pub fn starts(kind: Kind, seed: u64, count: usize) -> Grades {
+    let setup = Setup::new(seed);
+    run(&setup, &clients(&setup, &starts_trace(kind, seed, count))).0
+}
+
+pub(super) fn starts_trace(kind: Kind, seed: u64, count: usize) -> Trace {
+    Trace { slack: 1e6, cancel_share: 0.0, ..Trace::new(kind, seed, count, 0.9) }
 }
 
 /// Clients at twice what the engine can do, who come back exactly when they are told to; `in_seconds` for those who read
@@ -217,7 +232,7 @@ pub fn prediction_cost(waiting: usize) -> (f64, f64) {
 /// failures, reloads and drains. Gives how many steps were checked.
 pub fn chaos(seed: u64, count: usize) -> u64 {
     let kind = Kind::ALL[(seed % 4) as usize];
-    let mut setup = Setup { retries: 2, check_every: 50, ..Setup::new(seed) };
+    let mut setup = Setup { retries: 2, recount_every: 50, ..Setup::new(seed) };
     setup.config.queue_order = [QueueOrder::Fifo, QueueOrder::Deadline, QueueOrder::Fair][(seed % 3) as usize];
     setup.config.admission_policy = [AdmissionPolicy::Reject, AdmissionPolicy::DropLru][(seed / 2 % 2) as usize];
     setup.config.on_time_probability_floor = [0.0, 0.05, 0.5][(seed / 3 % 3) as usize];
@@ -247,7 +262,7 @@ pub fn chaos(seed: u64, count: usize) -> u64 {
 
 /// So many tasks at 0.85 of what the engine can do. Gives wall seconds, simulated seconds, and the grades.
 pub fn marathon(seed: u64, count: usize) -> (f64, f64, Grades) {
-    let setup = Setup { check_every: 20_011, ..Setup::new(seed) };
+    let setup = Setup::new(seed);
     let clients = clients(&setup, &Trace::new(Kind::Poisson, seed, count, 0.85));
     let began = Instant::now();
     let (grades, _, counts) = run(&setup, &clients);

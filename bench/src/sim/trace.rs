@@ -85,6 +85,12 @@ impl Trace {
 
     /// The tasks in order of arrival.
     pub fn clients(&self, truth: &Truth, slots: u32) -> Vec<Client> {
+        self.forked(truth, slots, usize::MAX, 0)
+    }
+
+    /// The same tasks up to `last` and with it; those after it are drawn anew with `seed`, by the same law, and from the
+    /// weather that there is when `last` comes: a burst goes on, but for how long is open again.
+    pub fn forked(&self, truth: &Truth, slots: u32, last: usize, seed: u64) -> Vec<Client> {
         let mut chance = Chance::new(self.seed);
         // Each session has its own habit of length.
         let habits: Vec<f64> = (0..self.sessions).map(|_| chance.lognormal(60.0, 0.8)).collect();
@@ -92,16 +98,26 @@ impl Trace {
             (0..self.count).map(|_| self.client(&mut chance, &habits, truth, slots)).collect();
         let work_us: f64 = clients.iter().map(|c| truth.service_us(c, slots)).sum::<f64>() / f64::from(slots);
         let mean_us = work_us / self.count as f64 / self.load;
+        let phase_us = |busy: bool| if busy { 150.0 } else { 250.0 } * mean_us;
         let mut now_us = 0.0;
         let (mut busy, mut phase_until_us) = (false, 0.0);
-        for client in &mut clients {
+        for (index, client) in clients.iter_mut().enumerate() {
+            if index > last {
+                if index == last + 1 {
+                    chance = Chance::new(seed);
+                    if phase_until_us > now_us {
+                        phase_until_us = now_us + chance.exponential(phase_us(busy));
+                    }
+                }
+                *client = self.client(&mut chance, &habits, truth, slots);
+            }
             let rate = match self.kind {
                 Kind::Poisson | Kind::HeavyTailed => 1.0,
                 Kind::Diurnal => 1.0 + 0.8 * (now_us / 600e6 * std::f64::consts::TAU).sin(),
                 Kind::Bursts => {
                     while now_us > phase_until_us {
                         busy = !busy;
-                        phase_until_us += chance.exponential(if busy { 150.0 } else { 250.0 }) * mean_us;
+                        phase_until_us += chance.exponential(phase_us(busy));
                     }
                     if busy { 3.0 } else { 0.4 }
                 }

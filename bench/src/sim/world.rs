@@ -6,7 +6,7 @@ use std::collections::BinaryHeap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use orchestratord::admission::QueueWithMetrics;
+use orchestratord::admission::{Place, QueueWithMetrics, Waits};
 use orchestratord::config::{Config, QueueOrder};
 use orchestratord::domain::ids::Uuid;
 use orchestratord::domain::task::Priority;
@@ -36,6 +36,13 @@ pub struct SimJob {
     pub generation: u32,
     pub seated_us: Rc<Cell<Option<u64>>>,
     over: Rc<Cell<bool>>,
+    place: Rc<Place>,
+}
+
+impl Waits for SimJob {
+    fn place(&self) -> &Place {
+        &self.place
+    }
 }
 
 impl Job for SimJob {
@@ -127,8 +134,12 @@ pub struct Setup {
     pub forced: Option<usize>,
     /// Stop once this client has ended.
     pub until_ended: Option<usize>,
-    /// Every so many steps everything is checked, not only what has changed.
-    pub check_every: u64,
+    /// Predictions are made. Without a floor nothing that happens depends on them, so a run of which only that matters goes
+    /// without.
+    pub predicts: bool,
+    /// Every so many rounds of steps everything is counted anew as well, although after each one what it can have changed is
+    /// checked: that sees to it that the checks themselves add up.
+    pub recount_every: u64,
 }
 
 impl Setup {
@@ -144,7 +155,8 @@ impl Setup {
             steps_at_once: 64,
             forced: None,
             until_ended: None,
-            check_every: 997,
+            predicts: true,
+            recount_every: u64::MAX,
         }
     }
 }
@@ -185,6 +197,7 @@ pub struct World<'a> {
     events: BinaryHeap<Reverse<(u64, Event)>>,
     next_client: usize,
     live: Vec<Option<Live>>,
+    live_count: usize,
     ready: bool,
     drain_until_us: Option<u64>,
     /// Serial of the last task that was seated, by class: order within it.
@@ -236,6 +249,7 @@ impl<'a> World<'a> {
             events,
             next_client: 0,
             live: (0..clients.len()).map(|_| None).collect(),
+            live_count: 0,
             ready: true,
             drain_until_us: None,
             seated_key: [(0, 0); 2],
@@ -260,7 +274,7 @@ impl<'a> World<'a> {
             }
         }
         if self.setup.until_ended.is_none() {
-            self.check_all();
+            self.recount();
             assert!(self.live.iter().all(Option::is_none), "a task was lost");
         }
     }
@@ -295,7 +309,9 @@ impl<'a> World<'a> {
         let newest = self.generation;
         self.engines.retain(|e| e.generation == newest || !e.is_empty() || waits_for(&self.scheduler, e.generation));
         let engine = self.engines.last().expect("the newest stays");
-        self.scheduler.publish(now_us, engine, &self.speed);
+        if self.setup.predicts {
+            self.scheduler.publish(now_us, engine, &self.speed);
+        }
         self.check_step();
     }
 
@@ -544,6 +560,7 @@ impl<'a> World<'a> {
                 generation,
                 seated_us: Rc::default(),
                 over: Rc::default(),
+                place: Rc::default(),
             };
             made = Some(job.clone());
             job
@@ -566,6 +583,8 @@ impl<'a> World<'a> {
                 if let Some(after_us) = client.cancel_us {
                     self.events.push(Reverse((now_us + after_us, Event::Cancel(index))));
                 }
+                self.check_session(client.session as usize, &account);
+                self.live_count += 1;
                 assert!(self.live[index].replace(Live { job, account }).is_none(), "a task was accepted twice");
             }
             Err(Refusal::Hopeless { on_time_probability, .. }) => {
@@ -595,8 +614,10 @@ impl<'a> World<'a> {
     /// What the scribe does with a task that has ended.
     fn end(&mut self, index: usize, why: Ended, now_us: u64) {
         let Live { job, account } = self.live[index].take().expect("a task ends once");
+        self.live_count -= 1;
         job.over.set(true);
         let client = &self.clients[index];
+        self.gate.leave(now_us, client.priority, &job.place, &job.promise);
         let mut outcome = self.outcomes[index];
         assert!(outcome.ended.is_none(), "task {index} was answered twice");
         (outcome.ended, outcome.ended_us) = (Some(why), Some(now_us));
@@ -682,32 +703,42 @@ impl<'a> World<'a> {
         assert!(tokens <= config.session_tokens_budget, "a session has spent more than it had");
     }
 
-    /// What must hold after every step and costs little to see.
+    /// What must hold, after every round of steps. Order is checked where tasks are seated, budgets where they change.
     fn check_step(&mut self) {
         assert_eq!(self.gate.queue.depth(), self.waiting_count, "the queue's count and the tasks that wait differ");
         assert_eq!(self.scheduler.waiting().len(), self.waiting_count, "a waiting task was lost");
-        let in_engines: usize = self.engines.iter().map(|e| e.seqs.iter().flatten().count()).sum();
-        assert_eq!(in_engines, self.seated_count, "a task in a slot was lost");
-        if self.counts.runs.is_multiple_of(self.setup.check_every.max(1)) {
-            self.check_all();
-        }
-        self.engines.iter().for_each(SimEngine::check);
-    }
-
-    /// Everything.
-    fn check_all(&self) {
         let places = self.gate.queue.capacity() + self.scheduler.rules.slots_max as usize;
         assert!(self.waiting_count <= places, "more tasks wait than there are places");
-        let live = self.live.iter().flatten().count();
-        assert_eq!(live, self.waiting_count + self.seated_count, "a task is neither waiting nor running nor ended");
-        for (index, live) in self.live.iter().enumerate() {
-            let Some(live) = live else { continue };
-            let outcome = &self.outcomes[index];
-            assert!(outcome.accepted_us.is_some() && outcome.ended.is_none());
-            assert!(outcome.tokens <= live.job.granted, "task {index} was sent more than it was granted");
+        let mut in_engines = 0;
+        for seq in self.engines.iter().flat_map(|e| e.seqs.iter().flatten()) {
+            in_engines += 1;
+            let (index, outcome) = (seq.job.index, &self.outcomes[seq.job.index]);
+            assert!(
+                outcome.accepted_us.is_some() && outcome.ended.is_none(),
+                "task {index} is in a slot after its end"
+            );
+            assert!(outcome.tokens <= seq.job.granted, "task {index} was sent more than it was granted");
         }
-        let board = self.gate.desk().board.len();
+        assert_eq!(in_engines, self.seated_count, "a task in a slot was lost");
+        assert_eq!(self.live_count, self.waiting_count + in_engines, "a task neither waits nor runs nor has ended");
+        let board = if self.setup.predicts { self.gate.desk().board.len() } else { self.waiting_count };
         assert!(board.abs_diff(self.waiting_count) <= 2 * self.scheduler.rules.slots_max as usize + 2);
+        self.engines.iter().for_each(SimEngine::check);
+        if self.counts.runs.is_multiple_of(self.setup.recount_every) {
+            self.recount();
+        }
+    }
+
+    /// Counts from the beginning what the checks after each step keep count of.
+    fn recount(&self) {
+        assert_eq!(self.live.iter().flatten().count(), self.live_count);
+        let is_live = |o: &&Outcome| o.accepted_us.is_some() && o.ended.is_none();
+        assert_eq!(self.outcomes.iter().filter(is_live).count(), self.live_count, "an accepted task has no end");
+        for job in self.scheduler.waiting().iter().map(|w| &w.entry) {
+            assert!(self.live[job.index].is_some(), "task {} waits after its end", job.index);
+        }
+        let tokens: u64 = self.outcomes.iter().filter(|o| o.ended.is_some()).map(|o| u64::from(o.tokens)).sum();
+        assert_eq!(tokens, self.spent.iter().map(|(tokens, _)| tokens).sum::<u64>(), "tokens that nobody paid for");
     }
 
     pub fn preemptions(&self) -> u64 {

@@ -254,7 +254,7 @@ mod tests {
     fn every_item_is_done_once() {
         for threads in 1..=4 {
             let pool = WorkerPool::new(threads).expect("threads for a test");
-            for item_count in [0, 1, 2, 7, 64, 1000] {
+            for item_count in [0, 1, 2, 7, 64, if cfg!(miri) { 65 } else { 1000 }] {
                 for grain in [1, 3, 50] {
                     let done: Vec<AtomicU32> = (0..item_count).map(|_| AtomicU32::new(0)).collect();
                     pool.run(item_count, grain, |range| {
@@ -269,7 +269,7 @@ mod tests {
     #[test]
     fn a_parked_pool_wakes_up() {
         let pool = WorkerPool::new(3).expect("threads for a test");
-        for _ in 0..20 {
+        for _ in 0..if cfg!(miri) { 3 } else { 20 } {
             std::thread::sleep(std::time::Duration::from_millis(2));
             let sum = AtomicUsize::new(0);
             pool.run(100, 1, |range| _ = sum.fetch_add(range.sum(), Relaxed));

@@ -40,7 +40,8 @@ int lane();
 
 // One kernel, called as cuLaunchKernel does: an array of pointers, each to an argument.
 using Thunk = void (*)(void** arguments);
-struct Registration { Registration(const char* name, Thunk thunk); };
+// `sizes` are those of the arguments; a size of zero ends them.
+struct Registration { Registration(const char* name, Thunk thunk, const size_t* sizes); };
 
 template <auto kernel> struct Unpack;
 template <class... A, void (*kernel)(A...)> struct Unpack<kernel> {
@@ -48,12 +49,13 @@ template <class... A, void (*kernel)(A...)> struct Unpack<kernel> {
     kernel(*static_cast<A*>(arguments[I])...);
   }
   static void call(void** arguments) { with(arguments, std::make_integer_sequence<size_t, sizeof...(A)>{}); }
+  static constexpr size_t sizes[] = {sizeof(A)..., 0};
 };
 
 }  // namespace emulator
 
 #define REGISTER(kernel) \
-  static emulator::Registration registration_##kernel{#kernel, emulator::Unpack<kernel>::call};
+  static emulator::Registration registration_##kernel{#kernel, emulator::Unpack<kernel>::call, emulator::Unpack<kernel>::sizes};
 #define SHARED_DYNAMIC(type, name) type* name = static_cast<type*>(emulator::place.dynamic)
 #define threadIdx (emulator::place.thread)
 #define blockIdx (emulator::place.block)

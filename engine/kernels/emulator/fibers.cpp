@@ -172,8 +172,10 @@ void run_block(const std::vector<unsigned>& order) {
   }
 }
 
-std::map<std::string, Thunk>& kernels() {
-  static std::map<std::string, Thunk> all;
+struct Kernel { Thunk thunk; const size_t* sizes; };
+
+std::map<std::string, Kernel>& kernels() {
+  static std::map<std::string, Kernel> all;
   return all;
 }
 
@@ -201,7 +203,7 @@ void meet(uint32_t mask, Operation operation, const void* words, size_t bytes, i
   memcpy(from, &runner.heard[((thread & ~31u) + source) * WORDS], bytes);
 }
 
-Registration::Registration(const char* name, Thunk thunk) { kernels()[name] = thunk; }
+Registration::Registration(const char* name, Thunk thunk, const size_t* sizes) { kernels()[name] = {thunk, sizes}; }
 
 }  // namespace emulator
 
@@ -215,7 +217,7 @@ __attribute__((visibility("default"))) int emulator_launch(const char* name, con
   if (found == kernels().end()) return 1;
   if (threads == 0 || threads > THREADS_MAX || shared_bytes > SHARED_BYTES_MAX) return 2;
   if (grid[0] == 0 || grid[1] == 0 || grid[2] == 0 || grid[1] > 65535 || grid[2] > 65535) return 2;
-  runner.thunk = found->second;
+  runner.thunk = found->second.thunk;
   runner.arguments = arguments;
   runner.fibers.resize(threads);
   runner.heard.resize((threads + 31) / 32 * 32 * WORDS);
@@ -243,6 +245,12 @@ __attribute__((visibility("default"))) int emulator_launch(const char* name, con
   }
   free(shared);
   return 0;
+}
+
+// Sizes of a kernel's arguments, a zero at the end; null when there is no such kernel.
+__attribute__((visibility("default"))) const size_t* emulator_sizes(const char* name) {
+  auto found = kernels().find(name);
+  return found == kernels().end() ? nullptr : found->second.sizes;
 }
 
 // Memory of the emulated device; it begins as garbage: numbers that are none.

@@ -49,6 +49,8 @@ pub struct Batch {
     pub sample_rows: Vec<u32>,
     /// One a table: whether its rows are rotated by `Rope::stretched`, where there is one. Tables beyond the end are not.
     pub stretched: Vec<bool>,
+    /// Some row's hidden state is wanted.
+    pub wants_hidden: bool,
 }
 
 impl Batch {
@@ -63,6 +65,7 @@ impl Batch {
         self.positions.clear();
         self.table_of_row.clear();
         self.sample_rows.clear();
+        self.wants_hidden = false;
     }
 
     /// Adds a row.
@@ -117,6 +120,25 @@ pub struct KvShape {
     pub block_count: usize,
 }
 
+/// The largest step that there will be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepShape {
+    /// Rows at most.
+    pub rows_max: usize,
+    /// Entries of all block tables.
+    pub tables_len: usize,
+    /// Entries of one.
+    pub table_len: usize,
+    /// Length of the longest row that a matrix is multiplied with.
+    pub cols_max: usize,
+    /// Query heads.
+    pub head_count: usize,
+    /// Elements of a head.
+    pub head_len: usize,
+    /// Longest context, in cells.
+    pub context_max: usize,
+}
+
 /// The operations that a transformer is made of.
 ///
 /// Activations are row-major `f32`, `[rows, len]`; `rows` is always that of the step unless it is an argument.
@@ -157,6 +179,16 @@ pub trait Backend {
     ///
     /// When the device has no room for it.
     fn cache(&self, shape: KvShape) -> Result<Self::Cache, DeviceError>;
+
+    /// Makes room for everything that a step may need, so that no step fails for want of memory.
+    ///
+    /// # Errors
+    ///
+    /// When the device has no room for it.
+    fn reserve(&mut self, shape: &StepShape, ropes: &[Rope]) -> Result<(), DeviceError> {
+        let _ = (shape, ropes);
+        Ok(())
+    }
 
     /// Begins a step: takes over positions and tables, and for each of `ropes` the angles `position * frequency` of every
     /// row.

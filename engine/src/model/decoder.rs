@@ -108,8 +108,12 @@ impl DecoderWeights {
 impl DecoderWeights {
     /// Bytes of the table of which a step reads single rows only: the embedding, unless it is the output matrix, too.
     pub fn lookup_bytes(&self) -> u64 {
-        let shared = self.embedding.bytes().as_ptr() == self.output.bytes().as_ptr();
-        if shared { 0 } else { self.embedding.bytes().len() as u64 }
+        if self.is_tied() { 0 } else { self.embedding.bytes().len() as u64 }
+    }
+
+    /// True when the embedding is the output matrix, too.
+    fn is_tied(&self) -> bool {
+        self.embedding.bytes().as_ptr() == self.output.bytes().as_ptr()
     }
 }
 
@@ -201,7 +205,8 @@ pub(crate) struct Decoder<B: Backend> {
     embedding: B::Matrix,
     layers: Vec<Layer<B::Matrix, B::Vector>>,
     output_norm: B::Vector,
-    output: B::Matrix,
+    /// None: the embedding once more.
+    output: Option<B::Matrix>,
     scratch: Activations<B>,
 }
 
@@ -225,6 +230,8 @@ struct Activations<B: Backend> {
     up: B::Buffer,
     /// `[samples, vocab]`
     logits: B::Buffer,
+    /// Rows after the last norm, in steps that want them. `[rows, embedding]`
+    hidden: B::Buffer,
 }
 
 impl Linear<Matrix, Vector> {
@@ -284,7 +291,7 @@ impl<B: Backend> Decoder<B> {
             embedding: be.matrix(&weights.embedding)?,
             layers: weights.layers.iter().map(|l| l.on(be)).collect::<Result<_, DeviceError>>()?,
             output_norm: be.vector(&weights.output_norm)?,
-            output: be.matrix(&weights.output)?,
+            output: if weights.is_tied() { None } else { Some(be.matrix(&weights.output)?) },
             scratch: Activations {
                 x: rows(c.embedding_length)?,
                 y: rows(c.embedding_length)?,
@@ -295,6 +302,7 @@ impl<B: Backend> Decoder<B> {
                 gate: rows(c.feed_forward_length)?,
                 up: rows(c.feed_forward_length)?,
                 logits: be.buffer(samples_max * c.vocab_len)?,
+                hidden: rows(c.embedding_length)?,
             },
             config: c.clone(),
         })
@@ -315,17 +323,29 @@ impl<B: Backend> Decoder<B> {
     ) -> Result<&'a [f32], DeviceError> {
         self.run_layers(be, cache, batch)?;
 
-        // Logits: of the rows that somebody wants to sample from.
         let c = &self.config;
         let s = &mut self.scratch;
+        if batch.wants_hidden {
+            be.rms_norm(&mut s.hidden, &s.x, &self.output_norm, batch.rows(), c.norm_eps);
+        }
+        // Logits: of the rows that somebody wants to sample from.
         let samples = batch.sample_rows.len();
         be.gather(&mut s.y, &s.x, batch, c.embedding_length);
         be.rms_norm(&mut s.x, &s.y, &self.output_norm, samples, c.norm_eps);
-        be.matmul(&mut s.logits, &s.x, &self.output, samples);
+        be.matmul(&mut s.logits, &s.x, self.output.as_ref().unwrap_or(&self.embedding), samples);
         if let Some(cap) = c.logit_cap {
             be.soft_cap(&mut s.logits, cap, samples * c.vocab_len);
         }
         be.read(&s.logits, samples * c.vocab_len)
+    }
+
+    /// The rows of the step before, after the last norm, `[rows, embedding]`; its batch must have wanted them.
+    ///
+    /// # Errors
+    ///
+    /// When the device failed.
+    pub fn hidden_states<'a>(&'a self, be: &'a mut B, rows: usize) -> Result<&'a [f32], DeviceError> {
+        be.read(&self.scratch.hidden, rows * self.config.embedding_length)
     }
 
     /// From tokens to the residual stream after the last layer.

@@ -7,12 +7,14 @@ use serde_json::Value as Json;
 use super::Model;
 use super::architecture;
 use super::decoder::DecoderWeights;
-use super::info::{self, ModelInfo};
+use super::digest::Digest;
+use super::info::ModelInfo;
 use super::settings::Settings;
-use super::tensors::{Tensors, read_json};
-use crate::LoadError;
+use super::tensors::{Tensors, parts, read_json};
 use crate::constraint::Grammars;
-use crate::text::{ChatTemplate, Tokenizer};
+use crate::gguf::FileBytes;
+use crate::text::{ChatTemplate, Tokenizer, tokenizer_file};
+use crate::{LoadError, Pooling};
 
 /// Bytes of a configuration file that are still believed to be meant.
 const CONFIG_LEN_MAX: u64 = 16 << 20;
@@ -41,12 +43,23 @@ pub(super) fn open(folder: &Path) -> Result<Model, LoadError> {
     // The embedding is often filled up to a round number of rows; fewer rows than tokens would be out of bounds.
     if tokenizer.vocab_len() > config.vocab_len {
         let why = format!("{} tokens, and the embedding has {} rows", tokenizer.vocab_len(), config.vocab_len);
-        return Err(LoadError::corrupt("tokenizer.json", why));
+        return Err(LoadError::corrupt(tokenizer_file(folder)?, why));
     }
     let chat_template = chat_template(folder, &tokenizer_config, &tokenizer)?;
     let name = folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let info = ModelInfo::new(&name, &config, &tensors, &weights, info::digest_of_folder(folder)?);
-    Ok(Model { info, tokenizer, chat_template, grammars: Grammars::new(), config, weights })
+    // As sentence-transformers leaves it beside the model.
+    let mean = optional("1_Pooling/config.json")?["pooling_mode_mean_tokens"] == true;
+    let pooling = if mean { Pooling::Mean } else { Pooling::Last };
+    let info = ModelInfo::new(&name, &config, &tensors, &weights, pooling);
+    let digest = digest(folder)?;
+    Ok(Model { info, digest, tokenizer, chat_template, grammars: Grammars::new(), config, weights })
+}
+
+/// That of `config.json`, the tokenizer's file and the parts of the model, in this order.
+fn digest(folder: &Path) -> Result<Digest, LoadError> {
+    let names = ["config.json", tokenizer_file(folder)?].map(str::to_owned).into_iter().chain(parts(folder)?);
+    let files = names.map(|name| Ok((name.clone(), FileBytes::map(&folder.join(&name))?)));
+    Ok(Digest::of_files(files.collect::<Result<Vec<_>, LoadError>>()?))
 }
 
 /// The template in a file of its own, or the one in `tokenizer_config.json`: one text, or several of which one is the

@@ -1,16 +1,12 @@
 //! What is known about a model.
 
 use std::collections::HashMap;
-use std::path::Path;
-
-use sha2::{Digest, Sha256};
 
 use super::DecoderWeights;
 use super::architecture::NetworkConfig;
-use super::tensors::{Tensors, parts};
-use crate::LoadError;
+use super::tensors::Tensors;
+use crate::Pooling;
 use crate::backend::BLOCK_LEN;
-use crate::gguf::FileBytes;
 
 /// Facts about a model, for people and for planning.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,10 +38,10 @@ pub struct ModelInfo {
     pub step_weights_bytes: u64,
     /// Bytes of KV memory that one token takes.
     pub kv_bytes_per_token: usize,
+    /// How its authors make one vector of a text, if the files say; else it is that of the last token.
+    pub pooling: Pooling,
     /// Tensor type that most weights have.
     pub quantization: String,
-    /// SHA-256 in lower-case hexadecimal: of the file, or of a folder's files (see `digest_of_folder`).
-    pub digest: String,
 }
 
 impl ModelInfo {
@@ -54,7 +50,7 @@ impl ModelInfo {
         config: &NetworkConfig,
         tensors: &Tensors,
         weights: &DecoderWeights,
-        digest: String,
+        pooling: Pooling,
     ) -> ModelInfo {
         let mut counts: HashMap<&str, u64> = HashMap::new();
         for tensor in tensors.infos() {
@@ -77,38 +73,8 @@ impl ModelInfo {
             weights_bytes,
             step_weights_bytes: weights_bytes - weights.lookup_bytes(),
             kv_bytes_per_token: config.kv_block_bytes() / BLOCK_LEN,
+            pooling,
             quantization: most.to_owned(),
-            digest,
         }
     }
-}
-
-pub(super) fn digest_of_file(file: &FileBytes) -> String {
-    hex(&Sha256::digest(file.as_slice()))
-}
-
-/// The digest of `config.json`, `tokenizer.json` and the parts of the model, in this order: of each file its name, a zero
-/// byte, its length as eight bytes (little-endian), its bytes.
-///
-/// # Errors
-///
-/// When one cannot be read.
-pub(super) fn digest_of_folder(folder: &Path) -> Result<String, LoadError> {
-    let mut hash = Sha256::new();
-    for name in ["config.json", "tokenizer.json"].map(str::to_owned).into_iter().chain(parts(folder)?) {
-        let file = FileBytes::map(&folder.join(&name))?;
-        hash.update(name.as_bytes());
-        hash.update([0]);
-        hash.update((file.as_slice().len() as u64).to_le_bytes());
-        hash.update(file.as_slice());
-    }
-    Ok(hex(&hash.finalize()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut out, byte| {
-        write!(out, "{byte:02x}").expect("writing to a String cannot fail");
-        out
-    })
 }

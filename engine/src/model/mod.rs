@@ -2,6 +2,7 @@
 
 mod architecture;
 mod decoder;
+mod digest;
 mod folder;
 mod info;
 mod rope;
@@ -14,17 +15,21 @@ use std::path::Path;
 pub(crate) use architecture::NetworkConfig;
 pub(crate) use decoder::Decoder;
 use decoder::DecoderWeights;
+use digest::Digest;
 pub use info::ModelInfo;
 pub use rope::Rope;
-use settings::Settings;
+use settings::{Key, Settings};
 use tensors::Tensors;
 pub(crate) use weights::f16_to_f32;
 pub use weights::{Matrix, Vector};
 
-use crate::LoadError;
 use crate::constraint::{Constraint, Grammar, GrammarError, Grammars};
 use crate::gguf::{FileBytes, Gguf};
 use crate::text::{ChatTemplate, Tokenizer};
+use crate::{LoadError, Pooling};
+
+/// How a text becomes one vector, as llama.cpp numbers the ways.
+const POOLING_TYPE: Key = Key { gguf: "pooling_type", hf: "" };
 
 /// Weights that are part of the program must lie at a multiple of this, as the format's default wants it.
 const STATIC_ALIGNMENT: usize = 32;
@@ -32,6 +37,7 @@ const STATIC_ALIGNMENT: usize = 32;
 /// A model, ready for any number of engines. Weights stay in the mapped file.
 pub struct Model {
     info: ModelInfo,
+    digest: Digest,
     tokenizer: Tokenizer,
     chat_template: Option<ChatTemplate>,
     grammars: Grammars,
@@ -40,7 +46,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// Maps a GGUF file, or the safetensors files of a Hugging Face folder, checks everything, and computes its digest.
+    /// Maps a GGUF file, or the safetensors files of a Hugging Face folder, checks everything, and begins
+    /// to compute its digest.
     ///
     /// Nobody may cut a file short while the model lives; renaming another over it is fine.
     ///
@@ -87,13 +94,30 @@ impl Model {
         }
         let chat_template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
         let name = gguf.string("general.name")?.unwrap_or_default();
-        let info = ModelInfo::new(name, &config, &tensors, &weights, info::digest_of_file(&file));
-        Ok(Model { info, tokenizer, chat_template, grammars: Grammars::new(), config, weights })
+        // 0 is none, 2 the first token's, 4 a rank: nothing that these networks are trained for.
+        let pooling = match settings.count(POOLING_TYPE)? {
+            Some(1) => Pooling::Mean,
+            _ => Pooling::Last,
+        };
+        let info = ModelInfo::new(name, &config, &tensors, &weights, pooling);
+        let digest = Digest::of_file(&file);
+        Ok(Model { info, digest, tokenizer, chat_template, grammars: Grammars::new(), config, weights })
     }
 
     /// What is known about it.
     pub fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    /// SHA-256 in lower-case hexadecimal: of the file, or of a folder's files with their names and lengths. It is computed
+    /// on a thread from the moment the model is opened, and waited for here if it is not there yet.
+    pub fn digest(&self) -> &str {
+        self.digest.hex()
+    }
+
+    /// The same, if it is there: for whoever may not wait.
+    pub fn digest_if_known(&self) -> Option<&str> {
+        self.digest.known()
     }
 
     /// Text to tokens and back.
@@ -108,6 +132,16 @@ impl Model {
     /// When the grammar is none, uses what is not supported, or is too large.
     pub fn constraint(&self, grammar: Grammar<'_>) -> Result<Constraint, GrammarError> {
         self.grammars.compile(&self.tokenizer, grammar)
+    }
+
+    /// Takes another chat template than the model's own.
+    ///
+    /// # Errors
+    ///
+    /// When it is none.
+    pub fn replace_chat_template(&mut self, source: &str) -> Result<(), LoadError> {
+        self.chat_template = Some(ChatTemplate::from_source(source, "the chat template", &self.tokenizer)?);
+        Ok(())
     }
 
     /// How its authors want a conversation written, if the file says.

@@ -2,6 +2,7 @@
 
 use super::engine::Engine;
 use super::sequence::{AdmitError, AdmitInfo, Sequence, SequenceRequest};
+use crate::Pooling;
 use crate::backend::{BLOCK_LEN, Backend};
 
 impl<B: Backend> Engine<B> {
@@ -14,8 +15,13 @@ impl<B: Backend> Engine<B> {
     ///
     /// When there is no room now (`NoSlot`, `NoBlocks`: try again after a step), or never.
     pub fn admit(&mut self, request: SequenceRequest) -> Result<AdmitInfo, AdmitError> {
-        self.check(&request)?;
         let mut request = request;
+        if request.pooling.is_some() {
+            request.max_tokens = 0;
+        }
+        self.check(&request)?;
+        // A mean needs the hidden state of every token, and the cache has none.
+        request.reuse &= request.pooling != Some(Pooling::Mean);
         // Its keys are rotated otherwise than those of a short sequence with the same tokens: they are not shared.
         let cells_max = request.prompt.len() + request.max_tokens as usize - 1;
         request.reuse &= !self.model.config.is_stretched(cells_max);
@@ -50,7 +56,7 @@ impl<B: Backend> Engine<B> {
     }
 
     fn check(&self, request: &SequenceRequest) -> Result<(), AdmitError> {
-        if request.prompt.is_empty() || request.max_tokens == 0 {
+        if request.prompt.is_empty() || (request.max_tokens == 0 && request.pooling.is_none()) {
             return Err(AdmitError::Empty);
         }
         let vocab_len = self.model.config.vocab_len;

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::sequence::{Sampled, Sequence};
-use crate::backend::{BLOCK_LEN, Backend, Batch, CpuBackend, CpuOptions, DeviceError, Isa};
+use crate::backend::cuda::DoesNotFit;
+use crate::backend::{BLOCK_LEN, Backend, Batch, CpuBackend, CpuOptions, DeviceError, Isa, StepShape};
 use crate::constraint::MaskMaker;
 use crate::kv::{KvBlocks, KvUsage, SessionKv, Sessions};
 use crate::model::{Decoder, Model};
@@ -63,6 +64,9 @@ pub enum EngineError {
         /// The limit that is set.
         memory_bytes_max: u64,
     },
+    /// The device has less memory than the model and its cache need.
+    #[error("{0}")]
+    DoesNotFit(Box<DoesNotFit>),
     /// The device failed. The engine must not be used again.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -96,6 +100,8 @@ pub struct Engine<B: Backend = CpuBackend> {
     pub(super) batch: Batch,
     /// Slots of this step's samples.
     pub(super) sample_slots: Vec<usize>,
+    /// Slots whose vector is complete with this step.
+    pub(super) pooled_slots: Vec<usize>,
     /// Tokens sampled in this step.
     pub(super) sampled: Vec<Sampled>,
     /// Their likeliest alternatives, one sample's after the other's.
@@ -120,7 +126,7 @@ impl<B: Backend> Engine<B> {
     /// # Errors
     ///
     /// When the options contradict each other, ask for too much memory, or the device has no room.
-    pub fn on_backend(model: Arc<Model>, options: EngineOptions, backend: B) -> Result<Engine<B>, EngineError> {
+    pub fn on_backend(model: Arc<Model>, options: EngineOptions, mut backend: B) -> Result<Engine<B>, EngineError> {
         check_options(&model, &options)?;
         let o = &options;
         // A table is as long as the longest sequence can be.
@@ -134,10 +140,23 @@ impl<B: Backend> Engine<B> {
             table_len,
             sample_rows: Vec::with_capacity(o.step_rows_max),
             stretched: vec![false; o.slots_max],
+            wants_hidden: false,
         };
+        let c = &model.config;
+        let cache = backend.cache(c.kv_shape(o.kv_blocks_max))?;
+        let shape = StepShape {
+            rows_max: o.step_rows_max,
+            tables_len: batch.tables.len(),
+            table_len,
+            cols_max: c.embedding_length.max(c.feed_forward_length).max(c.head_count * c.head_len),
+            head_count: c.head_count,
+            head_len: c.head_len,
+            context_max: table_len * BLOCK_LEN,
+        };
+        backend.reserve(&shape, &c.ropes)?;
         Ok(Engine {
             network,
-            cache: backend.cache(model.config.kv_shape(o.kv_blocks_max))?,
+            cache,
             kv: KvBlocks::new(o.kv_blocks_max),
             sessions: Sessions::new(o.sessions_max),
             slots: (0..o.slots_max).map(|_| None).collect(),
@@ -146,10 +165,11 @@ impl<B: Backend> Engine<B> {
             tickets: 0,
             preempted: 0,
             prefill_rows_max: o.step_rows_max,
-            masks: MaskMaker::default(),
+            masks: MaskMaker::new(o.slots_max),
             sampler: Sampler::new(model.config.vocab_len, model.tokenizer().ends_of_generation()),
             batch,
             sample_slots: Vec::with_capacity(o.slots_max),
+            pooled_slots: Vec::with_capacity(o.slots_max),
             sampled: Vec::with_capacity(o.slots_max),
             tops: Vec::new(),
             backend,
@@ -315,7 +335,7 @@ fn check_options(model: &Model, o: &EngineOptions) -> Result<(), EngineError> {
     }
     let c = &model.config;
     let row_len =
-        2 * c.embedding_length + 2 * (c.head_count + c.head_count_kv) * c.head_len + 2 * c.feed_forward_length;
+        3 * c.embedding_length + 2 * (c.head_count + c.head_count_kv) * c.head_len + 2 * c.feed_forward_length;
     let floats = o.step_rows_max as u64 * row_len as u64 + o.slots_max as u64 * c.vocab_len as u64;
     let activation_bytes = floats.saturating_mul(4);
     let block_bytes = c.kv_block_bytes();

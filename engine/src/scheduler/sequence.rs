@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use crate::constraint::Progress;
-use crate::{Constraint, SamplingParams};
+use crate::pooling::Pool;
+use crate::{Constraint, Pooling, SamplingParams};
 
 /// What a sequence is to do.
 #[derive(Clone, Debug, Default)]
@@ -12,7 +13,7 @@ pub struct SequenceRequest {
     pub id: u64,
     /// Its tokens, one at least.
     pub prompt: Arc<[u32]>,
-    /// Most tokens to generate, one at least.
+    /// Most tokens to generate, one at least; none when a vector is wanted.
     pub max_tokens: u32,
     /// How tokens are picked.
     pub sampling: SamplingParams,
@@ -30,6 +31,8 @@ pub struct SequenceRequest {
     pub ignore_end: bool,
     /// What the answer must look like.
     pub constraint: Option<Constraint>,
+    /// One vector for the prompt is wanted instead of an answer.
+    pub pooling: Option<Pooling>,
 }
 
 /// What admission found.
@@ -112,6 +115,11 @@ pub trait TokenSink {
         let _ = (id, top);
     }
 
+    /// The vector of a sequence that wanted one; it has ended, and `finished` follows. Length one, `embedding_length` elements.
+    fn embedding(&mut self, id: u64, vector: &[f32]) {
+        let _ = (id, vector);
+    }
+
     /// A sequence has ended and its slot is free. Not called for one that was cancelled.
     fn finished(&mut self, id: u64, reason: FinishReason);
 
@@ -168,6 +176,8 @@ pub(super) struct Sequence {
     pub ended: Option<FinishReason>,
     /// Where it stands in its constraint, from the first token on.
     pub progress: Option<Progress>,
+    /// What its vector is made of so far.
+    pub pool: Pool,
 }
 
 impl Sequence {
@@ -185,6 +195,7 @@ impl Sequence {
             orphaned: false,
             ended: None,
             progress: None,
+            pool: Pool::default(),
         }
     }
 

@@ -21,6 +21,7 @@ impl<B: Backend> Engine<B> {
         self.plan(&mut report);
         if self.batch.rows() > 0 {
             self.forward_and_sample(sink)?;
+            self.pool_hidden_states()?;
             report.sampled = self.sampled.len() as u32;
             self.commit(sink);
             report.finished = self.flush(sink);
@@ -32,6 +33,7 @@ impl<B: Backend> Engine<B> {
     fn plan(&mut self, report: &mut StepReport) {
         self.batch.clear();
         self.sample_slots.clear();
+        self.pooled_slots.clear();
         for turn in [true, false] {
             for index in 0..self.order.len() {
                 let slot = self.order[index];
@@ -56,11 +58,14 @@ impl<B: Backend> Engine<B> {
         self.batch.tables[table_start..table_start + sequence.table.len()].copy_from_slice(&sequence.table);
         self.batch.stretched[slot] = self.model.config.is_stretched(sequence.tokens_max() - 1);
         let count = sequence.pending().min(left);
+        self.batch.wants_hidden |= sequence.request.pooling.is_some();
         for position in sequence.computed..sequence.computed + count {
             self.batch.push(sequence.tokens[position], position as u32, slot as u32);
             report.context_cells += position as u64 + 1;
         }
-        if count == sequence.pending() {
+        if count == sequence.pending() && sequence.request.pooling.is_some() {
+            self.pooled_slots.push(slot);
+        } else if count == sequence.pending() {
             let sequence = self.slots[slot].as_mut().expect("a slot in the order is taken");
             if let (Some(constraint), None) = (&sequence.request.constraint, &sequence.progress) {
                 sequence.progress = Some(self.masks.begin(constraint));
@@ -103,6 +108,23 @@ impl<B: Backend> Engine<B> {
         Ok(())
     }
 
+    /// Gives each row's hidden state to the vector that it belongs to.
+    fn pool_hidden_states(&mut self) -> Result<(), EngineError> {
+        if !self.batch.wants_hidden {
+            return Ok(());
+        }
+        let embedding_length = self.model.config.embedding_length;
+        let hidden = self.network.hidden_states(&mut self.backend, self.batch.rows())?;
+        for (row, state) in hidden.chunks_exact(embedding_length).enumerate() {
+            let slot = self.batch.table_of_row[row] as usize;
+            let sequence = self.slots[slot].as_mut().expect("a planned slot is taken");
+            if let Some(pooling) = sequence.request.pooling {
+                sequence.pool.take(pooling, self.batch.positions[row] as usize, state);
+            }
+        }
+        Ok(())
+    }
+
     /// Takes over what was computed: cells, full blocks, and tokens in the order of the rows.
     fn commit(&mut self, sink: &mut (impl TokenSink + ?Sized)) {
         for row in 0..self.batch.rows() {
@@ -115,6 +137,11 @@ impl<B: Backend> Engine<B> {
                 self.kv.publish(&mut sequence.table, index, tokens);
                 sequence.published = index + 1;
             }
+        }
+        for slot in &self.pooled_slots {
+            let sequence = self.slots[*slot].as_mut().expect("a planned slot is taken");
+            sink.embedding(sequence.request.id, &sequence.pool.finish());
+            sequence.ended = Some(FinishReason::Stop);
         }
         let mut top_start = 0;
         for (slot, &Sampled { token, logprob, top_end }) in self.sample_slots.iter().zip(&self.sampled) {
@@ -150,8 +177,9 @@ impl<B: Backend> Engine<B> {
     /// Frees the slots of those who have ended, and says so.
     fn flush(&mut self, sink: &mut (impl TokenSink + ?Sized)) -> u32 {
         let mut finished = 0;
-        for index in 0..self.sample_slots.len() {
-            let slot = self.sample_slots[index];
+        for index in 0..self.sample_slots.len() + self.pooled_slots.len() {
+            let slots = self.sample_slots.iter().chain(&self.pooled_slots);
+            let slot = *slots.clone().nth(index).expect("index is below the number of slots");
             let ended = self.slots[slot].as_ref().and_then(|s| s.ended);
             let Some(reason) = ended else { continue };
             let sequence = self.unseat(slot);

@@ -22,6 +22,51 @@ pub struct ChatMessage {
     pub role: String,
     /// What is said.
     pub content: String,
+    /// Functions that the assistant called in this turn.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+    /// The call that this turn answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_call_id: Option<String>,
+    /// The function that this turn is the answer of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+impl ChatMessage {
+    /// A turn that says something and nothing else.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> ChatMessage {
+        let (role, content) = (role.into(), content.into());
+        ChatMessage { role, content, tool_calls: Vec::new(), tool_call_id: None, name: None }
+    }
+}
+
+/// A function that was called.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ToolCall {
+    pub id: String,
+    pub name: String,
+    /// An object, for templates write it as JSON themselves.
+    pub arguments: serde_json::Value,
+}
+
+impl Serialize for ToolCall {
+    /// In the shape that templates know it.
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Function<'a> {
+            name: &'a str,
+            arguments: &'a serde_json::Value,
+        }
+        #[derive(Serialize)]
+        struct Wire<'a> {
+            id: &'a str,
+            r#type: &'a str,
+            function: Function<'a>,
+        }
+        let function = Function { name: &self.name, arguments: &self.arguments };
+        Wire { id: &self.id, r#type: "function", function }.serialize(serializer)
+    }
 }
 
 /// The template refused the conversation, or failed on it.
@@ -35,6 +80,7 @@ pub struct ChatTemplate {
     bos: String,
     eos: String,
     adds_bos: bool,
+    source: String,
 }
 
 const KEY: &str = "tokenizer.chat_template";
@@ -63,9 +109,14 @@ impl ChatTemplate {
         environment.add_function("raise_exception", raise_exception);
         environment.add_filter("tojson", tojson);
         environment.add_template_owned("chat", source.to_owned())?;
-        let mut template = ChatTemplate { environment, bos: bos.to_owned(), eos: eos.to_owned(), adds_bos: false };
-        let probe = [ChatMessage { role: "user".to_owned(), content: "?".to_owned() }];
-        template.adds_bos = match template.render(&probe, true, 0) {
+        let mut template = ChatTemplate {
+            environment,
+            bos: bos.to_owned(),
+            eos: eos.to_owned(),
+            adds_bos: false,
+            source: source.to_owned(),
+        };
+        template.adds_bos = match template.render(&[ChatMessage::new("user", "?")], None, true, 0) {
             Ok(text) => !bos.is_empty() && text.starts_with(bos),
             // It wants another kind of conversation: then only its source can tell.
             Err(_) => source.contains("bos_token"),
@@ -76,7 +127,8 @@ impl ChatTemplate {
     /// Writes a conversation as the model has learned it.
     ///
     /// `add_generation_prompt` ends it where the assistant is to go on. `now_ms` is the time since 1970 that the template
-    /// may ask for, in UTC.
+    /// may ask for, in UTC. `tools` are the functions that may be called, as `apply_chat_template` has them: a list of
+    /// `{"type": "function", "function": {"name", "description", "parameters"}}`.
     ///
     /// # Errors
     ///
@@ -84,21 +136,34 @@ impl ChatTemplate {
     pub fn render(
         &self,
         messages: &[ChatMessage],
+        tools: Option<&serde_json::Value>,
         add_generation_prompt: bool,
         now_ms: u64,
     ) -> Result<String, TemplateError> {
         let template = self.environment.get_template("chat").expect("it was added in `new`");
+        let with_tools = tools.filter(|_| self.wants_tools_in_a_turn()).map(|tools| turns_with_tools(messages, tools));
+        let messages = with_tools.map_or_else(|| Value::from_serialize(messages), Value::from_serialize);
         let strftime_now = Value::from_function(move |format: String| strftime(&format, now_ms));
         let context = context! {
             messages => messages,
             add_generation_prompt => add_generation_prompt,
             bos_token => self.bos,
             eos_token => self.eos,
-            tools => Value::from(()),
+            tools => tools.map_or(Value::from(()), Value::from_serialize),
             documents => Value::from(()),
             strftime_now => strftime_now,
         };
         template.render(context).map_err(|e| TemplateError(one_line(&e)))
+    }
+
+    /// The template as its authors wrote it.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Phi-4-mini's template looks for functions in the system's turn, as a list in JSON.
+    fn wants_tools_in_a_turn(&self) -> bool {
+        ["message['tools']", "message.tools"].iter().any(|name| self.source.contains(name))
     }
 
     /// True when what it renders begins with the model's first token already.
@@ -111,6 +176,19 @@ impl std::fmt::Debug for ChatTemplate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ChatTemplate").field("adds_bos", &self.adds_bos).finish_non_exhaustive()
     }
+}
+
+/// The turns with the functions in the first one, which is the system's.
+fn turns_with_tools(messages: &[ChatMessage], tools: &serde_json::Value) -> Vec<serde_json::Value> {
+    let functions = tools.as_array().into_iter().flatten().map(|tool| tool["function"].clone());
+    let functions = serde_json::Value::Array(functions.collect()).to_string();
+    let mut turns: Vec<serde_json::Value> =
+        messages.iter().map(|m| serde_json::to_value(m).expect("turns are plain data")).collect();
+    if messages.first().is_none_or(|m| m.role != "system") {
+        turns.insert(0, serde_json::json!({"role": "system", "content": ""}));
+    }
+    turns[0]["tools"] = functions.into();
+    turns
 }
 
 /// What went wrong, without the template's source.
@@ -164,12 +242,12 @@ mod tests {
     use super::*;
 
     fn say(role: &str, content: &str) -> ChatMessage {
-        ChatMessage { role: role.to_owned(), content: content.to_owned() }
+        ChatMessage::new(role, content)
     }
 
     fn render(source: &str) -> Result<String, TemplateError> {
         let template = ChatTemplate::new(source, "<s>", "</s>").expect("the template compiles");
-        template.render(&[say("user", " hi <b> ")], true, 1_735_689_600_000)
+        template.render(&[say("user", " hi <b> ")], None, true, 1_735_689_600_000)
     }
 
     #[test]
@@ -187,6 +265,39 @@ mod tests {
         ];
         for (source, wanted) in cases {
             assert_eq!(render(source).expect(source), wanted, "{source}");
+        }
+    }
+
+    #[test]
+    fn tools_and_calls_are_seen_as_hugging_face_shows_them() {
+        let source = "{{ tools | tojson }}{% for m in messages %}{% if 'tool_calls' in m %}{{ m.tool_calls[0].function | tojson }}\
+                      {% elif m.tool_call_id is defined %}{{ m.name }}={{ m.content }}{% endif %}{% endfor %}";
+        let template = ChatTemplate::new(source, "<s>", "</s>").expect("it compiles");
+        let tools = serde_json::json!([{"type": "function", "function": {"name": "f", "description": "b before a"}}]);
+        let arguments = serde_json::json!({"b": 1, "a": [true]});
+        let calls = vec![ToolCall { id: "c1".to_owned(), name: "f".to_owned(), arguments }];
+        let turns = [
+            say("user", "x"),
+            ChatMessage { tool_calls: calls, ..say("assistant", "") },
+            ChatMessage { tool_call_id: Some("c1".to_owned()), name: Some("f".to_owned()), ..say("tool", "7") },
+        ];
+        let wanted = r#"[{"type": "function", "function": {"name": "f", "description": "b before a"}}]{"name": "f", "arguments": {"b": 1, "a": [true]}}f=7"#;
+        assert_eq!(template.render(&turns, Some(&tools), true, 0).expect("it renders"), wanted);
+    }
+
+    #[test]
+    fn a_template_that_looks_for_tools_in_the_systems_turn_finds_them_there() {
+        let source = "{% for message in messages %}{{ message['role'] }}:{% if message['role'] == 'system' and 'tools' in message %}\
+                      {{ message['content'] + '<|tool|>' + message['tools'] + '<|/tool|>' }}{% endif %}{% endfor %}";
+        let template = ChatTemplate::new(source, "<s>", "</s>").expect("it compiles");
+        let tools = serde_json::json!([{"type": "function", "function": {"name": "f", "parameters": {}}}]);
+        let list = r#"<|tool|>[{"name":"f","parameters":{}}]<|/tool|>"#;
+        for (turns, wanted) in [
+            (vec![say("user", "x")], format!("system:{list}user:")),
+            (vec![say("system", "Hi"), say("user", "x")], format!("system:Hi{list}user:")),
+        ] {
+            assert_eq!(template.render(&turns, Some(&tools), true, 0).expect("it renders"), wanted);
+            assert!(!template.render(&turns, None, true, 0).expect("it renders").contains("<|tool|>"));
         }
     }
 

@@ -8,7 +8,8 @@ mod strftime;
 mod tokenizer;
 
 pub(crate) use byte_level::char_of;
-pub use chat::{ChatMessage, ChatTemplate, TemplateError};
+pub use chat::{ChatMessage, ChatTemplate, TemplateError, ToolCall};
 pub use detokenizer::Detokenizer;
 pub use stop::StopMatcher;
 pub use tokenizer::Tokenizer;
+pub(crate) use tokenizer::file_in as tokenizer_file;

@@ -64,12 +64,17 @@ pub struct Record {
     pub logits: HashMap<u64, Vec<Vec<u32>>>,
     pub tokens: HashMap<u64, Vec<u32>>,
     pub finished: Vec<u64>,
+    pub vectors: HashMap<u64, Vec<f32>>,
 }
 
 impl TokenSink for Record {
     fn token(&mut self, id: u64, token: u32, _: Option<f32>) -> Verdict {
         self.tokens.entry(id).or_default().push(token);
         Verdict::Continue
+    }
+
+    fn embedding(&mut self, id: u64, vector: &[f32]) {
+        self.vectors.insert(id, vector.to_vec());
     }
 
     fn finished(&mut self, id: u64, _: FinishReason) {

@@ -1,15 +1,16 @@
 //! The device that the CUDA backend runs on in tests: the kernels of `engine/kernels`, compiled as C++ over an emulation of
-//! the execution model. Needs `g++` (or what `CXX` names) on x86-64; where there is none, [`device`] says so and is none.
+//! the execution model. Where they cannot be compiled, [`device`] is none.
 #![allow(unsafe_code, reason = "the emulation is a library with C's calling convention")]
+#![allow(dead_code, reason = "each test file uses a part")]
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, OnceLock};
 
 use libloading::{Library, Symbol};
 use orchestratord_engine::DeviceError;
-use orchestratord_engine::backend::cuda::{Arguments, Device};
+use orchestratord_engine::backend::cuda::{Arguments, Device, Use};
+use orchestratord_engine::testing::emulator::compile;
 
 type Launch = unsafe extern "C" fn(*const c_char, *const u32, u32, usize, *const *const c_void, u64) -> c_int;
 type Alloc = unsafe extern "C" fn(usize) -> u64;
@@ -67,31 +68,13 @@ fn emulator(seed: u64, breaks_after: Option<std::sync::atomic::AtomicI64>) -> Op
 
 /// Compiles the library for this test binary.
 fn build() -> Option<PathBuf> {
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".to_owned());
-    let there = Command::new(&compiler).arg("--version").output().is_ok_and(|o| o.status.success());
-    if !cfg!(all(target_arch = "x86_64", target_os = "linux")) || !there {
-        eprintln!("SKIPPED: the kernels are not emulated here: that needs {compiler} on x86-64 Linux");
-        return None;
-    }
-    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
     let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("emulator-{}.so", std::process::id()));
-    let mut sources: Vec<PathBuf> = std::fs::read_dir(&kernels)
-        .expect("the kernels are there")
-        .map(|entry| entry.expect("an entry").path())
-        .filter(|path| path.extension().is_some_and(|e| e == "cu"))
-        .collect();
-    sources.sort();
-    sources.push(kernels.join("emulator/fibers.cpp"));
-    let flags = "-std=c++20 -O2 -march=native -ffp-contract=off -fno-strict-aliasing \
-                 -fPIC -shared -fvisibility=hidden -DEMULATED -x c++";
-    let built = Command::new(&compiler).args(flags.split_whitespace()).args(&sources).arg("-o").arg(&library).output();
-    let built = built.expect("the compiler was there a moment ago");
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    compile(&library)?;
     Some(library)
 }
 
 impl Device for Emulator {
-    fn alloc(&self, bytes: usize) -> Result<u64, DeviceError> {
+    fn alloc(&self, bytes: usize, _: Use) -> Result<u64, DeviceError> {
         // SAFETY: any size is legal.
         match unsafe { (self.alloc)(bytes) } {
             0 => Err(DeviceError(format!("no room for {bytes} bytes"))),
@@ -108,6 +91,10 @@ impl Device for Emulator {
         // SAFETY: the backend copies into its own memory; the address sanitizer holds it to that in ci/kernels.sh.
         unsafe { (self.copy)(to, bytes.as_ptr() as u64, bytes.len()) }
         Ok(())
+    }
+
+    fn clear(&self, address: u64, bytes: usize) -> Result<(), DeviceError> {
+        self.upload(address, &vec![0; bytes])
     }
 
     fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), DeviceError> {

@@ -97,6 +97,11 @@ impl Network {
 
     /// Logits after each token.
     pub fn logits(&self, tokens: &[u32]) -> Vec<Vec<f64>> {
+        self.hidden_states(tokens).iter().map(|x| self.output.times(x)).collect()
+    }
+
+    /// What the output matrix is multiplied with, after each token.
+    pub fn hidden_states(&self, tokens: &[u32]) -> Vec<Vec<f64>> {
         let mut xs: Vec<Vec<f64>> = tokens.iter().map(|t| self.embedding.row(*t as usize).to_vec()).collect();
         for layer in &self.layers {
             let (mut queries, mut keys, mut values) = (Vec::new(), Vec::new(), Vec::new());
@@ -122,7 +127,7 @@ impl Network {
                 add(x, &layer.down.times(&product));
             }
         }
-        xs.iter().map(|x| self.output.times(&norm(x, &self.output_norm, self.eps))).collect()
+        xs.iter().map(|x| norm(x, &self.output_norm, self.eps)).collect()
     }
 
     fn rotate(&self, x: &mut [f64], position: usize) {

@@ -1,13 +1,48 @@
 //! An answer, and its bytes.
 
-use std::borrow::Cow;
+use std::cell::RefCell;
+use std::fmt::Display;
+use std::io::Write;
+
+use memchr::memchr3;
 
 /// Status, headers and body. `Date`, `Content-Length`, `Connection` and framing are added when it is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
     pub status: u16,
-    headers: Vec<(&'static str, Cow<'static, str>)>,
+    /// Header lines as they are sent.
+    lines: Vec<u8>,
     pub body: Vec<u8>,
+}
+
+/// Buffers of answers that a thread keeps for its next ones, and the longest that it keeps.
+const SPARE_COUNT_MAX: usize = 64;
+const SPARE_LEN_MAX: usize = 4096;
+
+thread_local! {
+    static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// An empty buffer for headers or a body; one that was used before, where there is one.
+pub fn buffer() -> Vec<u8> {
+    SPARE.with_borrow_mut(Vec::pop).unwrap_or_else(|| Vec::with_capacity(512))
+}
+
+impl Drop for Response {
+    fn drop(&mut self) {
+        for mut used in [std::mem::take(&mut self.lines), std::mem::take(&mut self.body)] {
+            if (1..=SPARE_LEN_MAX).contains(&used.capacity()) {
+                used.clear();
+                // A thread that is ending keeps nothing.
+                let _ = SPARE.try_with(|spare| {
+                    let mut spare = spare.borrow_mut();
+                    if spare.len() < SPARE_COUNT_MAX {
+                        spare.push(used);
+                    }
+                });
+            }
+        }
+    }
 }
 
 /// How the body of an answer is delimited.
@@ -23,17 +58,20 @@ pub enum Framing {
 
 impl Response {
     pub fn new(status: u16) -> Response {
-        Response { status, headers: Vec::with_capacity(8), body: Vec::new() }
+        Response { status, lines: buffer(), body: Vec::new() }
     }
 
     /// Adds a header. A line end in the value would begin another header, so it is cut off there.
     #[must_use]
-    pub fn header(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Response {
-        let mut value = value.into();
-        if let Some(at) = value.find(['\r', '\n', '\0']) {
-            value = value[..at].to_owned().into();
+    pub fn header(mut self, name: &'static str, value: impl Display) -> Response {
+        self.lines.extend_from_slice(name.as_bytes());
+        self.lines.extend_from_slice(b": ");
+        let begin = self.lines.len();
+        write!(self.lines, "{value}").expect("a buffer takes everything");
+        if let Some(end) = memchr3(b'\r', b'\n', b'\0', &self.lines[begin..]) {
+            self.lines.truncate(begin + end);
         }
-        self.headers.push((name, value));
+        self.lines.extend_from_slice(b"\r\n");
         self
     }
 
@@ -44,7 +82,9 @@ impl Response {
     }
 
     pub fn header_value(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| &**value)
+        let lines = std::str::from_utf8(&self.lines).expect("names and values are text");
+        let mut headers = lines.split_terminator("\r\n").filter_map(|line| line.split_once(": "));
+        headers.find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
     /// False for what never has a body, whatever is in `body`.
@@ -61,12 +101,7 @@ impl Response {
         out.extend_from_slice(b"\r\nDate: ");
         out.extend_from_slice(date.as_bytes());
         out.extend_from_slice(b"\r\n");
-        for (name, value) in &self.headers {
-            out.extend_from_slice(name.as_bytes());
-            out.extend_from_slice(b": ");
-            out.extend_from_slice(value.as_bytes());
-            out.extend_from_slice(b"\r\n");
-        }
+        out.extend_from_slice(&self.lines);
         match framing {
             Framing::Length if self.has_body() => {
                 out.extend_from_slice(b"Content-Length: ");

@@ -1,6 +1,6 @@
 //! Where a request's head ends, found as its bytes come in and without reading any of them twice.
 
-use std::io::BufRead;
+use memchr::memchr;
 
 use super::HttpError;
 
@@ -13,7 +13,7 @@ use super::HttpError;
 pub fn find_end(bytes: &[u8], scanned: usize, len_max: usize) -> Result<Option<usize>, HttpError> {
     // The empty line may be split between two reads.
     let mut at = scanned.saturating_sub(3);
-    while let Some(feed) = line_feed(&bytes[at..]) {
+    while let Some(feed) = memchr(b'\n', &bytes[at..]) {
         let feed = at + feed;
         if feed == 0 || bytes[feed - 1] != b'\r' {
             return Err(HttpError::new(400, "a line of the head ends in LF without CR: end lines with CRLF"));
@@ -27,15 +27,8 @@ pub fn find_end(bytes: &[u8], scanned: usize, len_max: usize) -> Result<Option<u
     if bytes.len() >= len_max { Err(too_large(bytes, len_max)) } else { Ok(None) }
 }
 
-/// Place of the first line feed. `skip_until` searches as `memchr` does, many bytes at a time.
-fn line_feed(bytes: &[u8]) -> Option<usize> {
-    let mut rest = bytes;
-    let passed = rest.skip_until(b'\n').expect("reading from memory does not fail");
-    passed.checked_sub(1).filter(|&last| bytes[last] == b'\n')
-}
-
 fn too_large(bytes: &[u8], len_max: usize) -> HttpError {
-    match line_feed(&bytes[..bytes.len().min(len_max)]) {
+    match memchr(b'\n', &bytes[..bytes.len().min(len_max)]) {
         Some(_) => {
             HttpError::new(431, "the head is over the limit: send fewer or shorter headers, or raise head_len_max")
         }

@@ -78,7 +78,7 @@ impl<S: Service> Connection<S> {
         Connection { inbound: Inbound::new(reader), outbound, shared, wake }
     }
 
-    pub(super) async fn run(mut self) {
+    pub(super) async fn run(&mut self) {
         let mut index = HeadIndex::default();
         for turn in 1u32.. {
             match self.exchange(&mut index).await {
@@ -127,7 +127,10 @@ impl<S: Service> Connection<S> {
         let shared = self.shared.clone();
         let (head_bytes, rest) = self.inbound.bytes().split_at_mut(outline.head_len);
         let head = index.head(head_bytes);
-        let reply = caught(shared.service.call(&head, &mut rest[..extent.body_len], &self.wake)).await;
+        let reply = {
+            let serving = pin!(shared.service.call(&head, &mut rest[..extent.body_len], &self.wake));
+            caught(serving).await
+        };
         let Ok(reply) = reply else {
             let response = self.after_panic(index, outline.head_len);
             return self.answer(response, Persistence::Closed, outline.is_head).await;
@@ -201,7 +204,7 @@ impl<S: Service> Connection<S> {
 
     pub(super) async fn answer(
         &mut self,
-        response: Response,
+        mut response: Response,
         persistence: Persistence,
         head_only: bool,
     ) -> Result<(), Closed> {
@@ -214,7 +217,7 @@ impl<S: Service> Connection<S> {
             return self.flush_answer(persistence).await;
         }
         self.outbound.flush(&self.wake).await?;
-        self.outbound.write(response.body, &self.wake, || false).await?;
+        self.outbound.write(std::mem::take(&mut response.body), &self.wake, || false).await?;
         self.flush_answer(persistence).await
     }
 
@@ -251,7 +254,9 @@ impl<S: Service> Connection<S> {
 /// Runs a connection to its end, its panic, or the reactor's.
 pub(super) async fn drive<S: Service>(stream: TcpStream, shared: Rc<Shared<S>>, wake: Wake) {
     let descriptor = stream.as_raw_fd();
-    let mut running = pin!(caught(Connection::new(stream, shared.clone(), wake).run()));
+    let mut connection = Connection::new(stream, shared.clone(), wake);
+    let running = pin!(connection.run());
+    let mut running = pin!(caught(running));
     let outcome = poll_fn(|context| {
         if shared.is_over() {
             reset(descriptor);

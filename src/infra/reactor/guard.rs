@@ -2,7 +2,7 @@
 
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::pin::Pin;
 use std::task::Poll;
 
 /// The future panicked; the panic hook has said where.
@@ -13,8 +13,9 @@ pub(super) struct Panicked;
 ///
 /// What the future shared with others may be half-changed by a panic. What the reactor itself shares between
 /// connections is changed in single steps, so it is not; a service answers for its own.
-pub(super) async fn caught<F: Future>(future: F) -> Result<F::Output, Panicked> {
-    let mut future = pin!(future);
+///
+/// The future lies with the caller: were it an argument here, every connection would have room for it twice.
+pub(super) async fn caught<F: Future>(mut future: Pin<&mut F>) -> Result<F::Output, Panicked> {
     poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
         Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
         Ok(Poll::Pending) => Poll::Pending,

@@ -85,7 +85,10 @@ impl Inbox {
         if !self.marked[slot as usize].swap(true, SeqCst) {
             assert!(self.ready.push(slot).is_ok(), "a slot was queued twice");
         }
-        self.dirty.store(true, SeqCst);
+        // The load keeps all but the first post of a step from costing a locked instruction.
+        if !self.dirty.load(SeqCst) {
+            self.dirty.store(true, SeqCst);
+        }
     }
 
     /// Makes posts known; at most one system call until the reactor has drained.

@@ -220,7 +220,7 @@ fn take_in<S: Service>(stream: TcpStream, shared: &Rc<Shared<S>>, table: &Rc<Wak
             if count < TURNED_AWAY_MAX {
                 shared.common.turned_away.set(count + 1);
                 monoio::spawn(async move {
-                    let _ = caught(turn_away(stream, &shared)).await;
+                    let _ = caught(pin!(turn_away(stream, &shared))).await;
                     shared.common.turned_away.set(shared.common.turned_away.get() - 1);
                 });
             }

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
-use super::{ArtifactId, ArtifactStore, StoreError, Stored, id_of};
+use super::{ArtifactStore, ContentDigest, StoreError, Stored, digest_in, digest_of, id_from};
 
 /// Bytes reckoned for a document beyond its own: id, map entry, order entry.
 const OVERHEAD: usize = 256;
@@ -15,9 +15,9 @@ pub struct InMemStore {
 
 #[derive(Default)]
 struct Inner {
-    documents: HashMap<ArtifactId, Document>,
-    /// Disposable ids, oldest first.
-    disposable: VecDeque<ArtifactId>,
+    documents: HashMap<ContentDigest, Document>,
+    /// Disposable ones, oldest first.
+    disposable: VecDeque<ContentDigest>,
     bytes: usize,
 }
 
@@ -44,9 +44,11 @@ impl InMemStore {
 
 impl ArtifactStore for InMemStore {
     fn put(&self, document: &[u8], disposable: bool, now_ms: u64) -> Result<Stored, StoreError> {
-        let id = id_of(document);
+        let digest = digest_of(document);
+        let id = id_from(&digest);
+        let bytes: Arc<[u8]> = document.into();
         let mut inner = self.inner.lock().expect("nothing panics under this lock");
-        if let Some(known) = inner.documents.get_mut(&id) {
+        if let Some(known) = inner.documents.get_mut(&digest) {
             // What a client has posted itself is kept for it, also if it was a transcript before.
             known.disposable &= disposable;
             return Ok(Stored { id, created_ms: known.created_ms });
@@ -62,16 +64,17 @@ impl ArtifactStore for InMemStore {
             }
         }
         if disposable {
-            inner.disposable.push_back(id.clone());
+            inner.disposable.push_back(digest);
         }
         inner.bytes += needed;
-        inner.documents.insert(id.clone(), Document { bytes: document.into(), created_ms: now_ms, disposable });
+        inner.documents.insert(digest, Document { bytes, created_ms: now_ms, disposable });
         Ok(Stored { id, created_ms: now_ms })
     }
 
     fn get(&self, id: &str) -> Result<Option<Arc<[u8]>>, StoreError> {
+        let Some(digest) = digest_in(id) else { return Ok(None) };
         let inner = self.inner.lock().expect("nothing panics under this lock");
-        Ok(inner.documents.get(id).map(|d| d.bytes.clone()))
+        Ok(inner.documents.get(&digest).map(|d| d.bytes.clone()))
     }
 
     fn is_blocking(&self) -> bool {

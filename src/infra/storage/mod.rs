@@ -49,11 +49,23 @@ pub trait ArtifactStore: Send + Sync {
     fn is_blocking(&self) -> bool;
 }
 
-/// The id of a document: the SHA-256 of its bytes.
+/// SHA-256.
+pub type ContentDigest = [u8; 32];
+
+pub fn digest_of(document: &[u8]) -> ContentDigest {
+    Sha256::digest(document).into()
+}
+
+/// The id of a document.
 pub fn id_of(document: &[u8]) -> ArtifactId {
+    id_from(&digest_of(document))
+}
+
+/// The id of the document with this digest.
+pub fn id_from(digest: &ContentDigest) -> ArtifactId {
     let mut id = String::with_capacity(71);
     id.push_str("sha256:");
-    for byte in Sha256::digest(document) {
+    for byte in digest {
         for nibble in [byte >> 4, byte & 15] {
             id.push(char::from_digit(u32::from(nibble), 16).expect("a nibble is a digit"));
         }
@@ -61,8 +73,22 @@ pub fn id_of(document: &[u8]) -> ArtifactId {
     id
 }
 
-/// True for the form that `id_of` makes; anything else cannot be in a store, nor be a path.
+/// The digest in an id of the form that `id_from` makes; anything else cannot be in a store, nor be a path.
+pub fn digest_in(id: &str) -> Option<ContentDigest> {
+    let hex = id.strip_prefix("sha256:").filter(|hex| hex.len() == 64)?;
+    let nibble = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    };
+    let mut digest = [0; 32];
+    for (byte, pair) in digest.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
+        *byte = nibble(pair[0])? << 4 | nibble(pair[1])?;
+    }
+    Some(digest)
+}
+
+/// True for the form that `id_from` makes.
 pub fn is_id(text: &str) -> bool {
-    text.strip_prefix("sha256:")
-        .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)))
+    digest_in(text).is_some()
 }

@@ -10,7 +10,7 @@ use crate::admission::is_later;
 use crate::domain::task::Priority;
 
 /// Most of the engine that interactive arrivals are taken to claim before waiting batch work.
-const SHARE_MAX: f64 = 0.9;
+const SHARE_MAX: f64 = 0.98;
 
 /// A task's work as predictions see it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,13 +36,19 @@ impl Work {
         self.parts[(scenario + ticket as usize * 3) % PARTS].into()
     }
 
-    /// Tokens still to come in one scenario, once `made` are there.
-    fn tokens_left(&self, scenario: usize, ticket: u32, made: u32) -> f64 {
+    /// Tokens still to come in each scenario, once `made` are there.
+    fn tokens_left(&self, ticket: u32, made: u32) -> [f64; PARTS] {
         let made = made as f32;
         let longer = self.parts.iter().position(|part| *part > made);
-        let Some(first) = longer else { return f64::from(made * 0.1).max(1.0) };
-        let turn = (scenario + ticket as usize * 3) % PARTS;
-        f64::from(self.parts[first + turn % (PARTS - first)] - made)
+        let Some(first) = longer else { return [f64::from(made * 0.1).max(1.0); PARTS] };
+        let rest = PARTS - first;
+        std::array::from_fn(|scenario| {
+            let mut turn = (scenario + ticket as usize * 3) % PARTS;
+            while turn >= rest {
+                turn -= rest;
+            }
+            f64::from(self.parts[first + turn] - made)
+        })
     }
 }
 
@@ -59,6 +65,9 @@ pub struct Seated {
     pub preemptible: bool,
     /// It was put aside.
     pub paused: bool,
+    /// Batch work in the slot that old batch work has.
+    pub pinned: bool,
+    pub accepted_us: u64,
     /// When it ends at the latest.
     pub deadline_us: u64,
 }
@@ -71,6 +80,7 @@ pub struct Queued {
     pub key: u64,
     pub ticket: u32,
     pub work: Work,
+    pub accepted_us: u64,
     /// Not seated by then, it leaves the queue.
     pub latest_start_us: u64,
     /// When it ends at the latest.
@@ -100,6 +110,8 @@ pub struct Shape {
     pub kv_blocks_max: u32,
     /// Prefill rows of a step when everybody decodes.
     pub prefill_rows: u32,
+    /// Batch work that is older gets a slot of its own, one task at a time.
+    pub batch_ageing_us: u64,
 }
 
 /// What the engine's load has been lately.
@@ -132,8 +144,13 @@ struct Class {
 pub struct Start {
     /// Tasks of the own class and above that go first.
     pub position: u32,
+    /// By whichever of its ways comes first.
     pub mean_us: f64,
     pub variance_us2: f64,
+    /// In its turn, when those that go first leave room.
+    pub turn_us: f64,
+    /// In the slot that old batch work has: at the latest.
+    pub aged_us: f64,
 }
 
 /// What a task's own time in a slot is made of.
@@ -150,15 +167,30 @@ pub struct Board {
     speed: StepModel,
     load: Load,
     classes: [Class; 2],
+    /// When the slot for old batch work is free, once everybody of it has started; for each scenario.
+    lane_us: [f64; PARTS],
     /// When waiting tasks leave the queue, ascending.
     leaves_us: Vec<f64>,
     /// Arrivals before this ticket are in it, and later ones are in `recent`.
     arrived: u32,
     recent: Vec<Queued>,
-    /// Scratch: time of each waiting task's prompt.
+    /// Who left for good since it was played, of those it knew (so no more than wait): a board that is being played meanwhile
+    /// has them still.
+    withdrawn: Vec<Withdrawn>,
+    /// Scratch: time of each waiting task's prompt, and what each task in a slot still takes in each scenario.
     prefill_us: Vec<f64>,
+    left_us: Vec<[f64; PARTS]>,
     mix: Mix,
     running: u32,
+}
+
+/// A task that has left the queue for good.
+#[derive(Clone, Copy, Debug)]
+struct Withdrawn {
+    priority: Priority,
+    key: u64,
+    ticket: u32,
+    work: Work,
 }
 
 /// What the work is made of on average, and what a step with all slots taken costs.
@@ -179,10 +211,13 @@ impl Board {
             speed,
             load: Load::default(),
             classes: [Class::default(), Class::default()],
+            lane_us: [0.0; PARTS],
             leaves_us: Vec::new(),
             arrived: 0,
             recent: Vec::new(),
+            withdrawn: Vec::new(),
             prefill_us: Vec::new(),
+            left_us: Vec::new(),
             mix: Mix::default(),
             running: 0,
         };
@@ -209,6 +244,7 @@ impl Board {
         self.load = load;
         self.arrived = arrived;
         self.recent.clear();
+        self.withdrawn.clear();
         self.running = seated.iter().filter(|s| !s.paused).count() as u32;
         self.mix = Mix::of(shape, speed, seated, waiting);
         let mix = self.mix;
@@ -222,12 +258,17 @@ impl Board {
         self.prefill_us.clear();
         self.prefill_us.extend(waiting.iter().map(|w| mix.prefill_us(&shape, w.work.prompt_len)));
         let prefill_us = self.prefill_us.split_at(first_batch);
+        self.left_us.clear();
+        self.left_us.extend(seated.iter().map(|s| {
+            let allowed_us = (s.deadline_us as f64 - now_us).max(0.0);
+            let tokens = s.work.tokens_left(s.ticket, s.made);
+            let prefill_us = mix.duration_us(&shape, s.prefill_left, 0.0);
+            tokens.map(|tokens| (prefill_us + tokens * mix.step_us).min(allowed_us))
+        }));
+        let (stretch, ageing_us) = (self.batch_stretch(), shape.batch_ageing_us);
         for scenario in 0..PARTS {
             let [interactive, batch] = &mut self.classes;
-            let left_us = |s: &Seated| {
-                let tokens = s.work.tokens_left(scenario, s.ticket, s.made);
-                mix.duration_us(&shape, s.prefill_left, tokens).min((s.deadline_us as f64 - now_us).max(0.0))
-            };
+            let in_slots = || seated.iter().zip(self.left_us.iter().map(|left| left[scenario]));
             let seat_all = |heap: &mut [f64], places: &mut [Place], waiting: &[Queued], prefill_us: &[f64]| {
                 for ((w, place), prefill_us) in waiting.iter().zip(places).zip(prefill_us) {
                     let duration_us = prefill_us + w.work.tokens(scenario, w.ticket) * mix.step_us;
@@ -238,27 +279,35 @@ impl Board {
                 }
             };
             let heap = &mut interactive.free_at[scenario];
-            let firm = seated.iter().filter(|s| !s.preemptible && !s.paused);
-            fill(heap, mix.slots as usize, now_us, firm.map(|s| now_us + left_us(s)));
+            let firm = in_slots().filter(|(s, _)| !s.preemptible && !s.paused);
+            fill(heap, mix.slots as usize, now_us, firm.map(|(_, left_us)| now_us + left_us));
             seat_all(heap, &mut interactive.places, first, prefill_us.0);
+            // Batch work that runs or was put aside has what interactive work leaves.
             let behind = &mut batch.free_at[scenario];
             behind.clone_from(heap);
-            // Batch work that runs or was put aside has what interactive work leaves.
-            for s in seated.iter().filter(|s| s.preemptible || s.paused) {
+            let pinned = in_slots().filter(|(s, _)| s.pinned);
+            let lane_us = pinned.map(|(_, left_us)| now_us + left_us).fold(now_us, f64::max);
+            let mut turns = Turns { now_us, stretch, behind, lane_us };
+            for (s, left_us) in in_slots().filter(|(s, _)| s.preemptible || (s.paused && !s.pinned)) {
                 let limits = Limits { latest_start_us: f64::MAX, deadline_us: s.deadline_us as f64 };
-                seat(behind, now_us, left_us(s), limits);
+                let aged_us = if s.paused { s.accepted_us.saturating_add(ageing_us) as f64 } else { f64::MAX };
+                turns.take(left_us, limits, aged_us);
             }
-            seat_all(behind, &mut batch.places, second, prefill_us.1);
+            for ((w, place), prefill_us) in second.iter().zip(&mut batch.places).zip(prefill_us.1) {
+                let duration_us = prefill_us + w.work.tokens(scenario, w.ticket) * mix.step_us;
+                let aged_us = w.accepted_us.saturating_add(ageing_us) as f64;
+                let offset_us = turns.take(duration_us, w.limits_us(), aged_us);
+                place.start_us += offset_us;
+                place.variance += offset_us * offset_us;
+            }
+            self.lane_us[scenario] = turns.lane_us;
         }
-        let stretch = self.batch_stretch();
         self.leaves_us.clear();
-        for (class, stretch) in self.classes.iter_mut().zip([1.0, stretch]) {
-            for place in &mut class.places {
-                let mean = place.start_us / PARTS as f64;
-                place.variance = (place.variance / PARTS as f64 - mean * mean).max(0.0) * stretch * stretch;
-                place.start_us = now_us + mean * stretch;
-                self.leaves_us.push(place.start_us);
-            }
+        for place in self.classes.iter_mut().flat_map(|class| &mut class.places) {
+            let mean = place.start_us / PARTS as f64;
+            place.variance = (place.variance / PARTS as f64 - mean * mean).max(0.0);
+            place.start_us = now_us + mean;
+            self.leaves_us.push(place.start_us);
         }
         self.leaves_us.sort_unstable_by(f64::total_cmp);
     }
@@ -275,18 +324,28 @@ impl Board {
         let above = if priority == Priority::Batch { self.classes[0].places.len() } else { 0 };
         let position = (above + rank) as u32;
         if let Some(place) = class.places.get(rank) {
-            return Start { position, mean_us: place.start_us.max(now_us), variance_us2: place.variance };
+            let (mean_us, variance_us2) = (place.start_us.max(now_us), place.variance);
+            return Start { position, mean_us, variance_us2, turn_us: mean_us, aged_us: mean_us };
         }
-        let (mut sum, mut squares) = (0.0, 0.0);
-        for heap in &class.free_at {
-            let offset = (heap[0] - now_us).max(0.0);
+        let (mut sum, mut squares, mut turns_us, mut ages_us) = (0.0, 0.0, 0.0, 0.0);
+        let stretch = if priority == Priority::Batch { self.batch_stretch() } else { 1.0 };
+        let aged_us = match priority {
+            Priority::Interactive => f64::MAX,
+            Priority::Batch => now_us + self.shape.batch_ageing_us as f64,
+        };
+        for (heap, lane_us) in class.free_at.iter().zip(self.lane_us) {
+            let regular = (heap[0] - now_us).max(0.0) * stretch;
+            let aged = lane_us.max(aged_us) - now_us;
+            let offset = regular.min(aged);
+            turns_us += regular;
+            ages_us += aged;
             sum += offset;
             squares += offset * offset;
         }
         let mean = sum / PARTS as f64;
         let variance = (squares / PARTS as f64 - mean * mean).max(0.0);
-        let stretch = if priority == Priority::Batch { self.batch_stretch() } else { 1.0 };
-        Start { position, mean_us: now_us + mean * stretch, variance_us2: variance * stretch * stretch }
+        let [turn_us, aged_us] = [turns_us, ages_us].map(|sum| now_us + sum / PARTS as f64);
+        Start { position, mean_us: now_us + mean, variance_us2: variance, turn_us, aged_us }
     }
 
     /// When the waiting task at this position of those of its class and above starts; beyond the last, one that comes now.
@@ -303,8 +362,7 @@ impl Board {
     pub fn add(&mut self, now_us: f64, queued: Queued) {
         let start = self.start(now_us, queued.priority, queued.key);
         self.recent.push(queued);
-        let tokens_mean = queued.work.tokens_mean();
-        let added_us = self.mix.duration_us(&self.shape, queued.work.prompt_len, tokens_mean) / self.mix.slots;
+        let added_us = self.share_us(&queued.work);
         let class = &mut self.classes[queued.priority.index()];
         let rank = class.places.partition_point(|p| p.key <= queued.key);
         class.places[rank..].iter_mut().for_each(|p| p.start_us += added_us);
@@ -312,30 +370,63 @@ impl Board {
         class.places.insert(rank, Place { key: queued.key, ticket: queued.ticket, start_us, variance });
         let at = self.leaves_us.partition_point(|l| *l <= start_us);
         self.leaves_us.insert(at, start_us);
+        let stretch = self.batch_stretch();
+        let aged_us = queued.accepted_us.saturating_add(self.shape.batch_ageing_us) as f64;
         // An interactive task is ahead of all batch work.
         for class in &mut self.classes[queued.priority.index()..] {
             for (scenario, heap) in class.free_at.iter_mut().enumerate() {
                 let tokens = queued.work.tokens(scenario, queued.ticket);
                 let duration_us = self.mix.duration_us(&self.shape, queued.work.prompt_len, tokens);
-                seat(heap, now_us, duration_us, queued.limits_us());
+                match queued.priority {
+                    Priority::Interactive => drop(seat(heap, now_us, duration_us, queued.limits_us())),
+                    Priority::Batch => {
+                        let lane_us = self.lane_us[scenario];
+                        let mut turns = Turns { now_us, stretch, behind: heap, lane_us };
+                        turns.take(duration_us, queued.limits_us(), aged_us);
+                        self.lane_us[scenario] = turns.lane_us;
+                    }
+                }
             }
         }
     }
 
-    /// Takes a task out that has left the queue; when others start is played anew later.
-    pub fn remove(&mut self, priority: Priority, key: u64, ticket: u32) {
+    /// Takes a task out that has left the queue for good, and those behind it move up: about, until it is played anew.
+    pub fn withdraw(&mut self, now_us: f64, priority: Priority, key: u64, ticket: u32, work: &Work) {
+        let Some(rank) = self.remove(priority, key, ticket) else { return };
+        self.withdrawn.push(Withdrawn { priority, key, ticket, work: *work });
+        let (mix, shape) = (self.mix, self.shape);
+        let share_us = |tokens: f64| mix.duration_us(&shape, work.prompt_len, tokens) / mix.slots;
+        for (index, class) in self.classes.iter_mut().enumerate().skip(priority.index()) {
+            for (scenario, heap) in class.free_at.iter_mut().enumerate() {
+                let less_us = share_us(work.tokens(scenario, ticket));
+                heap.iter_mut().for_each(|at| *at = (*at - less_us).max(now_us));
+            }
+            let first = if index == priority.index() { rank } else { 0 };
+            let less_us = share_us(work.tokens_mean());
+            class.places[first..].iter_mut().for_each(|p| p.start_us = (p.start_us - less_us).max(now_us));
+        }
+        self.leaves_us.clear();
+        self.leaves_us.extend(self.classes.iter().flat_map(|class| &class.places).map(|place| place.start_us));
+        self.leaves_us.sort_unstable_by(f64::total_cmp);
+    }
+
+    /// Takes a task out that has got a slot; when others start is played anew later. Gives its rank, if it was there.
+    pub fn remove(&mut self, priority: Priority, key: u64, ticket: u32) -> Option<usize> {
         self.recent.retain(|q| q.ticket != ticket);
         let places = &mut self.classes[priority.index()].places;
         let first = places.partition_point(|p| p.key < key);
-        if let Some(at) = places[first..].iter().position(|p| p.ticket == ticket) {
-            let place = places.remove(first + at);
-            let leaves = self.leaves_us.partition_point(|l| *l < place.start_us);
-            self.leaves_us.remove(leaves.min(self.leaves_us.len() - 1));
-        }
+        let rank = first + places[first..].iter().position(|p| p.ticket == ticket)?;
+        let place = places.remove(rank);
+        let leaves = self.leaves_us.partition_point(|l| *l < place.start_us);
+        self.leaves_us.remove(leaves.min(self.leaves_us.len() - 1));
+        Some(rank)
     }
 
-    /// Takes over those arrivals of an older board that were not known when this one was played.
+    /// Takes over from an older board what was not known when this one was played: who came, and who left for good.
     pub fn adopt(&mut self, now_us: f64, older: &Board) {
+        for gone in &older.withdrawn {
+            self.withdraw(now_us, gone.priority, gone.key, gone.ticket, &gone.work);
+        }
         for queued in &older.recent {
             if queued.ticket == self.arrived || is_later(queued.ticket, self.arrived) {
                 self.add(now_us, *queued);
@@ -369,6 +460,11 @@ impl Board {
     /// Mean time between two tasks that leave the queue while all slots are taken.
     pub fn interval_us(&self) -> f64 {
         self.mix.duration_us(&self.shape, self.mix.prompt_len as u32, self.mix.tokens) / self.mix.slots
+    }
+
+    /// Time that all slots together take for this work.
+    pub fn share_us(&self, work: &Work) -> f64 {
+        self.mix.duration_us(&self.shape, work.prompt_len, work.tokens_mean()) / self.mix.slots
     }
 
     /// The key of the task of this class that goes next.
@@ -438,6 +534,34 @@ impl Mix {
     }
 }
 
+/// Batch work takes its turns: what interactive work leaves of the slots, or the slot that old batch work has.
+struct Turns<'a> {
+    now_us: f64,
+    /// Interactive tasks that come later go first: what is left of the slots goes on so much slower.
+    stretch: f64,
+    behind: &'a mut [f64],
+    lane_us: f64,
+}
+
+impl Turns<'_> {
+    /// Takes the earlier of both, old enough for the slot of its own at `aged_us`; gives when that begins.
+    fn take(&mut self, duration_us: f64, limits: Limits, aged_us: f64) -> f64 {
+        let regular_us = (self.behind[0] - self.now_us).max(0.0) * self.stretch;
+        let lane_us = self.lane_us.max(aged_us).max(self.now_us);
+        if lane_us - self.now_us >= regular_us {
+            let in_time = self.now_us + regular_us <= limits.latest_start_us;
+            if in_time {
+                seat(self.behind, self.now_us, duration_us, Limits { latest_start_us: f64::MAX, ..limits });
+            }
+            return regular_us;
+        }
+        if lane_us <= limits.latest_start_us {
+            self.lane_us = (lane_us + duration_us).min(limits.deadline_us.max(lane_us));
+        }
+        lane_us - self.now_us
+    }
+}
+
 /// Makes a heap of when slots are free.
 fn fill(heap: &mut Vec<f64>, slots: usize, now_us: f64, ends: impl Iterator<Item = f64>) {
     heap.clear();
@@ -477,7 +601,7 @@ mod tests {
     use super::*;
     use Priority::{Batch, Interactive};
 
-    const SHAPE: Shape = Shape { slots_max: 2, kv_blocks_max: 1000, prefill_rows: 64 };
+    const SHAPE: Shape = Shape { slots_max: 2, kv_blocks_max: 1000, prefill_rows: 64, batch_ageing_us: 30_000_000 };
 
     /// A step costs 1 ms whatever is in it.
     fn speed() -> StepModel {
@@ -500,7 +624,7 @@ mod tests {
 
     fn queued(priority: Priority, key: u64, ticket: u32, tokens: u32) -> Queued {
         let never = u64::MAX;
-        Queued { priority, key, ticket, work: work(tokens), latest_start_us: never, deadline_us: never }
+        Queued { priority, key, ticket, work: work(tokens), accepted_us: 0, latest_start_us: never, deadline_us: never }
     }
 
     fn seated(tokens: u32, made: u32, preemptible: bool) -> Seated {
@@ -511,6 +635,8 @@ mod tests {
             prefill_left: 0,
             preemptible,
             paused: false,
+            pinned: false,
+            accepted_us: 0,
             deadline_us: u64::MAX,
         }
     }
@@ -554,12 +680,46 @@ mod tests {
         assert_eq!(all.len(), grown.len());
     }
 
+    /// The engine thread has seen who waits, then one of them is canceled, then it shows what it played: the canceled one was
+    /// waited for again.
+    #[test]
+    fn who_left_while_a_board_was_played_is_not_waited_for() {
+        let busy = [seated(50, 0, false), seated(100, 0, false)];
+        let waiting = [queued(Interactive, 0, 0, 500), queued(Interactive, 0, 1, 500)];
+        let mut shown = played(&busy, &waiting);
+        let (mut next, mut after) = (played(&busy, &waiting), played(&busy, &waiting));
+        waiting.iter().for_each(|w| shown.withdraw(0.0, Interactive, w.key, w.ticket, &w.work));
+        shown.add(0.0, queued(Interactive, 0, 2, 9));
+        let wanted = start_ms(&shown, Interactive, 0);
+        assert!(wanted.1 <= 60, "{wanted:?}");
+        for board in [&mut next, &mut after] {
+            board.adopt(0.0, &shown);
+            assert_eq!(start_ms(board, Interactive, 0), wanted);
+            shown = board.clone();
+        }
+    }
+
     #[test]
     fn batch_work_in_a_slot_does_not_keep_interactive_work_waiting() {
         let busy = [seated(50, 10, true), seated(100, 10, false)];
         let board = played(&busy, &[]);
         assert_eq!(start_ms(&board, Interactive, 0), (0, 0));
         assert_eq!(start_ms(&board, Batch, 0), (0, 40));
+    }
+
+    #[test]
+    fn old_batch_work_gets_its_slot_however_much_interactive_work_there_is() {
+        let busy = [seated(5000, 10, false), seated(5000, 10, false)];
+        let shape = Shape { batch_ageing_us: 500_000, ..SHAPE };
+        let batch = |ticket, accepted_us| Queued { accepted_us, ..queued(Batch, 0, ticket, 199) };
+        let load = Load { rows: 2.0, interactive_share: 1.0 };
+        let mut board = Board::new(shape, speed());
+        board.play(400_000.0, shape, &speed(), load, &busy, &[batch(0, 0), batch(1, 100_000)], 2);
+        let at = |board: &Board, position| (board.start_at(400_000.0, Batch, position) / 1000.0).round();
+        // The first is old at 500 and takes 200; the second is old at 600 and waits for it; then a newcomer, old at 900.
+        assert_eq!([at(&board, 0), at(&board, 1), at(&board, 2)], [500.0, 700.0, 900.0]);
+        board.add(400_000.0, batch(2, 400_000));
+        assert_eq!(at(&board, 3), 1100.0);
     }
 
     #[test]
@@ -574,6 +734,21 @@ mod tests {
         board.remove(Interactive, 10, 0);
         assert_eq!(start_ms(&board, Interactive, 40).0, 2);
         assert_eq!(board.len(), 3);
+    }
+
+    #[test]
+    fn who_withdraws_lets_those_behind_move_up() {
+        let busy = [seated(50, 10, false)];
+        let one = Shape { slots_max: 1, ..SHAPE };
+        let waiting = [queued(Interactive, 0, 0, 19), queued(Interactive, 0, 1, 99), queued(Batch, 0, 2, 19)];
+        let mut board = Board::new(one, speed());
+        board.play(0.0, one, &speed(), Load::default(), &busy, &waiting, 3);
+        let [before, batch] = [Interactive, Batch].map(|p| start_ms(&board, p, 0));
+        board.withdraw(0.0, Interactive, 0, 1, &waiting[1].work);
+        board.withdraw(0.0, Interactive, 0, 1, &waiting[1].work);
+        assert_eq!(start_ms(&board, Interactive, 0), (before.0 - 1, before.1 - 100));
+        assert_eq!(start_ms(&board, Batch, 0), (batch.0 - 1, batch.1 - 100));
+        assert_eq!((board.len(), (board.start_at(0.0, Batch, 1) / 1000.0).round()), (2, 60.0));
     }
 
     #[test]

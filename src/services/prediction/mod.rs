@@ -15,7 +15,7 @@ mod steps;
 
 pub use board::{Board, Load, Queued, Seated, Service, Shape, Start, Work};
 pub use lengths::{Distribution, Lengths, PARTS, SessionLengths};
-pub use reliability::{LogRatio, Reliability, normal_cdf};
+pub use reliability::{Drag, LogRatio, Reliability, normal_cdf};
 pub use steps::{StepModel, StepObservation, prefill_cells};
 
 use crate::domain::task::Priority;
@@ -26,12 +26,18 @@ const GRAIN_US: f64 = 500.0;
 /// Waits under this say nothing about the prediction of waits.
 const WAIT_TOLD_US: f64 = 20_000.0;
 
+/// Index of the waits that end by age.
+const BY_AGE: usize = 2;
+
 /// What was learned from tasks that ended. Survives a reload as what to assume of the new model.
 #[derive(Clone, Debug)]
 pub struct Experience {
     pub lengths: Lengths,
-    /// Per class: actual over predicted wait, and time in the slot.
-    wait: [LogRatio; 2],
+    /// Actual over predicted wait: of both classes, and of batch work whose age was to bring its turn.
+    wait: [LogRatio; 3],
+    /// How much longer than computed it takes until interactive work leaves batch work its turn.
+    drag: Drag,
+    /// Per class: the same of the time in the slot.
     service: [LogRatio; 2],
     at_admission: Reliability,
     while_running: Reliability,
@@ -39,11 +45,12 @@ pub struct Experience {
 
 impl Default for Experience {
     fn default() -> Experience {
-        let both = |spread| [LogRatio::new(spread), LogRatio::new(spread)];
         Experience {
             lengths: Lengths::default(),
-            wait: both(0.3),
-            service: both(0.3),
+            // Batch work has its drag; what is learned here of its waits is how far they spread.
+            wait: [LogRatio::near_median(0.3, 48), LogRatio::spread_only(0.3), LogRatio::spread_only(0.1)],
+            drag: Drag::default(),
+            service: [LogRatio::new(0.3), LogRatio::new(0.3)],
             at_admission: Reliability::default(),
             while_running: Reliability::default(),
         }
@@ -59,6 +66,10 @@ pub struct Outlook {
     pub on_time_probability: f64,
     /// As they came out of the model, for learning: before what experience made of them.
     raw_wait_us: f64,
+    wait_kind: usize,
+    /// Of batch work: until its turn, and until its age brings it.
+    turn_us: f64,
+    aged_us: f64,
     raw_service: Service,
     raw_probability: f64,
 }
@@ -103,8 +114,16 @@ impl Experience {
         priority: Priority,
     ) -> Outlook {
         let class = priority.index();
-        let raw_wait_us = start.mean_us - now_us;
-        let (wait, slot) = (&self.wait[class], &self.service[class]);
+        let aged_us = start.aged_us - now_us;
+        let (raw_wait_us, turn_us) = match priority {
+            Priority::Interactive => (start.mean_us - now_us, 0.0),
+            Priority::Batch => {
+                let turn_us = (start.turn_us - now_us) * self.drag.factor();
+                (turn_us.min(aged_us), turn_us)
+            }
+        };
+        let wait_kind = if turn_us > aged_us { BY_AGE } else { class };
+        let (wait, slot) = (&self.wait[wait_kind], &self.service[class]);
         let wait_us = raw_wait_us * wait.factor();
         let factor = slot.factor();
         let wait_variance = start.variance_us2 * wait.factor().powi(2) + (wait.spread() * wait_us).powi(2);
@@ -118,6 +137,9 @@ impl Experience {
             finish_us: wait_us + served(tokens.mean().into()),
             on_time_probability: self.at_admission.correct(chance),
             raw_wait_us,
+            wait_kind,
+            turn_us,
+            aged_us,
             raw_service: service,
             raw_probability: chance,
         }
@@ -164,7 +186,13 @@ impl Experience {
         // One that never got a slot has waited longer than it did: that teaches only if it was too long already.
         let counts = record.waited_us.is_some() || waited_us > told.raw_wait_us;
         if counts && waited_us.max(told.raw_wait_us) > WAIT_TOLD_US {
-            self.wait[class].observe(told.raw_wait_us + GRAIN_US, waited_us + GRAIN_US);
+            self.wait[told.wait_kind].observe(told.raw_wait_us + GRAIN_US, waited_us + GRAIN_US);
+        }
+        if record.priority == Priority::Batch {
+            let waited_us = record.waited_us.unwrap_or(record.lived_us);
+            if waited_us.max(told.raw_wait_us) > WAIT_TOLD_US {
+                self.drag.observe(told.turn_us, told.aged_us, waited_us, record.waited_us.is_some());
+            }
         }
         if record.tokens > 0 && record.served_us > 0.0 {
             let told_us = told.raw_service.prefill_us + f64::from(record.tokens) * told.raw_service.token_us;
@@ -188,10 +216,22 @@ fn chance(tokens: &Distribution, made: f64, allowed_us: f64, time: impl Fn(f64) 
     let mut sum = 0.0;
     for point in tokens.points() {
         let (mean, variance) = time((f64::from(point.tokens) - made).max(1.0));
-        let spread = (variance + GRAIN_US * GRAIN_US).sqrt();
-        sum += f64::from(point.probability) * normal_cdf((allowed_us - mean) / spread);
+        sum += f64::from(point.probability) * chance_within(allowed_us, mean, variance + GRAIN_US * GRAIN_US);
     }
     sum.clamp(0.0, 1.0)
+}
+
+/// Chance that a time of this mean and variance is at most `allowed_us`. Times are off by factors, and none is under zero:
+/// the lognormal distribution with these moments.
+fn chance_within(allowed_us: f64, mean: f64, variance: f64) -> f64 {
+    let square = mean * mean;
+    // Not two in ten thousand come later than that, and no logarithm is taken.
+    if allowed_us > mean && (allowed_us - mean).powi(2) > 64.0 * variance && 4.0 * variance < square {
+        return 1.0;
+    }
+    let ln_variance = (1.0 + variance / square).ln();
+    let ln_mean = (allowed_us / mean).ln() + ln_variance / 2.0;
+    normal_cdf(ln_mean / ln_variance.sqrt())
 }
 
 #[cfg(test)]
@@ -200,8 +240,30 @@ mod tests {
 
     const SERVICE: Service = Service { prefill_us: 1000.0, token_us: 1000.0 };
 
+    /// However little is known of a wait of seconds, it is not over in a hundredth of it.
+    #[test]
+    fn what_is_uncertain_by_factors_is_not_done_at_once() {
+        let (mean, spread) = (2.4e6, 1.6e6);
+        assert!(chance_within(4e4, mean, spread * spread) < 1e-4);
+        assert!(chance_within(1.6e6, mean, spread * spread) > 0.2);
+    }
+
+    #[test]
+    fn the_chance_has_the_moments_that_were_asked_for_and_no_steps() {
+        let (mean, spread) = (1000.0, 300.0);
+        let at = |t: f64| chance_within(t, mean, spread * spread);
+        let thin = 1.0;
+        let slices = (0..6000).map(|n| f64::from(n) * thin + 0.5);
+        let found = slices.clone().map(|t| t * (at(t + 0.5) - at(t - 0.5))).sum::<f64>();
+        let square = slices.clone().map(|t| t * t * (at(t + 0.5) - at(t - 0.5))).sum::<f64>();
+        assert!((found / mean - 1.0).abs() < 0.01, "{found}");
+        assert!(((square - found * found).sqrt() / spread - 1.0).abs() < 0.05, "{square}");
+        assert!(slices.clone().all(|t| at(t + 1.0) - at(t) < 0.01 && at(t + 1.0) >= at(t)));
+    }
+
     fn outlook(experience: &Experience, wait_ms: f64, tokens: u32, allowed_ms: f64) -> Outlook {
-        let start = Start { position: 0, mean_us: wait_ms * 1000.0, variance_us2: 0.0 };
+        let start =
+            Start { position: 0, mean_us: wait_ms * 1000.0, variance_us2: 0.0, turn_us: 0.0, aged_us: f64::MAX };
         let tokens = Distribution::certain(tokens);
         experience.outlook(0.0, start, SERVICE, &tokens, allowed_ms * 1000.0, Priority::Interactive)
     }

@@ -6,14 +6,29 @@ pub struct LogRatio {
     mean: f64,
     variance: f64,
     count: u32,
+    pull_max: f64,
+    /// The first outcomes, of which each may pull as much as it wants: they find out where about the middle is.
+    free: u32,
 }
 
 impl LogRatio {
     /// Weight of a new outcome once there are enough.
     const WEIGHT: f64 = 0.02;
+    /// Most that one outcome pulls at the mean of one that is near the median, before it is weighed.
+    const PULL_MAX: f64 = 0.05;
 
     pub fn new(spread: f64) -> LogRatio {
-        LogRatio { mean: 0.0, variance: spread * spread, count: 0 }
+        LogRatio { mean: 0.0, variance: spread * spread, count: 0, pull_max: f64::MAX, free: u32::MAX }
+    }
+
+    /// One that comes to rest near the median: a few that were far off say little about most.
+    pub fn near_median(spread: f64, free: u32) -> LogRatio {
+        LogRatio { pull_max: Self::PULL_MAX, free, ..LogRatio::new(spread) }
+    }
+
+    /// One that learns how far off predictions are and leaves them as they are.
+    pub fn spread_only(spread: f64) -> LogRatio {
+        LogRatio { pull_max: 0.0, free: 0, ..LogRatio::new(spread) }
     }
 
     pub fn observe(&mut self, predicted: f64, actual: f64) {
@@ -21,7 +36,8 @@ impl LogRatio {
         self.count = self.count.saturating_add(1);
         let weight = Self::WEIGHT.max(1.0 / (f64::from(self.count) + 8.0));
         let off = error - self.mean;
-        self.mean += weight * off;
+        let pull_max = if self.count > self.free { self.pull_max } else { f64::MAX };
+        self.mean += weight * off.clamp(-pull_max, pull_max);
         self.variance = (1.0 - weight) * (self.variance + weight * off * off);
     }
 
@@ -33,6 +49,44 @@ impl LogRatio {
     /// Standard deviation over mean that remains.
     pub fn spread(&self) -> f64 {
         self.variance.sqrt()
+    }
+}
+
+/// How much longer than computed batch work waits for its turn: what interactive work leaves of the slots is not all of use,
+/// for who was put aside takes it up first, and computes anew what it had.
+///
+/// Each outcome moves it a little, up or down by the same, so that it settles where half of the turns come later. Turns
+/// that age or a deadline forestalled are known to be later than that, and no more.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drag {
+    ln: f64,
+}
+
+impl Default for Drag {
+    fn default() -> Drag {
+        Drag { ln: 0.7 }
+    }
+}
+
+impl Drag {
+    const PULL: f64 = 0.005;
+    const LN_MAX: f64 = 3.0;
+    /// So near to the time when age brings a turn, age has brought it.
+    const AGED: f64 = 0.97;
+
+    pub fn factor(&self) -> f64 {
+        self.ln.exp()
+    }
+
+    /// Learns from a task that was to wait `turn_us` for its turn, with this drag, or `aged_us` until its age brought it.
+    pub fn observe(&mut self, turn_us: f64, aged_us: f64, waited_us: f64, started: bool) {
+        let by_age = started && waited_us >= Self::AGED * aged_us;
+        // It would have waited longer: that tells something only if it was to be sooner.
+        let open = !started || by_age;
+        if open && waited_us < turn_us {
+            return;
+        }
+        self.ln = (self.ln + Self::PULL * (waited_us - turn_us).signum()).clamp(0.0, Self::LN_MAX);
     }
 }
 
@@ -118,6 +172,22 @@ mod tests {
         }
         assert!((ratio.factor() - 1.5).abs() < 0.03, "{}", ratio.factor());
         assert!((ratio.spread() - 0.067).abs() < 0.02, "{}", ratio.spread());
+    }
+
+    #[test]
+    fn a_drag_settles_where_half_of_the_turns_come_later() {
+        let mut drag = Drag::default();
+        for n in 0..4000u32 {
+            let told = 100.0 * drag.factor();
+            drag.observe(told, 1e9, 300.0 + f64::from(n * 37 % 101), true);
+        }
+        assert!((drag.factor() - 3.5).abs() < 0.15, "{}", drag.factor());
+        let before = drag.clone();
+        drag.observe(1000.0, 500.0, 500.0, true);
+        drag.observe(1000.0, 1e9, 400.0, false);
+        assert_eq!(drag, before, "what is only known to be later than it was teaches nothing here");
+        drag.observe(300.0, 500.0, 500.0, true);
+        assert!(drag.factor() > before.factor(), "age came first, though the turn was to come sooner");
     }
 
     #[test]

@@ -1,13 +1,31 @@
 //! How long a step takes: linear in its rows and the cells they look at, learned from the engine's own steps.
 //!
-//! Recursive least squares that forgets (Haykin, Adaptive Filter Theory, ch. 9). What the fit does not explain is kept
-//! as a spread.
+//! Two learners, for two things that change at different speeds. The shape of a step belongs to the model and the machine:
+//! recursive least squares of relative errors that hardly forget (Haykin, Adaptive Filter Theory, ch. 9). The pace belongs to
+//! the moment, for the machine has other things to do as well: a factor on the whole fit, a running mean of actual over
+//! fitted. What neither explains is kept as a spread.
 
 /// Inputs of the fit: a constant, decode rows, prefill rows, thousands of cells.
 const TERMS: usize = 4;
 
-/// Each observation counts this much less than the one after it.
-const FORGETTING: f64 = 0.995;
+/// Each observation counts this much less than the one after it. Faster, and a few hundred steps of long contexts would
+/// leave so little known of short ones that the first held-up step there were believed outright.
+const FORGETTING: f64 = 0.9995;
+
+/// Observations that find out the order of magnitude, and say nothing of pace and spread.
+const FREE: u64 = 8;
+
+/// Weight of a new step in the running pace, and how far off one step may be for it. On a machine with too much to do most
+/// steps are as fast as ever, and a few take ten times as long: cut off at three times the fit, half of it was lost.
+const PACE_WEIGHT: f64 = 0.02;
+const OFF_MAX: f64 = 7.0;
+
+/// How much of the pace is kept from the shape, as a power. All of it, and both could drift apart without end, for only their
+/// product is seen; nothing of it, and a machine that turned slow would bend the shape where steps are seen.
+const PACE_KEPT_APART: f64 = 0.5;
+
+/// Above this ratio to the fit a step teaches the shape the less the farther off it is.
+const TAUGHT_MAX: f64 = 1.5;
 
 /// What is not known yet, as variances in units of a step's own noise: each term may be about as large as a step. Beyond
 /// this nothing is forgotten. Were it larger, a few noisy steps of short contexts would say anything of long ones.
@@ -35,8 +53,12 @@ pub struct StepModel {
     weights: [f64; TERMS],
     covariance: [[f64; TERMS]; TERMS],
     observations: u64,
-    /// Of (actual - fitted) / fitted.
+    /// Actual over fitted, lately.
+    pace: f64,
+    /// Of (actual - predicted) / predicted.
     variance: f64,
+    /// The step whose noise is the unit of the covariance: a step's noise is a share of its time.
+    unit_us: f64,
     /// The fastest step lately. Whatever a fit of a few noisy steps says of shapes it has not seen, none is faster.
     fastest_us: f64,
 }
@@ -52,7 +74,15 @@ impl StepModel {
             row[i] = UNKNOWN[i];
         }
         let weights = [step_us * 0.5, step_us * 0.5, step_us * 0.25, 0.0];
-        StepModel { weights, covariance, observations: 0, variance: 0.04, fastest_us: step_us }
+        StepModel {
+            weights,
+            covariance,
+            observations: 0,
+            pace: 1.0,
+            variance: 0.04,
+            unit_us: step_us.max(1.0),
+            fastest_us: step_us,
+        }
     }
 
     /// What to assume of another model: the same shape, scaled so that its first step of these rows and cells fits, and
@@ -71,15 +101,16 @@ impl StepModel {
         for (g, row) in gain.iter_mut().zip(&self.covariance) {
             *g = dot(row, &x);
         }
+        let fitted = dot(&self.weights, &x);
+        // The shape is what is left of a step without the pace of the moment, or nearly so.
+        let taught = step.duration_us / self.pace.powf(PACE_KEPT_APART);
+        // Noise is a share of a step's time. A step that something held up is noisier: the farther off, the less it teaches.
+        let noise = (fitted.max(taught / TAUGHT_MAX).max(1.0) / self.unit_us).powi(2);
         // With a direction that is unknown already nothing is forgotten, or it would grow without bound.
         let unknown = (0..TERMS).any(|i| self.covariance[i][i] >= UNKNOWN[i]);
         let forgetting = if unknown { 1.0 } else { FORGETTING };
-        let scale = forgetting + dot(&gain, &x);
-        let fitted = dot(&self.weights, &x);
-        // A step that something else held up says little about the engine: what it may teach is capped.
-        let bound = 3.0 * fitted.abs().max(50.0);
-        let highest = if self.observations < 8 { f64::MAX } else { bound };
-        let error = (step.duration_us - fitted).clamp(-bound, highest);
+        let scale = forgetting * noise + dot(&gain, &x);
+        let error = taught - fitted;
         for i in 0..TERMS {
             self.weights[i] += gain[i] / scale * error;
             for j in 0..TERMS {
@@ -88,17 +119,19 @@ impl StepModel {
         }
         self.observations += 1;
         self.fastest_us = (self.fastest_us * FASTEST_DRIFT).min(step.duration_us);
-        if self.observations > 8 {
-            let relative = (error / fitted.max(1.0)).clamp(-1.0, 1.0);
-            self.variance += SPREAD_WEIGHT * (relative * relative - self.variance);
+        if self.observations > FREE {
+            let predicted = (fitted * self.pace).max(self.fastest_us * 0.5);
+            let off = (step.duration_us / predicted - 1.0).min(OFF_MAX);
+            self.variance += SPREAD_WEIGHT * (off.min(1.0).powi(2) - self.variance);
+            self.pace *= 1.0 + PACE_WEIGHT * off;
         }
     }
 
     /// Time of one step, microseconds; never under one.
     pub fn step_us(&self, rows_decode: f64, rows_prefill: f64, context_cells: f64) -> f64 {
-        let fitted = dot(&self.weights, &terms(rows_decode, rows_prefill, context_cells));
+        let fitted = dot(&self.weights, &terms(rows_decode, rows_prefill, context_cells)) * self.pace;
         // More work takes no less time, whatever noise says.
-        fitted.max(self.weights[0]).max(self.fastest_us).max(1.0)
+        fitted.max(self.weights[0] * self.pace).max(self.fastest_us).max(1.0)
     }
 
     /// Standard deviation of a step's time over its mean.
@@ -199,6 +232,50 @@ mod tests {
             assert!(rows == 1 || time(rows) <= limit_us);
             assert!(rows == 128 || time(rows + 1) > limit_us, "{rows} rows in {limit_us}");
         }
+    }
+
+    /// A long task ends and a short one begins while something else takes the processor: a handful of slow steps, at a context
+    /// length that has not been seen for thousands of steps, doubled what the rest was predicted to take.
+    #[test]
+    fn a_few_held_up_steps_change_little() {
+        let mut model = StepModel::new(2000.0);
+        let time = |cells: f64| 2000.0 + 0.2 * cells;
+        let mut see = |cells: u64, duration_us| {
+            model.observe(StepObservation { rows_decode: 1, rows_prefill: 0, context_cells: cells, duration_us });
+        };
+        (10..1900).for_each(|cells| see(cells, time(cells as f64)));
+        (10..14).for_each(|cells| see(cells, 4.0 * time(cells as f64)));
+        let off = model.step_us(1.0, 0.0, 950.0) / time(950.0);
+        assert!((0.95..1.3).contains(&off), "{off}");
+    }
+
+    #[test]
+    fn a_machine_that_turns_slow_is_followed_and_part_of_it_is_believed_of_other_steps() {
+        let mut model = learned();
+        for n in 0..200u32 {
+            let duration_us = 2.0 * truth(1.0, 0.0, f64::from(n));
+            model.observe(StepObservation { rows_decode: 1, rows_prefill: 0, context_cells: n.into(), duration_us });
+        }
+        let slower = |decode, prefill, cells| model.step_us(decode, prefill, cells) / truth(decode, prefill, cells);
+        assert!((slower(1.0, 0.0, 50.0) - 2.0).abs() < 0.1, "{}", slower(1.0, 0.0, 50.0));
+        for (decode, prefill, cells) in [(16.0, 0.0, 3000.0), (3.0, 125.0, 500.0)] {
+            let elsewhere = slower(decode, prefill, cells);
+            assert!((1.1..2.1).contains(&elsewhere), "{elsewhere}");
+        }
+    }
+
+    /// Other programs take the processor for a while, again and again: what counts is how long all steps together take.
+    #[test]
+    fn on_a_busy_machine_the_mean_is_learned_and_not_the_usual_step() {
+        let mut model = learned();
+        let time = |n: u32| truth(1.0, 0.0, n.into()) * if n.is_multiple_of(5) { 7.0 } else { 1.0 };
+        for n in 0..1000u32 {
+            let (context_cells, duration_us) = (n.into(), time(n));
+            model.observe(StepObservation { rows_decode: 1, rows_prefill: 0, context_cells, duration_us });
+        }
+        let mean = (0..1000).map(time).sum::<f64>() / 1000.0;
+        let off = model.step_us(1.0, 0.0, 500.0) / mean;
+        assert!((0.75..1.35).contains(&off), "{off}");
     }
 
     /// One slot and short contexts: what a stalled step taught of long ones was that they take no time.

@@ -55,6 +55,42 @@ Feature: What a full queue does
     And I open the stream of "machine"
     Then it is refused as "QUEUE_FULL_DROP_LRU"
 
+  Scenario: Each newcomer drops the one that has waited longest then
+    Given a server
+    And 1 task may run and 3 may wait
+    And a full queue drops who matters least
+    And the queue is full
+    When I send the task "newcomer"
+    And I send the task "second newcomer"
+    And I wait until the log says that "waiting 1" has ended
+    And I wait until the log says that "waiting 2" has ended
+    And I cancel the task that runs
+    And I read the stream of "waiting 3" to its end
+    And I read the stream of "newcomer" to its end
+    And I read the stream of "second newcomer" to its end
+    Then the stream of "waiting 3" ends properly
+    And the stream of "newcomer" ends properly
+    And the stream of "second newcomer" ends properly
+    And the metrics count 2 "admission_backpressure_events_total" by "policy" "drop-lru"
+    And the metrics count 0 "admission_backpressure_events_total" by "policy" "reject"
+
+  Scenario Outline: A house that wants its proxies to see <status> for a full queue
+    Given a server
+    And the setting overload_status is "<status>"
+    And 1 task may run and 1 may wait
+    And a full queue <policy>
+    And the queue is full
+    When I send the task "late" with
+      | priority | "batch" |
+    Then it is refused as "<code>" with the status <status>
+    And I am told to retry after at least 1 second
+
+    Examples:
+      | status | policy                 | code                |
+      | 429    | turns newcomers away   | ADMISSION_REJECT    |
+      | 503    | turns newcomers away   | ADMISSION_REJECT    |
+      | 529    | drops who matters least | QUEUE_FULL_DROP_LRU |
+
   Scenario: Batch work does not push interactive work out
     Given a server
     And 1 task may run and 2 may wait

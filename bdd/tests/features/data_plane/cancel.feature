@@ -39,6 +39,34 @@ Feature: Canceling a task
     Then the stream of "story" ends because of "canceled"
     And the stream of "story" has 0 tokens
 
+  @faults
+  Scenario: The place of a task that is canceled while it waits is free at once, although a step is under way
+    Given a server
+    And the engine needs 2000 ms for every step
+    And 1 task may run and 1 may wait
+    And the long task "hog" is running
+    When I send the task "story"
+    And I send the task "late"
+    Then it is refused as "ADMISSION_REJECT"
+    When I cancel "story"
+    And I send the task "next"
+    Then it is accepted
+    And the answer's "queue_position" is 0
+
+  @faults
+  Scenario: Nobody is dropped while a canceled task's place is there
+    Given a server
+    And the engine needs 2000 ms for every step
+    And 1 task may run and 2 may wait
+    And a full queue drops who matters least
+    And the long task "hog" is running
+    When I send the task "patient"
+    And I send the task "story"
+    And I cancel "story"
+    And I send the task "next"
+    Then it is accepted
+    And the metrics count 0 "admission_backpressure_events_total" by "policy" "drop-lru"
+
   Scenario: The next task takes the place of a canceled one
     Given a server
     And 1 task may run and 4 may wait

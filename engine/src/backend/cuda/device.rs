@@ -6,6 +6,17 @@ use std::sync::Arc;
 
 use crate::backend::DeviceError;
 
+/// What memory is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Matrices, norms, biases.
+    Weights,
+    /// Keys and values.
+    Kv,
+    /// Everything else.
+    Workspace,
+}
+
 /// A device and its one stream: everything happens in the order of the calls, `download` waits for all of it.
 pub trait Device: Send + Sync {
     /// The address of `bytes` of memory that hold anything.
@@ -13,7 +24,7 @@ pub trait Device: Send + Sync {
     /// # Errors
     ///
     /// When there is not so much left; the message has both sizes.
-    fn alloc(&self, bytes: usize) -> Result<u64, DeviceError>;
+    fn alloc(&self, bytes: usize, purpose: Use) -> Result<u64, DeviceError>;
 
     /// Gives back what `alloc` gave.
     fn free(&self, address: u64, bytes: usize);
@@ -24,6 +35,13 @@ pub trait Device: Send + Sync {
     ///
     /// When the device fails.
     fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), DeviceError>;
+
+    /// Makes memory all zeros.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    fn clear(&self, address: u64, bytes: usize) -> Result<(), DeviceError>;
 
     /// Waits for everything asked so far, then copies to the host.
     ///
@@ -48,18 +66,26 @@ pub trait Device: Send + Sync {
 
     /// Names its arithmetic.
     fn arithmetic(&self) -> String;
+
+    /// True for a device that only counts what is asked of it: nobody need read weights for it.
+    fn only_counts(&self) -> bool {
+        false
+    }
 }
 
 /// Arguments of a launch, each in words of its own. A kernel takes under twelve, in under thirty-two words.
 #[derive(Clone, Debug, Default)]
 pub struct Arguments {
     words: [u64; 32],
-    starts: [usize; 12],
+    starts: [usize; Arguments::COUNT_MAX],
     len: usize,
     count: usize,
 }
 
 impl Arguments {
+    /// Most that a kernel takes.
+    pub(super) const COUNT_MAX: usize = 12;
+
     /// None yet.
     pub fn new() -> Arguments {
         Arguments::default()
@@ -123,10 +149,10 @@ pub struct Memory<D: Device> {
 }
 
 impl<D: Device> Memory<D> {
-    pub(super) fn new(device: &Arc<D>, bytes: usize) -> Result<Memory<D>, DeviceError> {
+    pub(super) fn new(device: &Arc<D>, bytes: usize, purpose: Use) -> Result<Memory<D>, DeviceError> {
         // Nothing is a legal length of activations; devices want at least something.
         let bytes = bytes.max(16);
-        Ok(Memory { device: device.clone(), address: device.alloc(bytes)?, bytes })
+        Ok(Memory { device: device.clone(), address: device.alloc(bytes, purpose)?, bytes })
     }
 
     pub(super) fn address(&self) -> u64 {

@@ -4,15 +4,24 @@
 //! then. The backend is generic over [`Device`], so that tests run all of it on an emulation of the device.
 
 mod device;
+mod driver;
+mod monitor;
+mod nvrtc;
+mod packs;
+mod plan;
 mod repack;
 
 use std::sync::Arc;
 
 use device::pair;
-pub use device::{Arguments, Device, Memory};
+pub use device::{Arguments, Device, Memory, Use};
+pub use driver::{Absent, Driver, Found, Kernels, devices, version_text};
+pub use monitor::{Monitor, Usage};
+pub use nvrtc::compile;
+pub use plan::{DoesNotFit, Sizes, engine_on, kv_blocks_in, plan};
 use repack::{Layout, repack_row};
 
-use super::{Attention, BLOCK_LEN, Backend, Batch, DeviceError, KvShape, RopePairs};
+use super::{Attention, BLOCK_LEN, Backend, Batch, DeviceError, KvShape, RopePairs, StepShape};
 use crate::model::{Matrix, Rope, Vector};
 
 /// Cells that one block of threads attends to. As in `engine/kernels/attend.cu`.
@@ -130,8 +139,8 @@ impl<D: Device> CudaBackend<D> {
         }
     }
 
-    fn memory_of(&self, bytes: &[u8]) -> Result<Memory<D>, DeviceError> {
-        let memory = Memory::new(&self.device, bytes.len())?;
+    fn memory_of(&self, bytes: &[u8], purpose: Use) -> Result<Memory<D>, DeviceError> {
+        let memory = Memory::new(&self.device, bytes.len(), purpose)?;
         self.device.upload(memory.address(), bytes)?;
         Ok(memory)
     }
@@ -181,15 +190,8 @@ impl<D: Device> CudaBackend<D> {
     /// Makes whole numbers of activations, unless they have been made already.
     fn quantise(&mut self, x: &CudaBuffer<D>, rows: usize, cols: usize) -> Option<[u64; 4]> {
         let len = rows * cols;
-        if self.integers.as_ref().is_none_or(|i| i.len < len) {
-            let room = |bytes| Memory::new(&self.device, bytes);
-            let made = (|| {
-                let (high, low) = (room(len)?, room(len)?);
-                Ok(Integers { high, low, scales: room(len / 8)?, sums: room(len / 4)?, len })
-            })();
-            self.integers = Some(self.keep(made)?);
-            self.integers_of = None;
-        }
+        let made = self.room_for_integers(len);
+        self.keep(made)?;
         let i = self.integers.as_ref().expect("was just made");
         let places = [&i.high, &i.low, &i.scales, &i.sums].map(Memory::address);
         let wanted = Some((x.0.address(), rows, cols));
@@ -203,12 +205,52 @@ impl<D: Device> CudaBackend<D> {
         Some(places)
     }
 
-    fn angles(&mut self, ropes: &[Rope], rows: usize) -> Result<(), DeviceError> {
+    fn room_for_integers(&mut self, len: usize) -> Result<(), DeviceError> {
+        if self.integers.as_ref().is_none_or(|i| i.len < len) {
+            self.integers_of = None;
+            let room = |bytes| Memory::new(&self.device, bytes, Use::Workspace);
+            let (high, low) = (room(len)?, room(len)?);
+            self.integers = Some(Integers { high, low, scales: room(len / 8)?, sums: room(len / 4)?, len });
+        }
+        Ok(())
+    }
+
+    fn room_for_rows(&mut self, rows: usize) -> Result<(), DeviceError> {
+        if self.step.capacity < rows {
+            self.step.rows = Some(Memory::new(&self.device, 5 * 4 * rows, Use::Workspace)?);
+            self.step.capacity = rows;
+        }
+        Ok(())
+    }
+
+    fn room_for_tables(&mut self, len: usize, table_len: usize) -> Result<(), DeviceError> {
+        if self.step.tables_known.len() != len || self.step.table_len != table_len {
+            self.step.tables = Some(Memory::new(&self.device, len * 4, Use::Workspace)?);
+            // No block has this number, so all of it counts as changed.
+            self.step.tables_known = vec![u32::MAX; len];
+            self.step.table_len = table_len;
+        }
+        Ok(())
+    }
+
+    fn room_for_partial(&mut self, bytes: usize) -> Result<(), DeviceError> {
+        if self.partial.as_ref().is_none_or(|m| m.bytes() < bytes) {
+            self.partial = Some(Memory::new(&self.device, bytes, Use::Workspace)?);
+        }
+        Ok(())
+    }
+
+    fn room_for_ropes(&mut self, ropes: &[Rope], rows: usize) -> Result<(), DeviceError> {
         let known = self.step.ropes.iter().map(|r| &r.rope).eq(ropes);
         if !known || self.step.ropes.iter().any(|r| r.capacity < rows) {
             let made: Result<Vec<_>, DeviceError> = ropes.iter().map(|rope| self.step_rope(rope, rows)).collect();
             self.step.ropes = made?;
         }
+        Ok(())
+    }
+
+    fn angles(&mut self, ropes: &[Rope], rows: usize) -> Result<(), DeviceError> {
+        self.room_for_ropes(ropes, rows)?;
         for index in 0..ropes.len() {
             let rope = &self.step.ropes[index];
             let half = rope.rope.frequencies.len();
@@ -228,19 +270,14 @@ impl<D: Device> CudaBackend<D> {
         let stretched = rope.stretched.as_ref().unwrap_or(&rope.frequencies);
         let turns = rope.frequencies.iter().chain(stretched).map(|f| f / std::f64::consts::TAU);
         let bytes: Vec<u8> = turns.flat_map(f64::to_le_bytes).collect();
-        let angles = Memory::new(&self.device, rows * rope.frequencies.len() * 8)?;
-        Ok(StepRope { rope: rope.clone(), turns: self.memory_of(&bytes)?, angles, capacity: rows })
+        let angles = Memory::new(&self.device, rows * rope.frequencies.len() * 8, Use::Workspace)?;
+        Ok(StepRope { rope: rope.clone(), turns: self.memory_of(&bytes, Use::Workspace)?, angles, capacity: rows })
     }
 
     /// Copies what has changed of the tables that this step uses.
     fn upload_tables(&mut self, batch: &Batch) -> Result<(), DeviceError> {
+        self.room_for_tables(batch.tables.len(), batch.table_len)?;
         let step = &mut self.step;
-        if step.tables_known.len() != batch.tables.len() || step.table_len != batch.table_len {
-            step.tables = Some(Memory::new(&self.device, batch.tables.len() * 4)?);
-            // No block has this number, so all of it counts as changed.
-            step.tables_known = vec![u32::MAX; batch.tables.len()];
-            step.table_len = batch.table_len;
-        }
         let address = step.tables.as_ref().map_or(0, Memory::address);
         for (row, position) in batch.positions.iter().enumerate() {
             let start = batch.table_of_row[row] as usize * batch.table_len;
@@ -254,6 +291,11 @@ impl<D: Device> CudaBackend<D> {
         }
         Ok(())
     }
+}
+
+/// Bytes of partial attention of one row: sums and two statistics of each piece of each head.
+fn partial_row_bytes(heads: usize, head_len: usize, context: usize) -> usize {
+    heads * context.div_ceil(SPLIT_LEN) * (head_len + 2) * 4
 }
 
 /// Threads for a row of this length: a function of the length alone.
@@ -271,8 +313,11 @@ impl<D: Device> Backend for CudaBackend<D> {
         let layout = Layout::of(matrix.tensor_type);
         let [element_bytes, scale_bytes] = layout.row_bytes(matrix.cols);
         let scales_start = (matrix.rows * element_bytes).next_multiple_of(256);
-        let memory = Memory::new(&self.device, scales_start + matrix.rows * scale_bytes)?;
+        let memory = Memory::new(&self.device, scales_start + matrix.rows * scale_bytes, Use::Weights)?;
         let scales = memory.address() + scales_start as u64;
+        if self.device.only_counts() {
+            return Ok(CudaMatrix { memory, scales, layout, rows: matrix.rows, cols: matrix.cols });
+        }
         let portion = (PORTION_BYTES / (element_bytes + scale_bytes)).max(1);
         let (mut element_plane, mut scale_plane) = (Vec::new(), Vec::new());
         for start in (0..matrix.rows).step_by(portion) {
@@ -291,16 +336,12 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn vector(&self, vector: &Vector) -> Result<CudaVector<D>, DeviceError> {
         let bytes: Vec<u8> = vector.as_slice().iter().flat_map(|x| x.to_le_bytes()).collect();
-        Ok(CudaVector { memory: self.memory_of(&bytes)?, len: vector.len() })
+        Ok(CudaVector { memory: self.memory_of(&bytes, Use::Weights)?, len: vector.len() })
     }
 
     fn buffer(&self, len: usize) -> Result<CudaBuffer<D>, DeviceError> {
-        let memory = Memory::new(&self.device, len * 4)?;
-        let zeros = vec![0; PORTION_BYTES.min(memory.bytes())];
-        for start in (0..memory.bytes()).step_by(PORTION_BYTES) {
-            let end = zeros.len().min(memory.bytes() - start);
-            self.device.upload(memory.address() + start as u64, &zeros[..end])?;
-        }
+        let memory = Memory::new(&self.device, len * 4, Use::Workspace)?;
+        self.device.clear(memory.address(), memory.bytes())?;
         Ok(CudaBuffer(memory))
     }
 
@@ -311,17 +352,24 @@ impl<D: Device> Backend for CudaBackend<D> {
         }
         let cells = shape.layer_count * shape.block_count * shape.head_count * BLOCK_LEN;
         // What a cell holds before it is written is never read.
-        let room = || Memory::new(&self.device, cells * shape.head_len * 4);
+        let room = || Memory::new(&self.device, cells * shape.head_len * 4, Use::Kv);
         Ok(CudaCache { keys: room()?, values: room()?, shape })
+    }
+
+    fn reserve(&mut self, shape: &StepShape, ropes: &[Rope]) -> Result<(), DeviceError> {
+        self.room_for_rows(shape.rows_max)?;
+        self.room_for_tables(shape.tables_len, shape.table_len)?;
+        self.room_for_ropes(ropes, shape.rows_max)?;
+        self.room_for_integers(shape.rows_max * shape.cols_max)?;
+        let row_bytes = partial_row_bytes(shape.head_count, shape.head_len, shape.context_max);
+        // What `attend` asks for with this context or a shorter one is never more.
+        self.room_for_partial(shape.rows_max.saturating_mul(row_bytes).min(PARTIAL_BYTES_MAX.max(row_bytes)))
     }
 
     fn begin_step(&mut self, batch: &Batch, ropes: &[Rope]) -> Result<(), DeviceError> {
         let rows = batch.rows();
         self.integers_of = None;
-        if self.step.capacity < rows {
-            self.step.capacity = rows.next_power_of_two();
-            self.step.rows = Some(Memory::new(&self.device, 5 * 4 * self.step.capacity)?);
-        }
+        self.room_for_rows(rows)?;
         let capacity = self.step.capacity;
         let bytes = &mut self.step.bytes;
         bytes.clear();
@@ -462,12 +510,11 @@ impl<D: Device> Backend for CudaBackend<D> {
         let KvShape { head_count: heads_kv, head_len, .. } = cache.shape;
         let heads = attention.head_count;
         let pieces = self.step.context.div_ceil(SPLIT_LEN);
-        let row_bytes = heads * pieces * (head_len + 2) * 4;
+        let row_bytes = partial_row_bytes(heads, head_len, self.step.context);
         let portion = (PARTIAL_BYTES_MAX / row_bytes.max(1)).clamp(1, batch.rows().max(1));
-        if self.partial.as_ref().is_none_or(|m| m.bytes() < portion * row_bytes) {
-            let made = Memory::new(&self.device, portion * row_bytes);
-            let Some(memory) = self.keep(made) else { return };
-            self.partial = Some(memory);
+        let made = self.room_for_partial(portion * row_bytes);
+        if self.keep(made).is_none() {
+            return;
         }
         let partial = self.partial.as_ref().map_or(0, Memory::address);
         let stats = partial + (portion * heads * pieces * head_len * 4) as u64;

@@ -1,15 +1,21 @@
-//! Byte-level BPE from a GGUF file's metadata; merging is done by the `tokenizers` crate.
+//! Byte-level BPE from a GGUF file's metadata; a text is cut by the `tokenizers` crate.
 //!
 //! Source: Radford et al. 2019 (GPT-2). How a text is cut before merging is known by name (`tokenizer.ggml.pre`); to add
 //! one, add a line to [`Cut::by_name`].
 
-use tokenizers::models::bpe::{BPE, Vocab};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use ahash::AHashMap;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{NormalizerWrapper, SplitDelimiterBehavior, Tokenizer};
+use tokenizers::{
+    NormalizedString, Normalizer, NormalizerWrapper, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
+    SplitDelimiterBehavior,
+};
 
 use super::vocabulary::{Kind, Vocabulary};
 use crate::LoadError;
@@ -63,47 +69,141 @@ pub(super) fn adds_bos(pre: &str) -> bool {
     Cut::by_name(pre).is_some_and(|cut| cut.adds_bos)
 }
 
-pub(super) struct ByteLevelBpe(Tokenizer);
+/// Of two neighbours: the rank of their merge, of which the lowest goes first, and the token that they become.
+type Merges = AHashMap<(u32, u32), (u32, u32)>;
+
+/// Merging of ours over the crate's cutting: its own wants half a million strings made when a model is loaded.
+pub(super) struct ByteLevelBpe {
+    normalizer: Option<NormalizerWrapper>,
+    cutter: Sequence,
+    ignore_merges: bool,
+    /// The token of each letter of the alphabet.
+    letters: AHashMap<char, u32>,
+    merges: Merges,
+}
 
 impl ByteLevelBpe {
     /// # Errors
     ///
-    /// When the cut is not known by name, or the merges are none.
+    /// When the cut is not known by name, or the merges are none of the vocabulary's.
     pub fn from_gguf(gguf: &Gguf<'_>, vocabulary: &Vocabulary, pre: &str) -> Result<ByteLevelBpe, LoadError> {
         let cut = Cut::by_name(pre).ok_or_else(|| {
             LoadError::unsupported(format!("pre-tokenizer {pre:?} (metadata key \"tokenizer.ggml.pre\")"))
         })?;
-        let merges = gguf.array(MERGES)?.ok_or_else(|| LoadError::missing(format!("metadata key {MERGES:?}")))?;
-        let corrupt = |why: String| LoadError::corrupt(format!("metadata key {MERGES:?}"), why);
-        let mut pairs = Vec::with_capacity(merges.len());
-        for (index, merge) in merges.strings(MERGES)?.enumerate() {
-            let text = std::str::from_utf8(merge).ok();
-            // Neither half is empty, so the space that parts them is not the first character.
-            let cut =
-                text.and_then(|t| t.char_indices().skip(1).find(|(_, c)| *c == ' ').map(|(at, _)| t.split_at(at)));
-            let (left, right) = cut.ok_or_else(|| corrupt(format!("entry {index} is no pair of tokens")))?;
-            pairs.push((left.to_owned(), right[1..].to_owned()));
-        }
-        let vocab: Vocab = vocabulary.ids().map(|(name, id)| (name.to_owned(), id)).collect();
-        let bpe = BPE::builder().vocab_and_merges(vocab, pairs).ignore_merges(cut.ignore_merges);
-        let mut merger = Tokenizer::new(bpe.build().map_err(|e| corrupt(e.to_string()))?);
-        if cut.composes {
-            let nfc = NormalizerWrapper::NFC(tokenizers::normalizers::NFC);
-            merger.with_normalizer(Some(nfc)).map_err(|e| corrupt(e.to_string()))?;
-        }
         let split = Split::new(SplitPattern::Regex(cut.pattern.to_owned()), SplitDelimiterBehavior::Isolated, false)
             .expect("the pattern is a constant that compiles");
         let digits = cut.single_digits.then(|| PreTokenizerWrapper::Digits(Digits::new(true)));
         let bytes = PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, false, false));
         let steps = digits.into_iter().chain([PreTokenizerWrapper::Split(split), bytes]).collect();
-        merger.with_pre_tokenizer(Some(PreTokenizerWrapper::Sequence(Sequence::new(steps))));
-        Ok(ByteLevelBpe(merger))
+        let letters = vocabulary.ids().filter_map(|(name, id)| {
+            let mut chars = name.chars();
+            chars.next().filter(|_| chars.next().is_none()).map(|letter| (letter, id))
+        });
+        Ok(ByteLevelBpe {
+            normalizer: cut.composes.then_some(NormalizerWrapper::NFC(tokenizers::normalizers::NFC)),
+            cutter: Sequence::new(steps),
+            ignore_merges: cut.ignore_merges,
+            letters: letters.collect(),
+            merges: merges(gguf, vocabulary)?,
+        })
     }
 
-    pub fn encode(&self, text: &str, tokens: &mut Vec<u32>) {
-        let encoding = self.0.encode_fast(text, false).expect("byte-level BPE encodes any text");
-        tokens.extend_from_slice(encoding.get_ids());
+    pub fn encode(&self, vocabulary: &Vocabulary, text: &str, tokens: &mut Vec<u32>) {
+        let mut text = NormalizedString::from(text);
+        if let Some(normalizer) = &self.normalizer {
+            normalizer.normalize(&mut text).expect("any text can be composed");
+        }
+        let mut pieces = PreTokenizedString::from(text);
+        self.cutter.pre_tokenize(&mut pieces).expect("any text can be cut");
+        for (piece, ..) in pieces.get_splits(OffsetReferential::Normalized, OffsetType::None) {
+            match vocabulary.id(piece) {
+                Some(id) if self.ignore_merges => tokens.push(id),
+                _ => self.merge(piece, tokens),
+            }
+        }
     }
+
+    fn merge(&self, piece: &str, tokens: &mut Vec<u32>) {
+        // A letter without a token of its own is left out, as the crate leaves it out.
+        let letters = piece.chars().filter_map(|letter| self.letters.get(&letter));
+        let mut symbols: Vec<Symbol> = letters
+            .enumerate()
+            .map(|(at, token)| Symbol { token: *token, before: at.wrapping_sub(1), next: at + 1 })
+            .collect();
+        let mut candidates: BinaryHeap<Reverse<Candidate>> = BinaryHeap::new();
+        (1..symbols.len()).for_each(|right| self.consider(&symbols, right - 1, right, &mut candidates));
+        while let Some(Reverse(best)) = candidates.pop() {
+            let Candidate { left, right, pair, becomes, .. } = best;
+            // One of them was merged into another since.
+            if symbols[left].next != right || (symbols[left].token, symbols[right].token) != pair {
+                continue;
+            }
+            let next = symbols[right].next;
+            symbols[left].token = becomes;
+            symbols[left].next = next;
+            symbols[right].token = NONE;
+            if let Some(after) = symbols.get_mut(next) {
+                after.before = left;
+            }
+            self.consider(&symbols, symbols[left].before, left, &mut candidates);
+            self.consider(&symbols, left, next, &mut candidates);
+        }
+        tokens.extend(symbols.iter().map(|s| s.token).filter(|token| *token != NONE));
+    }
+
+    fn consider(&self, symbols: &[Symbol], left: usize, right: usize, out: &mut BinaryHeap<Reverse<Candidate>>) {
+        let (Some(a), Some(b)) = (symbols.get(left), symbols.get(right)) else { return };
+        let pair = (a.token, b.token);
+        if let Some((rank, becomes)) = self.merges.get(&pair) {
+            out.push(Reverse(Candidate { rank: *rank, left, right, pair, becomes: *becomes }));
+        }
+    }
+}
+
+/// No token: a symbol that was merged into the one before it.
+const NONE: u32 = u32::MAX;
+
+/// Letters at first, then what they were merged into: a list in the order of the text. Beyond its ends there is nothing.
+struct Symbol {
+    token: u32,
+    before: usize,
+    next: usize,
+}
+
+/// Two neighbours that are a token together. The lowest rank goes first, of equals the first in the text.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Candidate {
+    rank: u32,
+    left: usize,
+    right: usize,
+    pair: (u32, u32),
+    becomes: u32,
+}
+
+/// # Errors
+///
+/// When an entry is no pair of tokens that make a third.
+fn merges(gguf: &Gguf<'_>, vocabulary: &Vocabulary) -> Result<Merges, LoadError> {
+    let entries = gguf.array(MERGES)?.ok_or_else(|| LoadError::missing(format!("metadata key {MERGES:?}")))?;
+    let corrupt = |why: String| LoadError::corrupt(format!("metadata key {MERGES:?}"), why);
+    let mut merges = AHashMap::with_capacity(entries.len());
+    let mut whole = String::new();
+    for (rank, entry) in (0u32..).zip(entries.strings(MERGES)?) {
+        let text = std::str::from_utf8(entry).ok();
+        // Neither half is empty, so the space that parts them is not the first character.
+        let cut = text.and_then(|t| t.char_indices().skip(1).find(|(_, c)| *c == ' ').map(|(at, _)| t.split_at(at)));
+        let (left, right) = cut.ok_or_else(|| corrupt(format!("entry {rank} is no pair of tokens")))?;
+        let right = &right[1..];
+        whole.clear();
+        whole.push_str(left);
+        whole.push_str(right);
+        let id = |name: &str| {
+            vocabulary.id(name).ok_or_else(|| corrupt(format!("entry {rank} needs {name:?}, which is no token")))
+        };
+        // Of two entries alike the last counts, as in the crate.
+        merges.insert((id(left)?, id(right)?), (rank, id(&whole)?));
+    }
+    Ok(merges)
 }
 
 /// Appends what a token of the byte-level alphabet stands for.

@@ -10,7 +10,7 @@ use super::vocabulary::{Kind, Vocabulary};
 use super::{byte_level_bpe, sentence_piece};
 use crate::LoadError;
 
-const FILE: &str = "tokenizer.json";
+pub(super) const FILE: &str = "tokenizer.json";
 
 /// Ids beyond this are an error and no wish: no vocabulary is larger by far.
 const VOCAB_LEN_MAX: u32 = 1 << 24;

@@ -2,11 +2,13 @@
 //!
 //! From a GGUF file's metadata: byte-level BPE ([`byte_level_bpe`]) or SentencePiece ([`sentence_piece`]), with control
 //! tokens found here, since whether they may be found depends on who wrote the text. From a Hugging Face folder:
-//! `tokenizer.json`, by the `tokenizers` crate ([`hugging_face`]).
+//! `tokenizer.json`, by the `tokenizers` crate ([`hugging_face`]), or where there is none SentencePiece's own
+//! `tokenizer.model` ([`model_proto`]).
 
 mod added;
 mod byte_level_bpe;
 mod hugging_face;
+mod model_proto;
 mod sentence_piece;
 #[cfg(test)]
 mod tests;
@@ -17,6 +19,7 @@ use std::path::Path;
 use added::Added;
 use byte_level_bpe::ByteLevelBpe;
 use hugging_face::HuggingFace;
+use model_proto::ModelProto;
 use sentence_piece::SentencePiece;
 use serde_json::Value as Json;
 use vocabulary::{Kind, Vocabulary};
@@ -28,6 +31,9 @@ use crate::gguf::Gguf;
 const END_NAMES: &[&str] =
     &["<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>"];
 
+/// Tokens that may have been added to SentencePiece's own.
+const ADDED_MAX: usize = 1 << 16;
+
 /// Text to tokens and back. Immutable; any number of threads may use one.
 pub struct Tokenizer {
     encoder: Encoder,
@@ -35,6 +41,8 @@ pub struct Tokenizer {
     bos: Option<u32>,
     eos: Option<u32>,
     adds_bos: bool,
+    /// A text that becomes a vector ends with `eos`.
+    adds_eos: bool,
     /// The encoder puts a space before a text, so that words look alike wherever they stand; `decode` takes it away.
     strips_space: bool,
     /// Tokens that end a generation, ascending.
@@ -42,7 +50,8 @@ pub struct Tokenizer {
 }
 
 enum Encoder {
-    Gguf {
+    /// From a GGUF file's metadata or SentencePiece's file.
+    Own {
         merger: Merger,
         /// Finds control and user-defined tokens; only the latter in text that is only text.
         all_added: Added,
@@ -85,8 +94,9 @@ impl Tokenizer {
         let ends = [eos, id("tokenizer.ggml.eot_token_id")?, id("tokenizer.ggml.eom_token_id")?];
         Ok(Tokenizer {
             adds_bos: bos.is_some() && gguf.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(bos_default),
+            adds_eos: gguf.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false),
             strips_space: matches!(&merger, Merger::SentencePiece(m) if m.adds_space()),
-            encoder: Encoder::Gguf {
+            encoder: Encoder::Own {
                 all_added: Added::new(&vocabulary, |kind| matches!(kind, Kind::Control | Kind::UserDefined))?,
                 user_added: Added::new(&vocabulary, |kind| kind == Kind::UserDefined)?,
                 merger,
@@ -103,34 +113,74 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// When `tokenizer.json` is missing, damaged, or of a kind whose tokens have no bytes.
+    /// When neither `tokenizer.json` nor `tokenizer.model` is there, or what is there is damaged or of a kind that is not read.
     pub(crate) fn from_folder(
         folder: &Path,
         tokenizer_config: &Json,
         configs: &[&Json],
     ) -> Result<Tokenizer, LoadError> {
-        let (encoder, vocabulary, strips_space) = HuggingFace::from_file(&folder.join("tokenizer.json"))?;
-        // A token's name, or an object that describes it.
-        let named = |key: &str| {
-            let value = &tokenizer_config[key];
-            value.as_str().or(value["content"].as_str()).and_then(|name| vocabulary.id(name))
-        };
-        let ids = |key: &str| -> Vec<u32> {
-            let number = |value: &Json| value.as_u64().and_then(|id| u32::try_from(id).ok());
-            let all = |c: &&Json| match &c[key] {
-                Json::Array(list) => list.iter().filter_map(number).collect(),
-                value => number(value).into_iter().collect::<Vec<u32>>(),
-            };
-            configs.iter().flat_map(all).collect()
-        };
-        let first = |key: &str| ids(key).first().copied();
+        let file = file_in(folder)?;
+        if file == model_proto::FILE {
+            return Tokenizer::from_sentence_piece(&folder.join(file), tokenizer_config, configs);
+        }
+        let (encoder, vocabulary, strips_space) = HuggingFace::from_file(&folder.join(file))?;
+        let named = |key: &str| named(tokenizer_config, key).and_then(|name| vocabulary.id(name));
+        let first = |key: &str| ids(configs, key).first().copied();
         let (bos, eos) = (named("bos_token").or(first("bos_token_id")), named("eos_token").or(first("eos_token_id")));
-        let ends = ids("eos_token_id").into_iter().chain(eos);
+        let ends = ids(configs, "eos_token_id").into_iter().chain(eos);
         Ok(Tokenizer {
             adds_bos: bos.is_some() && encoder.encode("", true, true).first().copied() == bos,
+            // Its own rules put one there.
+            adds_eos: false,
             encoder: Encoder::HuggingFace(Box::new(encoder)),
             strips_space,
             ends: all_ends(&vocabulary, ends),
+            vocabulary,
+            bos,
+            eos,
+        })
+    }
+
+    /// From SentencePiece's own file; the folder's configuration names its control tokens, and tokens that were added later.
+    fn from_sentence_piece(path: &Path, config: &Json, configs: &[&Json]) -> Result<Tokenizer, LoadError> {
+        let bytes = std::fs::read(path).map_err(|source| LoadError::Io { path: path.to_owned(), source })?;
+        let model = ModelProto::parse(&bytes)?;
+        let mut names: Vec<&[u8]> = model.pieces.iter().map(|p| p.name).collect();
+        let mut kinds: Vec<Kind> = model.pieces.iter().map(|p| p.kind).collect();
+        let mut scores: Vec<f32> = model.pieces.iter().map(|p| p.score).collect();
+        for (id, added) in config["added_tokens_decoder"].as_object().into_iter().flatten() {
+            let place = id.parse::<usize>().ok().filter(|id| *id < names.len() + ADDED_MAX);
+            let (Some(place), Some(name)) = (place, added["content"].as_str()) else {
+                let why = format!("\"added_tokens_decoder\" has {id:?}, which is no token's number or has no name");
+                return Err(LoadError::corrupt("tokenizer_config.json", why));
+            };
+            let len = names.len().max(place + 1);
+            // Ids that no name has stay empty.
+            names.resize(len, b"");
+            kinds.resize(len, Kind::Unused);
+            scores.resize(len, 0.0);
+            names[place] = name.as_bytes();
+            match (kinds[place], added["special"] == true) {
+                (Kind::Unknown, _) => {}
+                (_, true) => kinds[place] = Kind::Control,
+                (_, false) => kinds[place] = Kind::UserDefined,
+            }
+        }
+        let vocabulary = Vocabulary::new(names.into_iter(), kinds, sentence_piece::append_bytes);
+        let merger = SentencePiece::new(&vocabulary, &scores, model.adds_space)?;
+        let named = |key: &str| named(config, key).and_then(|name| vocabulary.id(name));
+        let (bos, eos) = (named("bos_token").or(model.bos), named("eos_token").or(model.eos));
+        let ends = ids(configs, "eos_token_id").into_iter().chain(eos);
+        Ok(Tokenizer {
+            adds_bos: bos.is_some() && config["add_bos_token"] != false,
+            adds_eos: config["add_eos_token"] == true,
+            strips_space: merger.adds_space(),
+            encoder: Encoder::Own {
+                all_added: Added::new(&vocabulary, |kind| matches!(kind, Kind::Control | Kind::UserDefined))?,
+                user_added: Added::new(&vocabulary, |kind| kind == Kind::UserDefined)?,
+                merger: Merger::SentencePiece(merger),
+            },
+            ends: all_ends(&vocabulary, ends.filter(|id| (*id as usize) < vocabulary.len())),
             vocabulary,
             bos,
             eos,
@@ -158,8 +208,8 @@ impl Tokenizer {
     ) -> Vec<u32> {
         let added = match &self.encoder {
             Encoder::HuggingFace(encoder) => return encoder.encode(text, add_bos, parse_special),
-            Encoder::Gguf { all_added, .. } if parse_special => all_added,
-            Encoder::Gguf { user_added, .. } => user_added,
+            Encoder::Own { all_added, .. } if parse_special => all_added,
+            Encoder::Own { user_added, .. } => user_added,
         };
         let mut tokens = Vec::with_capacity(text.len() / 3 + 1);
         if let (true, true, Some(bos)) = (add_bos, self.adds_bos, self.bos) {
@@ -175,12 +225,17 @@ impl Tokenizer {
         tokens
     }
 
+    /// The token that the model wants at the end of a text that becomes a vector, and that `encode` has not put there.
+    pub fn end_of_text(&self) -> Option<u32> {
+        self.eos.filter(|_| self.adds_eos)
+    }
+
     /// Appends the tokens of text that has no added token in it.
     pub fn encode_piece(&self, text: &str, tokens: &mut Vec<u32>) {
         match &self.encoder {
             _ if text.is_empty() => {}
-            Encoder::Gguf { merger: Merger::ByteLevel(merger), .. } => merger.encode(text, tokens),
-            Encoder::Gguf { merger: Merger::SentencePiece(merger), .. } => merger.encode(text, tokens),
+            Encoder::Own { merger: Merger::ByteLevel(merger), .. } => merger.encode(&self.vocabulary, text, tokens),
+            Encoder::Own { merger: Merger::SentencePiece(merger), .. } => merger.encode(text, tokens),
             Encoder::HuggingFace(encoder) => tokens.extend(encoder.encode(text, false, false)),
         }
     }
@@ -257,6 +312,35 @@ impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Tokenizer({} tokens)", self.vocab_len())
     }
+}
+
+/// The file of a folder's tokenizer: `tokenizer.json`, which says more, where there is one.
+///
+/// # Errors
+///
+/// When there is none.
+pub(crate) fn file_in(folder: &Path) -> Result<&'static str, LoadError> {
+    let found = [hugging_face::FILE, model_proto::FILE].into_iter().find(|name| folder.join(name).is_file());
+    found.ok_or_else(|| {
+        let (json, proto) = (hugging_face::FILE, model_proto::FILE);
+        LoadError::missing(format!("{json} and no {proto} in {}", folder.display()))
+    })
+}
+
+/// The name of a special token: a text, or an object that describes it.
+fn named<'a>(tokenizer_config: &'a Json, key: &str) -> Option<&'a str> {
+    let value = &tokenizer_config[key];
+    value.as_str().or(value["content"].as_str())
+}
+
+/// The tokens that the configurations have under a key: one, or several.
+fn ids(configs: &[&Json], key: &str) -> Vec<u32> {
+    let number = |value: &Json| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    let all = |c: &&Json| match &c[key] {
+        Json::Array(list) => list.iter().filter_map(number).collect(),
+        value => number(value).into_iter().collect::<Vec<u32>>(),
+    };
+    configs.iter().flat_map(all).collect()
 }
 
 /// The tokens that the model says end a generation, and those that do by their name.

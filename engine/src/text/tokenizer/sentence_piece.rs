@@ -1,4 +1,4 @@
-//! SentencePiece's BPE from a GGUF file's metadata: neighbours are merged into the token with the highest score first.
+//! SentencePiece's BPE from a GGUF file's metadata or its own file: neighbours are merged into the token with the highest score first.
 //!
 //! Source: Kudo and Richardson 2018; order of ties and the fall-back to bytes as llama.cpp has them.
 
@@ -36,6 +36,15 @@ impl SentencePiece {
         }
         let scores: Option<Vec<f32>> = scores.iter().map(|s| s.as_float().map(|s| s as f32)).collect();
         let scores = scores.ok_or_else(|| corrupt("must be an array of numbers".to_owned()))?;
+        SentencePiece::new(vocabulary, &scores, gguf.bool(ADD_SPACE)?.unwrap_or(true))
+    }
+
+    /// From the score of each token of a vocabulary.
+    ///
+    /// # Errors
+    ///
+    /// When there is a byte that no token can write.
+    pub fn new(vocabulary: &Vocabulary, scores: &[f32], adds_space: bool) -> Result<SentencePiece, LoadError> {
         let pieces = vocabulary.ids().filter(|(_, id)| {
             // Plain text never becomes a control token, whatever its letters are.
             matches!(vocabulary.kind(*id), Some(Kind::Text | Kind::UserDefined))
@@ -49,7 +58,7 @@ impl SentencePiece {
                 "has neither a token for every byte nor one for the unknown",
             ));
         }
-        Ok(SentencePiece { pieces, bytes, unknown, adds_space: gguf.bool(ADD_SPACE)?.unwrap_or(true) })
+        Ok(SentencePiece { pieces, bytes, unknown, adds_space })
     }
 
     /// True when a space is put before every text.

@@ -92,9 +92,13 @@ struct Folder(PathBuf);
 
 impl Folder {
     fn with_tokenizer(name: &str, tokenizer: &Json) -> Folder {
+        Folder::with(name, "tokenizer.json", tokenizer.to_string().as_bytes())
+    }
+
+    fn with(name: &str, file: &str, bytes: &[u8]) -> Folder {
         let path = std::env::temp_dir().join(format!("orchestratord-tokenizer-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&path).expect("a folder can be made");
-        std::fs::write(path.join("tokenizer.json"), tokenizer.to_string()).expect("it can be written to");
+        std::fs::write(path.join(file), bytes).expect("it can be written to");
         Folder(path)
     }
 }
@@ -153,6 +157,57 @@ fn sentence_piece_vocabularies_encode_as_their_own_library() {
         let control = tokenizer.encode("a</s>", true, true);
         assert_eq!((control.first(), control.last()), (tokenizer.bos().as_ref(), tokenizer.eos().as_ref()));
     }
+}
+
+/// The file of the set as `sentencepiece` wrote it.
+fn tokenizer_model(set: &Json) -> Vec<u8> {
+    let digits = text(&set["tokenizer_model"]).as_bytes();
+    let nibble = |digit: u8| (digit as char).to_digit(16).expect("hexadecimal") as u8;
+    digits.as_chunks::<2>().0.iter().map(|[high, low]| nibble(*high) << 4 | nibble(*low)).collect()
+}
+
+#[test]
+fn a_tokenizer_model_encodes_as_its_own_library_and_as_from_metadata() {
+    for set in sets("spm") {
+        let folder = Folder::with(text(&set["name"]), "tokenizer.model", &tokenizer_model(&set));
+        let tokenizer = Tokenizer::from_folder(&folder.0, &Json::Null, &[]).expect("a sound tokenizer");
+        let from_metadata = read(metadata_of_spm(&set)).expect("a sound vocabulary");
+        assert_eq!(tokenizer.vocab_len(), from_metadata.vocab_len());
+        assert_eq!((tokenizer.bos(), tokenizer.eos()), (from_metadata.bos(), from_metadata.eos()));
+        assert_eq!(tokenizer.ends_of_generation(), from_metadata.ends_of_generation());
+        for case in list(&set["cases"]) {
+            let (name, input, wanted) = (&set["name"], text(&case["text"]), ids(&case["ids"]));
+            assert_eq!(tokenizer.encode(input, false, false), wanted, "{name}: {input:?}");
+            assert_eq!(tokenizer.decode(&wanted, false), text(&case["decoded"]), "{name}: {input:?}");
+            for (bos, special) in [(true, true), (true, false), (false, true)] {
+                let (a, b) = (tokenizer.encode(input, bos, special), from_metadata.encode(input, bos, special));
+                assert_eq!(a, b, "{name}: {input:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn tokens_that_were_added_to_a_tokenizer_model_are_found() {
+    let set = &sets("spm")[0];
+    let folder = Folder::with("added", "tokenizer.model", &tokenizer_model(set));
+    let len = list(&set["pieces"]).len();
+    let mut config = json!({ "eos_token": "<|im_end|>", "add_bos_token": false, "add_eos_token": true });
+    config["added_tokens_decoder"] = json!({
+        (len + 1).to_string(): { "content": "<|im_end|>", "special": true },
+        "2": { "content": "</s>", "special": true },
+    });
+    let tokenizer = Tokenizer::from_folder(&folder.0, &config, &[]).expect("a sound tokenizer");
+    let end = len as u32 + 1;
+    assert_eq!((tokenizer.vocab_len(), tokenizer.eos(), tokenizer.end_of_text()), (len + 2, Some(end), Some(end)));
+    assert_eq!(tokenizer.encode("<|im_end|>", true, true), [end]);
+    assert!(tokenizer.is_control(end) && !tokenizer.encode("<|im_end|>", true, false).contains(&end));
+    config["added_tokens_decoder"] = json!({ "4000000000": { "content": "x" } });
+    let refused = Tokenizer::from_folder(&folder.0, &config, &[]).expect_err("far out").to_string();
+    assert!(refused.contains("added_tokens_decoder"), "{refused}");
+    let nothing = Folder::with("nothing", "README", b"");
+    let refused = Tokenizer::from_folder(&nothing.0, &Json::Null, &[]).expect_err("no file").to_string();
+    assert!(refused.contains("tokenizer.json") && refused.contains("tokenizer.model"), "{refused}");
 }
 
 #[test]

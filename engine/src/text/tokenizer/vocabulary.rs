@@ -1,6 +1,6 @@
 //! The tokens of a model: what each is called, what it is for, and what it adds to a text.
 
-use std::collections::HashMap;
+use ahash::AHashMap;
 
 use crate::LoadError;
 use crate::gguf::{Gguf, Value};
@@ -33,7 +33,7 @@ pub(super) struct Vocabulary {
     starts: Vec<u32>,
     bytes_max: usize,
     /// The first token of each name that is UTF-8.
-    ids: HashMap<Box<str>, u32>,
+    ids: AHashMap<Box<str>, u32>,
 }
 
 impl Vocabulary {
@@ -43,7 +43,7 @@ impl Vocabulary {
         kinds: Vec<Kind>,
         append_bytes: impl Fn(&str, Kind, &mut Vec<u8>),
     ) -> Vocabulary {
-        let (mut names, mut ids) = (Vec::with_capacity(kinds.len()), HashMap::with_capacity(kinds.len()));
+        let (mut names, mut ids) = (Vec::with_capacity(kinds.len()), AHashMap::with_capacity(kinds.len()));
         let (mut bytes, mut starts) = (Vec::new(), vec![0u32]);
         for (index, raw) in raw.enumerate() {
             let kind = kinds[index];

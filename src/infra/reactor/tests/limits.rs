@@ -99,3 +99,13 @@ fn a_crowd_that_is_turned_away_leaves_nothing_behind() {
         server.assert_serves();
     });
 }
+
+/// Every open stream holds one: what an async function takes by value, or a guard's argument, is there twice.
+#[test]
+fn a_connection_is_small() {
+    fn result_len<A, B, C, F>(_: impl FnOnce(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+    let len = result_len(connection::drive::<crate::app::service::Door>);
+    assert!(len <= 2304, "a connection takes {len} bytes: `-Zprint-type-sizes` says where they are");
+}

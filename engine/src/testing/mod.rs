@@ -1,6 +1,8 @@
 //! Tiny random models and repeatable dice, for tests here and in the crates above. No part of the interface.
 #![allow(missing_docs, reason = "for tests")]
 
+pub mod emulator;
+
 pub use orchestratord_cpu::testing::{Dice, encode};
 
 use crate::gguf::TensorType;
@@ -28,6 +30,8 @@ pub struct TinyModel {
     pub biases: bool,
     pub chat_template: Option<String>,
     pub freq_base: f32,
+    /// More control tokens, the last ids.
+    pub marks: Vec<&'static str>,
 }
 
 impl Default for TinyModel {
@@ -54,6 +58,7 @@ impl Default for TinyModel {
                     .to_owned(),
             ),
             freq_base: 10_000.0,
+            marks: Vec::new(),
         }
     }
 }
@@ -113,7 +118,8 @@ impl TinyModel {
         m.string("tokenizer.ggml.pre", "llama-bpe");
         let (tokens, merges) = self.vocabulary();
         m.strings("tokenizer.ggml.tokens", &tokens);
-        let kinds: Vec<i32> = (0..tokens.len()).map(|i| if i < CONTROLS.len() { 3 } else { 1 }).collect();
+        let letters = CONTROLS.len()..tokens.len() - self.marks.len();
+        let kinds: Vec<i32> = (0..tokens.len()).map(|i| if letters.contains(&i) { 1 } else { 3 }).collect();
         m.i32s("tokenizer.ggml.token_type", &kinds);
         m.strings("tokenizer.ggml.merges", &merges);
         m.u32("tokenizer.ggml.bos_token_id", 0);
@@ -136,11 +142,12 @@ impl TinyModel {
         let mut round = tokens[CONTROLS.len()..].to_vec();
         round.retain(|t| letters.iter().any(|l| letter(*l) == *t));
         let singles = round.clone();
-        while tokens.len() < self.vocab_len {
+        let letters_end = self.vocab_len - self.marks.len();
+        while tokens.len() < letters_end {
             let mut next = Vec::new();
             for (a, b) in round.iter().flat_map(|a| singles.iter().map(move |b| (a, b))) {
                 let joined = format!("{a}{b}");
-                if tokens.len() < self.vocab_len && known.insert(joined.clone()) {
+                if tokens.len() < letters_end && known.insert(joined.clone()) {
                     merges.push(format!("{a} {b}"));
                     tokens.push(joined.clone());
                     next.push(joined);
@@ -148,6 +155,7 @@ impl TinyModel {
             }
             round = next;
         }
+        tokens.extend(self.marks.iter().map(|mark| (*mark).to_owned()));
         (tokens, merges)
     }
 

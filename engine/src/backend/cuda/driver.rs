@@ -1,0 +1,542 @@
+//! A device behind NVIDIA's driver, which is looked for at run time: nothing of CUDA is needed to build or to start.
+//!
+//! Everything happens on one stream in the order of the calls. Copies go through pinned memory, in portions, so that the
+//! next portion is filled while one is on its way. Each [`Driver`] has a context of its own: whoever breaks it breaks no
+//! other, and dropping it gives back all that it had.
+#![allow(unsafe_code, reason = "the driver is a library with C's calling convention")]
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::path::PathBuf;
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use cudarc::driver::sys::{self, CUresult};
+
+use super::device::{Arguments, Device, Use};
+use super::{nvrtc, packs};
+use crate::backend::DeviceError;
+
+/// Bytes of a portion on its way to the device, and how many there may be.
+const PORTION_BYTES: usize = 4 << 20;
+const PORTIONS: usize = 4;
+/// Bytes that come back at once.
+const RETURN_BYTES: usize = 8 << 20;
+/// Dynamic memory that a block may have without being asked for first.
+const SHARED_BYTES_FREE: usize = 48 << 10;
+
+/// All that is called here. cudarc panics at the first call of a function that the driver lacks, so they are looked for
+/// before. The oldest driver that has them all is of the 400s; what loads our code is 525 and newer.
+const FUNCTIONS: [&str; 32] = [
+    "cuCtxCreate_v2",
+    "cuCtxDestroy_v2",
+    "cuCtxSetCurrent",
+    "cuDeviceGet",
+    "cuDeviceGetAttribute",
+    "cuDeviceGetCount",
+    "cuDeviceGetName",
+    "cuDeviceGetPCIBusId",
+    "cuDeviceTotalMem_v2",
+    "cuDriverGetVersion",
+    "cuEventCreate",
+    "cuEventDestroy_v2",
+    "cuEventRecord",
+    "cuEventSynchronize",
+    "cuFuncSetAttribute",
+    "cuGetErrorName",
+    "cuGetErrorString",
+    "cuInit",
+    "cuLaunchKernel",
+    "cuMemAlloc_v2",
+    "cuMemFreeHost",
+    "cuMemFree_v2",
+    "cuMemGetInfo_v2",
+    "cuMemHostAlloc",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemsetD8Async",
+    "cuModuleGetFunction",
+    "cuModuleLoadData",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
+    "cuStreamSynchronize",
+];
+
+/// A device that the driver has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its number among the devices that this process may use.
+    pub index: usize,
+    /// As its maker calls it.
+    pub name: String,
+    /// Major and minor number of its instruction set.
+    pub capability: (u32, u32),
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// Where it is plugged in, as `nvidia-smi` writes it.
+    pub bus_id: String,
+    /// Version of CUDA that the driver speaks: 12090 is 12.9.
+    pub driver_version: i32,
+}
+
+/// Why there is no device. `Display` says what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Absent {
+    /// There is no driver.
+    #[error(
+        "no NVIDIA driver: libcuda.so.1 is not found; install the driver, or in a container pass it in (--gpus all), or add \
+         its folder to LD_LIBRARY_PATH"
+    )]
+    NoLibrary,
+    /// The library is not what was expected.
+    #[error("the NVIDIA driver is too old: libcuda has no {function}; install driver 525 or newer")]
+    TooOld {
+        /// The first function that it lacks.
+        function: &'static str,
+    },
+    /// The driver works and has nothing to drive.
+    #[error(
+        "the NVIDIA driver has no device ({error}): see what nvidia-smi lists, whether CUDA_VISIBLE_DEVICES hides it, and \
+         whether a container was given one (--gpus all)"
+    )]
+    NoDevice {
+        /// What the driver said.
+        error: String,
+    },
+    /// All devices are older than the kernels.
+    #[error("{name} has compute capability {}.{}: the kernels need 8.0 or newer (Ampere)", capability.0, capability.1)]
+    TooWeak {
+        /// The device.
+        name: String,
+        /// Its capability.
+        capability: (u32, u32),
+    },
+}
+
+/// Where the kernels come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Kernels {
+    /// The packs of this binary.
+    #[default]
+    BuiltIn,
+    /// Sources in a folder, compiled for the device by the NVRTC of this machine: for tuning.
+    Folder(PathBuf),
+}
+
+/// The devices of this machine that the kernels run on; never panics, whatever the machine has or lacks.
+///
+/// # Errors
+///
+/// When there is none.
+pub fn devices() -> Result<Vec<Found>, Absent> {
+    // SAFETY: loads a library; its initialisers are the driver's.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Absent::NoLibrary);
+    }
+    // SAFETY: the library was found a moment ago and stays loaded from here on.
+    let library = unsafe { sys::culib() };
+    for function in FUNCTIONS {
+        // SAFETY: the symbol is not called.
+        if unsafe { library.get::<unsafe extern "C" fn()>(function.as_bytes()) }.is_err() {
+            return Err(Absent::TooOld { function });
+        }
+    }
+    let absent = |error: DeviceError| Absent::NoDevice { error: error.0 };
+    let (mut version, mut count) = (0, 0);
+    // SAFETY: both only write the number they are given.
+    unsafe {
+        check(sys::cuInit(0), "cuInit").map_err(absent)?;
+        check(sys::cuDriverGetVersion(&mut version), "cuDriverGetVersion").map_err(absent)?;
+        check(sys::cuDeviceGetCount(&mut count), "cuDeviceGetCount").map_err(absent)?;
+    }
+    let found: Result<Vec<Found>, DeviceError> = (0..count).map(|index| describe(index, version)).collect();
+    let found = found.map_err(absent)?;
+    let Some(first) = found.first().cloned() else {
+        return Err(Absent::NoDevice { error: "it counts none".to_owned() });
+    };
+    let able: Vec<Found> = found.into_iter().filter(|f| f.capability >= (8, 0)).collect();
+    if able.is_empty() {
+        return Err(Absent::TooWeak { name: first.name, capability: first.capability });
+    }
+    Ok(able)
+}
+
+fn describe(index: i32, driver_version: i32) -> Result<Found, DeviceError> {
+    use sys::CUdevice_attribute as Attribute;
+    let (mut device, mut major, mut minor, mut memory_bytes) = (0, 0, 0, 0);
+    let (mut name, mut bus_id) = ([0 as c_char; 256], [0 as c_char; 32]);
+    // SAFETY: each call writes what it is given, of the length it is told.
+    unsafe {
+        check(sys::cuDeviceGet(&mut device, index), "cuDeviceGet")?;
+        check(sys::cuDeviceGetName(name.as_mut_ptr(), 255, device), "cuDeviceGetName")?;
+        check(sys::cuDeviceGetPCIBusId(bus_id.as_mut_ptr(), 31, device), "cuDeviceGetPCIBusId")?;
+        check(sys::cuDeviceTotalMem_v2(&mut memory_bytes, device), "cuDeviceTotalMem")?;
+        for (value, attribute) in [
+            (&mut major, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR),
+            (&mut minor, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR),
+        ] {
+            check(sys::cuDeviceGetAttribute(value, attribute, device), "cuDeviceGetAttribute")?;
+        }
+    }
+    Ok(Found {
+        index: index as usize,
+        name: text(&name),
+        capability: (major as u32, minor as u32),
+        memory_bytes: memory_bytes as u64,
+        bus_id: text(&bus_id),
+        driver_version,
+    })
+}
+
+/// `cuCtxCreate_v2`, which every driver has, and which these bindings leave out in favour of one that drivers before 12.5 lack.
+///
+/// # Safety
+///
+/// The library must be there and have the function: see [`devices`].
+unsafe fn create_context(context: *mut sys::CUcontext, flags: u32, device: sys::CUdevice) -> CUresult {
+    type Create = unsafe extern "C" fn(*mut sys::CUcontext, u32, sys::CUdevice) -> CUresult;
+    // SAFETY: the type is that of cuda.h.
+    match unsafe { sys::culib().get::<Create>(b"cuCtxCreate_v2") } {
+        // SAFETY: writes the handle.
+        Ok(create) => unsafe { create(context, flags, device) },
+        Err(_) => CUresult::CUDA_ERROR_NOT_FOUND,
+    }
+}
+
+/// A string that the driver wrote.
+fn text(bytes: &[c_char]) -> String {
+    let bytes: Vec<u8> = bytes.iter().map(|b| *b as u8).take_while(|b| *b != 0).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn check(result: CUresult, call: &str) -> Result<(), DeviceError> {
+    if result == CUresult::CUDA_SUCCESS {
+        return Ok(());
+    }
+    let (mut name, mut why) = (std::ptr::null(), std::ptr::null());
+    // SAFETY: both write a pointer to a string that the driver keeps, or leave it null.
+    let said = unsafe {
+        sys::cuGetErrorName(result, &mut name);
+        sys::cuGetErrorString(result, &mut why);
+        [name, why].map(|p| if p.is_null() { "?".into() } else { CStr::from_ptr(p).to_string_lossy() })
+    };
+    Err(DeviceError(format!("{call}: {} ({}), {}", said[0], result as u32, said[1])))
+}
+
+/// A device with a context, a stream, and the kernels for it.
+pub struct Driver {
+    found: Found,
+    target: String,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    modules: Vec<sys::CUmodule>,
+    functions: Mutex<HashMap<&'static str, Function>>,
+    staging: Mutex<Staging>,
+    /// Bytes that were copied to the device.
+    uploaded: Arc<AtomicU64>,
+    /// Bytes that were asked for and not given back.
+    allocated: AtomicU64,
+}
+
+#[derive(Clone, Copy)]
+struct Function {
+    handle: sys::CUfunction,
+    /// Dynamic memory that its blocks may have.
+    shared_bytes: usize,
+}
+
+/// Pinned memory: portions in turn, each with an event that says when it has been read.
+struct Staging {
+    portions: Vec<(*mut u8, sys::CUevent)>,
+    next: usize,
+    back: *mut u8,
+}
+
+// SAFETY: handles of the driver may be used on any thread; a context is made current on the thread before each use, and what
+// changes lies behind locks.
+unsafe impl Send for Driver {}
+// SAFETY: as above.
+unsafe impl Sync for Driver {}
+
+impl Driver {
+    /// Makes a context on a device and loads the kernels.
+    ///
+    /// # Errors
+    ///
+    /// When the device or the kernels cannot be used.
+    pub fn open(found: &Found, kernels: &Kernels) -> Result<Driver, DeviceError> {
+        let (target, images) = match kernels {
+            Kernels::BuiltIn => {
+                let target = packs::target_for(found.capability);
+                (target.to_owned(), packs::unpack(target))
+            }
+            Kernels::Folder(folder) => {
+                let target = format!("sm_{}{}", found.capability.0, found.capability.1);
+                let images = nvrtc::compile(folder, &target)?;
+                (target, images)
+            }
+        };
+        let staging = Mutex::new(Staging { portions: Vec::new(), next: 0, back: null_mut() });
+        let mut driver = Driver {
+            found: found.clone(),
+            target,
+            context: null_mut(),
+            stream: null_mut(),
+            modules: Vec::new(),
+            functions: Mutex::default(),
+            staging,
+            uploaded: Arc::default(),
+            allocated: AtomicU64::new(0),
+        };
+        let mut device = 0;
+        // SAFETY: handles are written where they are kept; what was made when one call fails, `drop` gives back.
+        unsafe {
+            check(sys::cuDeviceGet(&mut device, found.index as i32), "cuDeviceGet")?;
+            // While the host waits it sleeps: the processor's other threads have work to do.
+            let flags = sys::CUctx_flags::CU_CTX_SCHED_BLOCKING_SYNC as u32;
+            check(create_context(&mut driver.context, flags, device), "cuCtxCreate")?;
+            let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+            check(sys::cuStreamCreate(&mut driver.stream, flags), "cuStreamCreate")?;
+            for (name, image) in &images {
+                let mut module = null_mut();
+                let loaded = check(sys::cuModuleLoadData(&mut module, image.as_ptr().cast()), "cuModuleLoadData");
+                loaded.map_err(|e| {
+                    DeviceError(format!(
+                        "{} of {name} for {}, driver {}: {}",
+                        driver.target,
+                        found.name,
+                        version_text(found.driver_version),
+                        e.0
+                    ))
+                })?;
+                driver.modules.push(module);
+            }
+        }
+        driver.staging.get_mut().expect("nobody has it yet").fill()?;
+        Ok(driver)
+    }
+
+    /// What it is.
+    pub fn found(&self) -> &Found {
+        &self.found
+    }
+
+    /// Counts the bytes that are copied to it: for whoever shows how far it is.
+    pub fn uploaded(&self) -> Arc<AtomicU64> {
+        self.uploaded.clone()
+    }
+
+    /// Bytes of it that are in use here.
+    pub fn allocated_bytes(&self) -> u64 {
+        self.allocated.load(Relaxed)
+    }
+
+    /// Bytes that are free, and all there are.
+    ///
+    /// # Errors
+    ///
+    /// When the device has failed.
+    pub fn memory(&self) -> Result<(u64, u64), DeviceError> {
+        self.make_current()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: writes the two numbers.
+        check(unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) }, "cuMemGetInfo")?;
+        Ok((free as u64, total as u64))
+    }
+
+    fn make_current(&self) -> Result<(), DeviceError> {
+        // SAFETY: the context lives as long as `self`.
+        check(unsafe { sys::cuCtxSetCurrent(self.context) }, "cuCtxSetCurrent")
+    }
+
+    fn staging(&self) -> MutexGuard<'_, Staging> {
+        self.staging.lock().expect("nothing panics under this lock")
+    }
+
+    fn function(&self, kernel: &'static str) -> Result<Function, DeviceError> {
+        let mut functions = self.functions.lock().expect("nothing panics under this lock");
+        if let Some(function) = functions.get(kernel) {
+            return Ok(*function);
+        }
+        let name = CString::new(kernel).expect("names of kernels have no zeros");
+        for module in &self.modules {
+            let mut handle = null_mut();
+            // SAFETY: the module is loaded as long as `self` lives.
+            let result = unsafe { sys::cuModuleGetFunction(&mut handle, *module, name.as_ptr()) };
+            if result != CUresult::CUDA_ERROR_NOT_FOUND {
+                check(result, "cuModuleGetFunction")?;
+                let function = Function { handle, shared_bytes: SHARED_BYTES_FREE };
+                functions.insert(kernel, function);
+                return Ok(function);
+            }
+        }
+        Err(DeviceError(format!("there is no kernel {kernel} for {}", self.target)))
+    }
+
+    fn allow_shared(&self, kernel: &'static str, function: Function, bytes: usize) -> Result<(), DeviceError> {
+        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: the function's module is loaded as long as `self` lives.
+        let allowed = unsafe { sys::cuFuncSetAttribute(function.handle, attribute, bytes as i32) };
+        check(allowed, "cuFuncSetAttribute").map_err(|e| DeviceError(format!("{kernel}: {}", e.0)))?;
+        let mut functions = self.functions.lock().expect("nothing panics under this lock");
+        functions.insert(kernel, Function { shared_bytes: bytes, ..function });
+        Ok(())
+    }
+}
+
+impl Staging {
+    fn fill(&mut self) -> Result<(), DeviceError> {
+        let pinned = |bytes| {
+            let mut at = null_mut();
+            // Not write-combined: the host reads what comes back.
+            // SAFETY: writes the address; freed with the context.
+            check(unsafe { sys::cuMemHostAlloc(&mut at, bytes, 0) }, "cuMemHostAlloc")?;
+            Ok::<_, DeviceError>(at.cast::<u8>())
+        };
+        for _ in 0..PORTIONS {
+            let flags =
+                sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32 | sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+            let mut event = null_mut();
+            // SAFETY: writes the handle.
+            check(unsafe { sys::cuEventCreate(&mut event, flags) }, "cuEventCreate")?;
+            self.portions.push((null_mut(), event));
+            self.portions.last_mut().expect("just pushed").0 = pinned(PORTION_BYTES)?;
+        }
+        self.back = pinned(RETURN_BYTES)?;
+        Ok(())
+    }
+}
+
+impl Device for Driver {
+    fn alloc(&self, bytes: usize, _: Use) -> Result<u64, DeviceError> {
+        self.make_current()?;
+        let mut address = 0;
+        // SAFETY: writes the address.
+        let result = unsafe { sys::cuMemAlloc_v2(&mut address, bytes) };
+        if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            let (free, total) = self.memory()?;
+            let name = &self.found.name;
+            return Err(DeviceError(format!("{name} has no room for {bytes} bytes: {free} of {total} are free")));
+        }
+        check(result, "cuMemAlloc")?;
+        self.allocated.fetch_add(bytes as u64, Relaxed);
+        Ok(address)
+    }
+
+    fn free(&self, address: u64, bytes: usize) {
+        self.allocated.fetch_sub(bytes as u64, Relaxed);
+        // A context that has failed says so here, too; what it held goes with it.
+        if self.make_current().is_ok() {
+            // SAFETY: `Memory` frees once what `alloc` gave; the driver waits for launches that still use it.
+            let _ = unsafe { sys::cuMemFree_v2(address) };
+        }
+    }
+
+    fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.make_current()?;
+        let mut staging = self.staging();
+        for (index, piece) in bytes.chunks(PORTION_BYTES).enumerate() {
+            let turn = staging.next;
+            staging.next = (turn + 1) % PORTIONS;
+            let (portion, event) = staging.portions[turn];
+            let to = to + (index * PORTION_BYTES) as u64;
+            // SAFETY: the event says that the portion's last copy is over, so that nobody reads it while it is written; it has
+            // room for `piece`, and `to` is memory of the backend's own.
+            unsafe {
+                check(sys::cuEventSynchronize(event), "cuEventSynchronize")?;
+                std::ptr::copy_nonoverlapping(piece.as_ptr(), portion, piece.len());
+                check(sys::cuMemcpyHtoDAsync_v2(to, portion.cast(), piece.len(), self.stream), "cuMemcpyHtoDAsync")?;
+                check(sys::cuEventRecord(event, self.stream), "cuEventRecord")?;
+            }
+        }
+        self.uploaded.fetch_add(bytes.len() as u64, Relaxed);
+        Ok(())
+    }
+
+    fn clear(&self, address: u64, bytes: usize) -> Result<(), DeviceError> {
+        self.make_current()?;
+        // SAFETY: memory of the backend's own.
+        check(unsafe { sys::cuMemsetD8Async(address, 0, bytes, self.stream) }, "cuMemsetD8Async")
+    }
+
+    fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.make_current()?;
+        let staging = self.staging();
+        for (index, piece) in bytes.chunks_mut(RETURN_BYTES).enumerate() {
+            let from = from + (index * RETURN_BYTES) as u64;
+            // SAFETY: the buffer has room for `piece` and is read once the stream has written it.
+            unsafe {
+                let copied = sys::cuMemcpyDtoHAsync_v2(staging.back.cast(), from, piece.len(), self.stream);
+                check(copied, "cuMemcpyDtoHAsync")?;
+                check(sys::cuStreamSynchronize(self.stream), "cuStreamSynchronize")?;
+                std::ptr::copy_nonoverlapping(staging.back, piece.as_mut_ptr(), piece.len());
+            }
+        }
+        Ok(())
+    }
+
+    fn launch(
+        &self,
+        kernel: &'static str,
+        grid: [u32; 3],
+        threads: u32,
+        shared_bytes: usize,
+        arguments: &Arguments,
+    ) -> Result<(), DeviceError> {
+        self.make_current()?;
+        let function = self.function(kernel)?;
+        if shared_bytes > function.shared_bytes {
+            self.allow_shared(kernel, function, shared_bytes)?;
+        }
+        let mut pointers = [null_mut::<c_void>(); Arguments::COUNT_MAX];
+        for (pointer, words) in pointers.iter_mut().zip(arguments.each()) {
+            *pointer = words.as_ptr().cast_mut().cast();
+        }
+        // SAFETY: each pointer leads to as many words as the kernel's parameter has, which the tests of every kernel show; the
+        // driver copies them before it returns and writes none.
+        let launched = unsafe {
+            let [x, y, z] = grid;
+            let shared = shared_bytes as u32;
+            let pointers = pointers.as_mut_ptr();
+            sys::cuLaunchKernel(function.handle, x, y, z, threads, 1, 1, shared, self.stream, pointers, null_mut())
+        };
+        check(launched, "cuLaunchKernel").map_err(|e| DeviceError(format!("{kernel}: {}", e.0)))
+    }
+
+    fn arithmetic(&self) -> String {
+        format!("cuda-{}", self.target)
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if self.context.is_null() || self.make_current().is_err() {
+            return;
+        }
+        let staging = self.staging.get_mut().expect("nothing panics under this lock");
+        // Answers are of no use any more: a failed context gives the same error to all of this, and goes nevertheless.
+        // SAFETY: nobody uses any of it afterwards. Memory and modules go with the context.
+        unsafe {
+            if !self.stream.is_null() {
+                let _ = sys::cuStreamSynchronize(self.stream);
+                let _ = sys::cuStreamDestroy_v2(self.stream);
+            }
+            for (portion, event) in staging.portions.drain(..) {
+                let _ = sys::cuEventDestroy_v2(event);
+                if !portion.is_null() {
+                    let _ = sys::cuMemFreeHost(portion.cast());
+                }
+            }
+            if !staging.back.is_null() {
+                let _ = sys::cuMemFreeHost(staging.back.cast());
+            }
+            let _ = sys::cuCtxDestroy_v2(self.context);
+        }
+    }
+}
+
+/// 12090 as 12.9.
+pub fn version_text(version: i32) -> String {
+    format!("{}.{}", version / 1000, version % 1000 / 10)
+}
