@@ -1,7 +1,7 @@
 //! What the K types share: blocks of 256 elements.
 
 use super::{UNIT_LEN, from, part};
-use crate::simd::{LANES, Simd};
+use crate::simd::Simd;
 
 /// Units in a block.
 pub(super) const BLOCK_UNITS: usize = 256 / UNIT_LEN;
@@ -9,13 +9,7 @@ pub(super) const BLOCK_UNITS: usize = 256 / UNIT_LEN;
 /// A half-precision number of each of two blocks of `BYTES`, for all eight units of each.
 #[inline(always)]
 pub(super) fn per_block<S: Simd, const BYTES: usize, const AT: usize>(simd: S, blocks: &[u8]) -> S::F {
-    let mut halves = [0u8; 32];
-    for (halves, block) in halves.as_chunks_mut::<16>().0.iter_mut().zip(blocks.chunks_exact(BYTES)) {
-        for half in halves.as_chunks_mut::<2>().0 {
-            *half = *part::<AT, 2>(block);
-        }
-    }
-    simd.load_f16(&halves)
+    simd.two_f16(*part::<AT, 2>(blocks), *from::<2>(blocks, BYTES + AT))
 }
 
 /// Scales and minimums of sixteen units in two blocks of Q4_K or Q5_K: six bits each, packed into twelve bytes from the
@@ -25,17 +19,20 @@ pub(super) fn per_block<S: Simd, const BYTES: usize, const AT: usize>(simd: S, b
 /// group of bytes and their high two above those of the first four.
 #[inline(always)]
 pub(super) fn scales_and_minimums<S: Simd, const BYTES: usize>(simd: S, blocks: &[u8]) -> (S::F, S::F) {
-    let (mut scales, mut minimums) = ([0u8; LANES], [0u8; LANES]);
-    for (index, block) in blocks.chunks_exact(BYTES).enumerate() {
-        let [a, b, c] = [4, 8, 12].map(|at| u32::from_le_bytes(*from::<4>(block, at)));
-        let at = index * BLOCK_UNITS;
-        scales[at..at + 4].copy_from_slice(&(a & 0x3f3f_3f3f).to_le_bytes());
-        minimums[at..at + 4].copy_from_slice(&(b & 0x3f3f_3f3f).to_le_bytes());
-        scales[at + 4..at + 8].copy_from_slice(&((c & 0x0f0f_0f0f) | (a >> 2 & 0x3030_3030)).to_le_bytes());
-        minimums[at + 4..at + 8].copy_from_slice(&((c >> 4 & 0x0f0f_0f0f) | (b >> 2 & 0x3030_3030)).to_le_bytes());
-    }
-    let scale = simd.mul(per_block::<S, BYTES, 0>(simd, blocks), simd.load_u8(&scales));
-    (scale, simd.mul(per_block::<S, BYTES, 2>(simd, blocks), simd.load_u8(&minimums)))
+    let (first, second) = (small_of_block(blocks, 0), small_of_block(blocks, BYTES));
+    let scale = simd.mul(per_block::<S, BYTES, 0>(simd, blocks), simd.load_u8([first.0, second.0]));
+    (scale, simd.mul(per_block::<S, BYTES, 2>(simd, blocks), simd.load_u8([first.1, second.1])))
+}
+
+/// Eight small scales and eight small minimums of the block at byte `at`.
+#[inline(always)]
+fn small_of_block(blocks: &[u8], at: usize) -> (u64, u64) {
+    let both = u64::from_le_bytes(*from::<8>(blocks, at + 4));
+    let low = u64::from(u32::from_le_bytes(*from::<4>(blocks, at + 12)));
+    // The first four scales and minimums, then the others.
+    let four = both & 0x3f3f_3f3f_3f3f_3f3f;
+    let more = (low | low << 28) & 0x0f0f_0f0f_0f0f_0f0f | both >> 2 & 0x3030_3030_3030_3030;
+    (four & 0xffff_ffff | more << 32, four >> 32 | more & 0xffff_ffff_0000_0000)
 }
 
 /// The low or high halves of 32 bytes.

@@ -38,7 +38,7 @@ pub use q5_k::Q5K;
 pub use q6_k::Q6K;
 pub use q8_0::Q8_0;
 
-use super::simd::{LANES, Simd};
+use super::simd::{ByteDots, LANES, Simd};
 
 /// Elements that are decoded together. The rest of a row is filled up with zeros.
 pub const UNIT_LEN: usize = 2 * LANES;
@@ -77,12 +77,32 @@ pub trait Integers: Copy + Sync {
     /// The words of one unit of a block, before the offset is subtracted.
     fn words<S: Simd>(self, simd: S, block: &[u8], unit: usize) -> S::W;
 
+    /// The same of two units, as bytes that are larger than the words by two to the `BYTE_OFFSET_BITS`; `blocks` are those
+    /// that hold pair `pair` of the units of a block, or of two blocks.
+    ///
+    /// With `SMALL_SCALES` they are yet to be multiplied by `small_scales`, after the offset is subtracted.
+    fn bytes<S: ByteDots>(self, simd: S, blocks: &[u8], pair: usize) -> S::B;
+
+    /// Log2 of what is to be subtracted from each byte that `bytes` gives, if something is.
+    const BYTE_OFFSET_BITS: Option<u32> = Self::OFFSET_BITS;
+
+    /// Whether the bytes have scales of their own: then the offset is [`SMALL_OFFSET`].
+    const SMALL_SCALES: bool = false;
+
+    /// In lane i the scale of bytes 4i to 4i + 3 of a pair.
+    fn small_scales<S: ByteDots>(self, simd: S, _blocks: &[u8], _pair: usize) -> S::I {
+        simd.zeros()
+    }
+
     /// Scales and minimums of sixteen units; `blocks` are whole ones and hold exactly these. All-zero bytes are zero.
     fn scales<S: Simd>(self, simd: S, blocks: &[u8]) -> (S::F, S::F);
 
     /// Bytes of a group of units.
     const GROUP_BYTES: usize = GROUP_UNITS / Self::BLOCK_UNITS * Self::BLOCK_BYTES;
 }
+
+/// What is to be subtracted from bytes that have small scales.
+pub const SMALL_OFFSET: i32 = 32;
 
 /// Largest absolute value of a word with its offset subtracted: that of Q6_K, 32 * 128.
 pub const WORD_MAX: i32 = 4096;
@@ -137,14 +157,10 @@ fn from<const N: usize>(bytes: &[u8], at: usize) -> &[u8; N] {
     bytes[at..at + N].first_chunk().expect("a slice of N has N")
 }
 
-/// One half-precision number of each of sixteen blocks of `BYTES`.
+/// A bit for each element of two units.
 #[inline(always)]
-fn halves_of_blocks<S: Simd, const BYTES: usize, const AT: usize>(simd: S, blocks: &[u8]) -> S::F {
-    let mut halves = [0u8; 32];
-    for (half, block) in halves.as_chunks_mut::<2>().0.iter_mut().zip(blocks.chunks_exact(BYTES)) {
-        *half = *part::<AT, 2>(block);
-    }
-    simd.load_f16(&halves)
+fn two_masks(first: &[u8; 4], second: &[u8; 4]) -> u64 {
+    u64::from(u32::from_le_bytes(*first)) | u64::from(u32::from_le_bytes(*second)) << 32
 }
 
 /// Some rows of a weight, `row_bytes` each.

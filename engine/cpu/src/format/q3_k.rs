@@ -3,8 +3,8 @@
 //! into the words, exactly.
 
 use super::k::{self, BLOCK_UNITS};
-use super::{Integers, from, part};
-use crate::simd::Simd;
+use super::{Integers, SMALL_OFFSET, from, part};
+use crate::simd::{ByteDots, Simd};
 
 /// See `TensorType::Q3K`.
 #[derive(Clone, Copy)]
@@ -24,6 +24,7 @@ fn small_scale(block: &[u8], index: usize) -> i16 {
 impl Integers for Q3K {
     const BLOCK_UNITS: usize = BLOCK_UNITS;
     const BLOCK_BYTES: usize = BLOCK_BYTES;
+    const SMALL_SCALES: bool = true;
 
     #[inline(always)]
     fn words<S: Simd>(self, simd: S, block: &[u8], unit: usize) -> S::W {
@@ -31,6 +32,24 @@ impl Integers for Q3K {
         let third = simd.and(simd.shift_right(simd.bytes(part::<0, 32>(block)), unit as u32), simd.halves(1, 1));
         let words = simd.sub(simd.or(low, simd.shift_left(third, 2)), simd.halves(4, 4));
         simd.mul_words(words, simd.halves(small_scale(block, 2 * unit), small_scale(block, 2 * unit + 1)))
+    }
+
+    #[inline(always)]
+    fn bytes<S: ByteDots>(self, simd: S, blocks: &[u8], pair: usize) -> S::B {
+        let (half, unit) = (pair / 2, 2 * pair as u32);
+        let two = simd.twice(from::<32>(blocks, 32 + half * 32));
+        let two = if pair.is_multiple_of(2) { simd.fields(two, 0, 2, 3) } else { simd.fields(two, 4, 6, 3) };
+        let three = simd.add_where_bit(two, simd.twice(part::<0, 32>(blocks)), unit, unit + 1, 4);
+        simd.add_where(three, u64::MAX, (SMALL_OFFSET - 4) as u8)
+    }
+
+    #[inline(always)]
+    fn small_scales<S: ByteDots>(self, simd: S, blocks: &[u8], pair: usize) -> S::I {
+        let packed = part::<96, 12>(blocks);
+        // Four neighbours are in the same half of their bytes.
+        let low = u32::from_le_bytes(*from::<4>(packed, pair % 2 * 4)) >> (pair / 2 * 4) & 0x0f0f_0f0f;
+        let high = u32::from_le_bytes(*from::<4>(packed, 8)) >> (pair * 2) & 0x0303_0303;
+        simd.four_each((low | high << 4).to_le_bytes().map(|scale| scale.wrapping_sub(32)))
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! Scale, 16 bytes of nibbles that stand for themselves less 8: first the low halves, then the high ones.
 
-use super::{Integers, halves_of_blocks, part};
-use crate::simd::Simd;
+use super::{Integers, part};
+use crate::simd::{ByteDots, Simd};
 
 /// See `TensorType::Q4_0`.
 #[derive(Clone, Copy)]
@@ -18,7 +18,12 @@ impl Integers for Q4_0 {
     }
 
     #[inline(always)]
+    fn bytes<S: ByteDots>(self, simd: S, blocks: &[u8], _: usize) -> S::B {
+        simd.nibbles_of_two(part::<2, 16>(blocks), part::<20, 16>(blocks))
+    }
+
+    #[inline(always)]
     fn scales<S: Simd>(self, simd: S, blocks: &[u8]) -> (S::F, S::F) {
-        (halves_of_blocks::<S, 18, 0>(simd, blocks), simd.splat(0.0))
+        (simd.halves_of_blocks::<18, 0>(blocks), simd.splat(0.0))
     }
 }

@@ -1,7 +1,7 @@
 //! Scale, least value, 16 bytes of nibbles.
 
-use super::{Integers, halves_of_blocks, part};
-use crate::simd::Simd;
+use super::{Integers, part};
+use crate::simd::{ByteDots, Simd};
 
 /// See `TensorType::Q4_1`.
 #[derive(Clone, Copy)]
@@ -18,8 +18,13 @@ impl Integers for Q4_1 {
     }
 
     #[inline(always)]
+    fn bytes<S: ByteDots>(self, simd: S, blocks: &[u8], _: usize) -> S::B {
+        simd.nibbles_of_two(part::<4, 16>(blocks), part::<24, 16>(blocks))
+    }
+
+    #[inline(always)]
     fn scales<S: Simd>(self, simd: S, blocks: &[u8]) -> (S::F, S::F) {
-        let least = halves_of_blocks::<S, 20, 2>(simd, blocks);
-        (halves_of_blocks::<S, 20, 0>(simd, blocks), simd.mul(least, simd.splat(-1.0)))
+        let least = simd.halves_of_blocks::<20, 2>(blocks);
+        (simd.halves_of_blocks::<20, 0>(blocks), simd.mul(least, simd.splat(-1.0)))
     }
 }

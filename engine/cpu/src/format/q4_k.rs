@@ -3,7 +3,7 @@
 
 use super::k::{self, BLOCK_UNITS};
 use super::{Integers, from};
-use crate::simd::Simd;
+use crate::simd::{ByteDots, Simd};
 
 /// See `TensorType::Q4K`.
 #[derive(Clone, Copy)]
@@ -19,6 +19,11 @@ impl Integers for Q4K {
     #[inline(always)]
     fn words<S: Simd>(self, simd: S, block: &[u8], unit: usize) -> S::W {
         k::half_bytes(simd, from::<32>(block, 16 + unit / 2 * 32), unit % 2 == 1)
+    }
+
+    #[inline(always)]
+    fn bytes<S: ByteDots>(self, simd: S, blocks: &[u8], pair: usize) -> S::B {
+        simd.fields(simd.twice(from::<32>(blocks, 16 + pair * 32)), 0, 4, 15)
     }
 
     #[inline(always)]

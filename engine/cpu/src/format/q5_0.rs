@@ -1,7 +1,7 @@
 //! Scale, a fifth bit of each element, 16 bytes of nibbles; elements stand for themselves less 16.
 
-use super::{Integers, halves_of_blocks, part};
-use crate::simd::Simd;
+use super::{Integers, part, two_masks};
+use crate::simd::{ByteDots, Simd};
 
 /// See `TensorType::Q5_0`.
 #[derive(Clone, Copy)]
@@ -19,7 +19,13 @@ impl Integers for Q5_0 {
     }
 
     #[inline(always)]
+    fn bytes<S: ByteDots>(self, simd: S, blocks: &[u8], _: usize) -> S::B {
+        let fifth = two_masks(part::<2, 4>(blocks), part::<24, 4>(blocks));
+        simd.add_where(simd.nibbles_of_two(part::<6, 16>(blocks), part::<28, 16>(blocks)), fifth, 16)
+    }
+
+    #[inline(always)]
     fn scales<S: Simd>(self, simd: S, blocks: &[u8]) -> (S::F, S::F) {
-        (halves_of_blocks::<S, 22, 0>(simd, blocks), simd.splat(0.0))
+        (simd.halves_of_blocks::<22, 0>(blocks), simd.splat(0.0))
     }
 }

@@ -1,7 +1,7 @@
 //! Scale, least value, a fifth bit of each element, 16 bytes of nibbles.
 
-use super::{Integers, halves_of_blocks, part};
-use crate::simd::Simd;
+use super::{Integers, part, two_masks};
+use crate::simd::{ByteDots, Simd};
 
 /// See `TensorType::Q5_1`.
 #[derive(Clone, Copy)]
@@ -19,8 +19,14 @@ impl Integers for Q5_1 {
     }
 
     #[inline(always)]
+    fn bytes<S: ByteDots>(self, simd: S, blocks: &[u8], _: usize) -> S::B {
+        let fifth = two_masks(part::<4, 4>(blocks), part::<28, 4>(blocks));
+        simd.add_where(simd.nibbles_of_two(part::<8, 16>(blocks), part::<32, 16>(blocks)), fifth, 16)
+    }
+
+    #[inline(always)]
     fn scales<S: Simd>(self, simd: S, blocks: &[u8]) -> (S::F, S::F) {
-        let least = halves_of_blocks::<S, 24, 2>(simd, blocks);
-        (halves_of_blocks::<S, 24, 0>(simd, blocks), simd.mul(least, simd.splat(-1.0)))
+        let least = simd.halves_of_blocks::<24, 2>(blocks);
+        (simd.halves_of_blocks::<24, 0>(blocks), simd.mul(least, simd.splat(-1.0)))
     }
 }

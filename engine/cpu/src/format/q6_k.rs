@@ -6,7 +6,7 @@
 
 use super::k::{self, BLOCK_UNITS};
 use super::{Integers, from};
-use crate::simd::Simd;
+use crate::simd::{ByteDots, Simd};
 
 /// See `TensorType::Q6K`.
 #[derive(Clone, Copy)]
@@ -17,6 +17,7 @@ const BLOCK_BYTES: usize = 210;
 impl Integers for Q6K {
     const BLOCK_UNITS: usize = BLOCK_UNITS;
     const BLOCK_BYTES: usize = BLOCK_BYTES;
+    const SMALL_SCALES: bool = true;
 
     #[inline(always)]
     fn words<S: Simd>(self, simd: S, block: &[u8], unit: usize) -> S::W {
@@ -26,6 +27,23 @@ impl Integers for Q6K {
         let words = simd.sub(simd.or(low, simd.shift_left(high, 4)), simd.halves(32, 32));
         let [first, second] = from::<2>(block, 192 + 2 * unit).map(|scale| i16::from(scale as i8));
         simd.mul_words(words, simd.halves(first, second))
+    }
+
+    #[inline(always)]
+    fn bytes<S: ByteDots>(self, simd: S, blocks: &[u8], pair: usize) -> S::B {
+        let half = pair / 2;
+        let low = simd.load_bytes(from::<64>(blocks, 64 * half));
+        let high = simd.twice(from::<32>(blocks, 128 + 32 * half));
+        if pair.is_multiple_of(2) {
+            simd.above(simd.fields(low, 0, 0, 15), simd.fields(high, 0, 2, 3))
+        } else {
+            simd.above(simd.fields(low, 4, 4, 15), simd.fields(high, 4, 6, 3))
+        }
+    }
+
+    #[inline(always)]
+    fn small_scales<S: ByteDots>(self, simd: S, blocks: &[u8], pair: usize) -> S::I {
+        simd.four_each(*from::<4>(blocks, 192 + 4 * pair))
     }
 
     #[inline(always)]

@@ -4,8 +4,10 @@
 //! elements alone. The error of an element is at most a 32766th of the unit's largest: a hundred times less than that of
 //! bytes, for twice the multiplications.
 
-use crate::format::{GROUP_UNITS, UNIT_LEN, WORD_MAX};
-use crate::simd::{Isa, LANES, Simd, instantiate};
+use super::bytes::GROUP_PAIRS;
+use super::integers::IN_PLACE_ROWS_MAX;
+use crate::format::{GROUP_UNITS, SMALL_OFFSET, UNIT_LEN, WORD_MAX};
+use crate::simd::{BYTES, Isa, LANES, Simd, instantiate};
 
 /// Largest absolute value of an activation's word.
 pub const ACTIVATION_MAX: i32 = 16_383;
@@ -28,6 +30,19 @@ pub struct Activations {
     sums: Vec<[i32; LANES]>,
     /// The same times the scale, negative.
     minus_sums: Vec<[f32; LANES]>,
+    /// The words once more, `[rows, units / 2]`, where few rows are multiplied by bytes.
+    halves: Vec<Halves>,
+}
+
+/// The words of two units as `128 * high + low`.
+#[derive(Clone, Copy)]
+pub struct Halves {
+    /// Signed.
+    pub high: [u8; BYTES],
+    /// Less than 128.
+    pub low: [u8; BYTES],
+    /// Sums of four words each, times `-SMALL_OFFSET`.
+    pub minus_offsets: [i32; LANES],
 }
 
 /// Sixteen units of one row.
@@ -54,6 +69,11 @@ impl Activations {
             floats.resize(groups, [0.0; LANES]);
         }
         fill_on(isa, self, x, rows, cols);
+        self.halves.clear();
+        if isa.multiplies_bytes() && rows <= IN_PLACE_ROWS_MAX {
+            self.halves.reserve(self.words.len() / 2);
+            split_on(isa, &self.words, &mut self.halves);
+        }
     }
 
     /// Groups of a row.
@@ -72,6 +92,33 @@ impl Activations {
             sums: &self.sums[at],
             minus_sums: &self.minus_sums[at],
         }
+    }
+
+    /// The words of group `index` of a row as bytes.
+    #[inline(always)]
+    pub fn halves(&self, row: usize, index: usize) -> &[Halves; GROUP_PAIRS] {
+        let at = (row * self.groups() + index) * GROUP_PAIRS;
+        self.halves[at..][..GROUP_PAIRS].first_chunk().expect("a slice of eight")
+    }
+}
+
+instantiate!(fn split_on = split(words: &[[i32; LANES]], to: &mut Vec<Halves>));
+
+#[inline(always)]
+fn split<S: Simd>(_: S, words: &[[i32; LANES]], to: &mut Vec<Halves>) {
+    for two in words.as_chunks::<2>().0 {
+        let mut halves = Halves { high: [0; BYTES], low: [0; BYTES], minus_offsets: [0; LANES] };
+        let mut words = [0i16; BYTES];
+        for (words, pair) in words.as_chunks_mut::<2>().0.iter_mut().zip(two.as_flattened()) {
+            *words = [*pair as i16, (*pair >> 16) as i16];
+        }
+        for ((high, low), word) in halves.high.iter_mut().zip(&mut halves.low).zip(words) {
+            (*high, *low) = ((word >> 7) as u8, (word & 127) as u8);
+        }
+        for (minus, four) in halves.minus_offsets.iter_mut().zip(words.as_chunks::<4>().0) {
+            *minus = -SMALL_OFFSET * four.iter().map(|word| i32::from(*word)).sum::<i32>();
+        }
+        to.push(halves);
     }
 }
 

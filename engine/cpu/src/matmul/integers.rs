@@ -7,6 +7,7 @@
 //!
 //! - Few rows: a weight's row is read once, from where it lies in the file, so memory's bandwidth is the limit. A unit
 //!   costs about eight operations on two ports, four cycles for 18 to 36 bytes; one core reads four to seven a cycle.
+//!   Where four bytes are multiplied at once it costs about half of that: see `bytes`.
 //! - Many rows: 32 weight rows are unpacked to a panel in which a vector has the same two columns of sixteen rows, so that
 //!   a multiplication yields sixteen outputs and nothing is summed across lanes. 16 multiplications and three operations
 //!   for the scales are 512 multiply-adds, ten cycles.
@@ -17,13 +18,13 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::activations::{Activations, Group};
-use super::{GRAIN_OPERATIONS, put};
+use super::{GRAIN_OPERATIONS, bytes, put};
 use crate::format::{GROUP_BYTES_MAX, GROUP_UNITS, Integers, Rows, UNIT_LEN};
 use crate::pool::{SharedSlice, WorkerPool};
 use crate::simd::{Isa, LANES, Simd, instantiate};
 
 /// With more rows than this, weights are unpacked to a panel.
-const IN_PLACE_ROWS_MAX: usize = 2;
+pub const IN_PLACE_ROWS_MAX: usize = 2;
 
 /// Weight rows of a panel: two vectors of outputs.
 const PANEL_ROWS: usize = 2 * LANES;
@@ -59,6 +60,26 @@ pub fn matmul_integers<F: Integers>(
     });
 }
 
+/// The bytes of group `index` of a row, and how many of its units the row has. What follows them is of the next row, whose
+/// words meet zeros; its scales may be no numbers.
+#[inline(always)]
+pub fn group_of<'a, F: Integers>(
+    weight: Rows<'a, F>,
+    o: usize,
+    index: usize,
+    filled: &'a mut [u8; GROUP_BYTES_MAX],
+) -> (&'a [u8], usize) {
+    let units = (weight.cols.div_ceil(UNIT_LEN) - index * GROUP_UNITS).min(GROUP_UNITS);
+    let bytes = &weight.bytes[o * weight.row_bytes + index * F::GROUP_BYTES..];
+    match bytes.get(..F::GROUP_BYTES) {
+        Some(bytes) => (bytes, units),
+        None => {
+            filled[..bytes.len()].copy_from_slice(bytes);
+            (&filled[..F::GROUP_BYTES], units)
+        }
+    }
+}
+
 /// The bytes of a group of units; `filled` takes the last one of a row that is no whole group.
 #[inline(always)]
 fn group_bytes<'a, F: Integers>(row: &'a [u8], group: usize, filled: &'a mut [u8; GROUP_BYTES_MAX]) -> &'a [u8] {
@@ -75,7 +96,9 @@ fn block_of<F: Integers>(group: &[u8], unit: usize) -> &[u8] {
     &group[unit / F::BLOCK_UNITS * F::BLOCK_BYTES..][..F::BLOCK_BYTES]
 }
 
-instantiate!(fn in_place_on = in_place<F: Integers>(
+use bytes::in_place as in_place_by_bytes;
+
+instantiate!(fn in_place_on = in_place, avx512 in_place_by_bytes<F: Integers>(
     out: &SharedSlice<'_>, out_len: usize, x: &Activations, rows: usize, weight: Rows<'_, F>, range: Range<usize>,
 ));
 
@@ -128,11 +151,10 @@ fn in_place_row<S: Simd, F: Integers, const X: usize>(
     weight: Rows<'_, F>,
     o: usize,
 ) {
-    let row = weight.row(o);
-    let mut filled = [0; GROUP_BYTES_MAX];
     let mut lanes = [simd.splat(0.0); X];
     for g in 0..x.groups() {
-        let bytes = group_bytes::<F>(row, g, &mut filled);
+        let mut filled = [0; GROUP_BYTES_MAX];
+        let (bytes, units) = group_of(weight, o, g, &mut filled);
         let mut groups = [x.group(r, g); X];
         for j in 1..X {
             groups[j] = x.group(r + j, g);
@@ -147,22 +169,43 @@ fn in_place_row<S: Simd, F: Integers, const X: usize>(
                 dots_of_unit::<S, F, X>(simd, weight.format, bytes, unit, &groups, &mut dots);
             }
         }
-        let (scale, minimum) = weight.format.scales(simd, bytes);
+        let (mut scale, mut minimum) = weight.format.scales(simd, bytes);
+        if units < GROUP_UNITS {
+            (scale, minimum) = (simd.first_lanes(scale, units), simd.first_lanes(minimum, units));
+        }
         for j in 0..X {
-            let x = groups[j];
-            let mut dot = simd.sum_each(&dots[j]);
-            if let Some(bits) = F::OFFSET_BITS {
-                dot = simd.sub_ints(dot, simd.shift_ints_left(simd.load_ints(x.sums), bits));
-            }
-            lanes[j] = simd.mul_add(simd.mul(scale, simd.load(x.scales)), simd.ints_to_floats(dot), lanes[j]);
-            if F::MINIMUMS {
-                lanes[j] = simd.mul_add(minimum, simd.load(x.minus_sums), lanes[j]);
-            }
+            let dots = simd.sum_each(&dots[j]);
+            lanes[j] = add_group::<S, F>(simd, lanes[j], dots, F::OFFSET_BITS, groups[j], scale, minimum);
         }
     }
     for j in 0..X {
-        put(out, (r + j) * out_len + o, simd.sum(lanes[j]));
+        put_lanes(simd, out, (r + j) * out_len + o, lanes[j]);
     }
+}
+
+/// Adds a group's dot products to the lanes, after what the words are too large by is subtracted.
+#[inline(always)]
+pub fn add_group<S: Simd, F: Integers>(
+    simd: S,
+    lanes: S::F,
+    dots: S::I,
+    offset_bits: Option<u32>,
+    x: Group<'_>,
+    scale: S::F,
+    minimum: S::F,
+) -> S::F {
+    let mut dots = dots;
+    if let Some(bits) = offset_bits {
+        dots = simd.sub_ints(dots, simd.shift_ints_left(simd.load_ints(x.sums), bits));
+    }
+    let lanes = simd.mul_add(simd.mul(scale, simd.load(x.scales)), simd.ints_to_floats(dots), lanes);
+    if F::MINIMUMS { simd.mul_add(minimum, simd.load(x.minus_sums), lanes) } else { lanes }
+}
+
+/// Writes the sum of the lanes.
+#[inline(always)]
+pub fn put_lanes<S: Simd>(simd: S, out: &SharedSlice<'_>, index: usize, lanes: S::F) {
+    put(out, index, simd.sum(lanes));
 }
 
 #[inline(always)]

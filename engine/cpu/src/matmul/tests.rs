@@ -125,3 +125,25 @@ fn the_largest_words_do_not_overflow() {
         }
     }
 }
+
+#[test]
+fn the_next_row_of_weights_does_not_matter() {
+    // Rows that end within a group are read beyond their end, where the next one's scales may be no numbers.
+    for tensor_type in TensorType::all() {
+        let (cols, count) = (tensor_type.block_len().max(32) * 3, 3);
+        let values: Vec<f32> = (0..count * cols).map(|i| (i % 7) as f32 - 3.0).collect();
+        let weights = encode(tensor_type, &values);
+        let row_bytes = weights.len() / count;
+        let mut spoiled = weights.clone();
+        spoiled[row_bytes..].fill(0xff);
+        for (isa, rows) in Isa::detect().into_iter().flat_map(|isa| [(isa, 1), (isa, 2), (isa, 3)]) {
+            let case = Case { tensor_type, cols, out_len: count, rows };
+            let x: Vec<f32> = (0..rows * cols).map(|i| (i % 5) as f32 - 1.5).collect();
+            let (clean, spoiled) = (run(isa, 1, &case, &weights, &x), run(isa, 1, &case, &spoiled, &x));
+            for r in 0..rows {
+                let (clean, spoiled) = (clean[r * count], spoiled[r * count]);
+                assert_eq!(clean.to_bits(), spoiled.to_bits(), "{} on {}", tensor_type.name(), isa.name());
+            }
+        }
+    }
+}

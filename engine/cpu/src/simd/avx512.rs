@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Avx512, LANES, Simd};
+use super::{Avx512, BYTES, ByteDots, LANES, Simd};
 
 // SAFETY, for all of it: a token is only made by `Isa::detect` after it has seen every feature that the intrinsics below
 // need, and every pointer comes from an array of exactly the size that is read or written; the loads and stores are the
@@ -49,6 +49,37 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn f16(self, x: [u8; 2]) -> f32 {
         unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(x))))) }
+    }
+    #[inline(always)]
+    fn load_u8(self, x: [u64; 2]) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_set_epi64x(x[1] as i64, x[0] as i64))) }
+    }
+    #[inline(always)]
+    fn two_f16(self, first: [u8; 2], second: [u8; 2]) -> __m512 {
+        unsafe {
+            let first = _mm_set1_epi16(i16::from_le_bytes(first));
+            let second = _mm_set1_epi16(i16::from_le_bytes(second));
+            _mm512_cvtph_ps(_mm256_inserti128_si256::<1>(_mm256_castsi128_si256(first), second))
+        }
+    }
+    #[inline(always)]
+    fn halves_of_blocks<const STRIDE: usize, const AT: usize>(self, blocks: &[u8]) -> __m512 {
+        let mut halves = self.zeros();
+        for window in 0..Windows::<STRIDE, AT>::COUNT {
+            let bytes: &[u8; 128] = blocks[Windows::<STRIDE, AT>::start(window)..].first_chunk().expect("a window");
+            let (words, mask) = (&Windows::<STRIDE, AT>::WORDS[window], Windows::<STRIDE, AT>::MASKS[window]);
+            unsafe {
+                let low = _mm512_loadu_si512(bytes.as_ptr().cast());
+                let high = _mm512_loadu_si512(bytes[64..].as_ptr().cast());
+                let found = _mm512_maskz_permutex2var_epi16(mask, low, _mm512_loadu_si512(words.as_ptr().cast()), high);
+                halves = _mm512_or_si512(halves, found);
+            }
+        }
+        unsafe { _mm512_cvtph_ps(_mm512_castsi512_si256(halves)) }
+    }
+    #[inline(always)]
+    fn first_lanes(self, x: __m512, count: usize) -> __m512 {
+        unsafe { _mm512_maskz_mov_ps(((1u32 << count) - 1) as u16, x) }
     }
     #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
@@ -204,6 +235,138 @@ impl Simd for Avx512 {
     }
 }
 
+// SAFETY: as for `Simd`.
+impl ByteDots for Avx512 {
+    type B = __m512i;
+
+    #[inline(always)]
+    fn load_bytes(self, x: &[u8; BYTES]) -> __m512i {
+        unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn store_bytes(self, x: __m512i, to: &mut [u8; BYTES]) {
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), x) }
+    }
+    #[inline(always)]
+    fn twice(self, x: &[u8; BYTES / 2]) -> __m512i {
+        unsafe { _mm512_broadcast_i64x4(_mm256_loadu_si256(x.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn join(self, first: &[u8; BYTES / 2], second: &[u8; BYTES / 2]) -> __m512i {
+        unsafe {
+            let first = _mm512_castsi256_si512(_mm256_loadu_si256(first.as_ptr().cast()));
+            _mm512_inserti64x4::<1>(first, _mm256_loadu_si256(second.as_ptr().cast()))
+        }
+    }
+    #[inline(always)]
+    fn nibbles_of_two(self, first: &[u8; 16], second: &[u8; 16]) -> __m512i {
+        unsafe {
+            let first = _mm512_broadcast_i32x4(_mm_loadu_si128(first.as_ptr().cast()));
+            let both = _mm512_mask_broadcast_i32x4(first, 0xff00, _mm_loadu_si128(second.as_ptr().cast()));
+            let counts = _mm512_set_epi64(4, 4, 0, 0, 4, 4, 0, 0);
+            _mm512_and_si512(_mm512_srlv_epi64(both, counts), _mm512_set1_epi8(15))
+        }
+    }
+    #[inline(always)]
+    fn lookup_bytes(self, x: __m512i, table: &[u8; 16]) -> __m512i {
+        unsafe { _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), x) }
+    }
+    #[inline(always)]
+    fn fields(self, x: __m512i, first: u32, second: u32, mask: u8) -> __m512i {
+        unsafe {
+            // What comes down from a neighbour is beyond the mask: no field is that long.
+            let counts = halves_epi64(i64::from(first), i64::from(second));
+            _mm512_and_si512(_mm512_srlv_epi64(x, counts), _mm512_set1_epi8(mask as i8))
+        }
+    }
+    #[inline(always)]
+    fn above(self, low: __m512i, high: __m512i) -> __m512i {
+        unsafe { _mm512_or_si512(low, _mm512_slli_epi16::<4>(high)) }
+    }
+    #[inline(always)]
+    fn add_where(self, x: __m512i, mask: u64, value: u8) -> __m512i {
+        unsafe { _mm512_mask_add_epi8(x, mask, x, _mm512_set1_epi8(value as i8)) }
+    }
+    #[inline(always)]
+    fn add_where_bit(self, x: __m512i, bits: __m512i, first: u32, second: u32, value: u8) -> __m512i {
+        unsafe {
+            let each = 0x0101_0101_0101_0101i64;
+            let mask = _mm512_test_epi8_mask(bits, halves_epi64(each << first, each << second));
+            _mm512_mask_add_epi8(x, mask, x, _mm512_set1_epi8(value as i8))
+        }
+    }
+    #[inline(always)]
+    fn flip_signs(self, x: __m512i) -> __m512i {
+        unsafe { _mm512_xor_si512(x, _mm512_set1_epi8(-128)) }
+    }
+    #[inline(always)]
+    fn dot_bytes(self, sum: __m512i, unsigned: __m512i, signed: __m512i) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(sum, unsigned, signed) }
+    }
+    #[inline(always)]
+    fn add_ints(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn mul_ints(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_mullo_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn four_each(self, x: [u8; 4]) -> __m512i {
+        unsafe {
+            let wide = _mm_cvtepi8_epi32(_mm_cvtsi32_si128(i32::from_le_bytes(x)));
+            let lanes = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+            _mm512_permutexvar_epi32(lanes, _mm512_castsi128_si512(wide))
+        }
+    }
+    #[inline(always)]
+    fn sum_each_half(self, x: &[__m512i; LANES / 2]) -> __m512i {
+        unsafe {
+            // Even ones, odd ones, of the first four vectors, then of the others.
+            let sums = across(sum_four(x, 0), sum_four(x, 4));
+            let lanes = _mm512_set_epi32(15, 11, 14, 10, 13, 9, 12, 8, 7, 3, 6, 2, 5, 1, 4, 0);
+            _mm512_permutexvar_epi32(lanes, sums)
+        }
+    }
+}
+
+/// Where the words at byte `AT` of sixteen blocks of `STRIDE` bytes lie, in windows of two vectors.
+struct Windows<const STRIDE: usize, const AT: usize>;
+
+impl<const STRIDE: usize, const AT: usize> Windows<STRIDE, AT> {
+    /// Blocks whose word lies in a window that begins with the first of them.
+    const BLOCKS: usize = (128 - AT - 2) / STRIDE + 1;
+    const COUNT: usize = LANES.div_ceil(Self::BLOCKS);
+    const WORDS: [[u16; 32]; 4] = Self::tables().0;
+    const MASKS: [u32; 4] = Self::tables().1;
+
+    /// Byte at which a window begins; the last one ends with the last block.
+    const fn start(window: usize) -> usize {
+        let (start, last) = (window * Self::BLOCKS * STRIDE, LANES * STRIDE - 128);
+        if start < last { start } else { last }
+    }
+
+    /// For each window, which word belongs into lane i, and which lanes it has.
+    const fn tables() -> ([[u16; 32]; 4], [u32; 4]) {
+        assert!(STRIDE.is_multiple_of(2) && AT.is_multiple_of(2) && Self::COUNT <= 4);
+        let (mut words, mut masks) = ([[0; 32]; 4], [0; 4]);
+        let mut block = 0;
+        while block < LANES {
+            let window = block / Self::BLOCKS;
+            words[window][block] = ((block * STRIDE + AT - Self::start(window)) / 2) as u16;
+            masks[window] |= 1 << block;
+            block += 1;
+        }
+        (words, masks)
+    }
+}
+
+/// One value in the first four lanes, another in the others.
+#[inline(always)]
+fn halves_epi64(first: i64, second: i64) -> __m512i {
+    unsafe { _mm512_set_epi64(second, second, second, second, first, first, first, first) }
+}
+
 /// One `vpdpwssd`. As an intrinsic, the compiler makes a multiplication and an addition of it wherever it sees a chain, for
 /// its latency; the kernels have chains enough, and two operations in place of one.
 #[inline]
@@ -225,7 +388,7 @@ fn dot_words(sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
 
 /// Sums within 128-bit lanes: lane l of the result holds those of vectors `first` to `first + 3`.
 #[inline(always)]
-fn sum_four(x: &[__m512i; LANES], first: usize) -> __m512i {
+fn sum_four(x: &[__m512i], first: usize) -> __m512i {
     let (low, high) = (sum_two(x[first], x[first + 1]), sum_two(x[first + 2], x[first + 3]));
     unsafe { _mm512_add_epi32(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high)) }
 }

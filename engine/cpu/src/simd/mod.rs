@@ -22,6 +22,9 @@ pub const LANES: usize = 16;
 /// Words of a vector of integers.
 pub const WORDS: usize = 2 * LANES;
 
+/// Bytes of a vector.
+pub const BYTES: usize = 4 * LANES;
+
 /// Instruction sets with kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
@@ -54,6 +57,11 @@ impl Isa {
         }
         found.push(Isa::Portable);
         found
+    }
+
+    /// Whether it multiplies four bytes at once.
+    pub fn multiplies_bytes(self) -> bool {
+        matches!(self, Isa::Avx512(_))
     }
 
     /// Name for people and for `arithmetic`.
@@ -153,12 +161,42 @@ pub trait Simd: Copy {
     /// Rows become columns.
     fn transpose(self, x: &mut [[i32; LANES]; LANES]);
 
-    /// A whole number of each byte.
+    /// Each of sixteen unsigned bytes, the first in the lowest bits.
     #[inline(always)]
-    fn load_u8(self, x: &[u8; 16]) -> Self::F {
+    fn load_u8(self, x: [u64; 2]) -> Self::F {
         let mut wide = [0; 32];
-        wide[..16].copy_from_slice(x);
+        wide[..8].copy_from_slice(&x[0].to_le_bytes());
+        wide[8..16].copy_from_slice(&x[1].to_le_bytes());
         self.words_to_floats(self.bytes(&wide))[0]
+    }
+
+    /// One half-precision number in the first eight lanes, another in the others.
+    #[inline(always)]
+    fn two_f16(self, first: [u8; 2], second: [u8; 2]) -> Self::F {
+        let (first, second) = (self.f16(first), self.f16(second));
+        self.load(&[
+            first, first, first, first, first, first, first, first, second, second, second, second, second, second,
+            second, second,
+        ])
+    }
+
+    /// The half-precision number at byte `AT` of each of sixteen blocks of `STRIDE` bytes.
+    #[inline(always)]
+    fn halves_of_blocks<const STRIDE: usize, const AT: usize>(self, blocks: &[u8]) -> Self::F {
+        let mut halves = [0u8; 32];
+        for (half, block) in halves.as_chunks_mut::<2>().0.iter_mut().zip(blocks.chunks_exact(STRIDE)) {
+            *half = [block[AT], block[AT + 1]];
+        }
+        self.load_f16(&halves)
+    }
+
+    /// The first `count` lanes, and zeros.
+    #[inline(always)]
+    fn first_lanes(self, x: Self::F, count: usize) -> Self::F {
+        let mut lanes = [0.0; LANES];
+        self.store(x, &mut lanes);
+        lanes[count..].fill(0.0);
+        self.load(&lanes)
     }
 
     /// Sum of the lanes, always by the same tree: halves onto halves.
@@ -168,6 +206,43 @@ pub trait Simd: Copy {
         self.store(x, &mut lanes);
         sum_lanes(&lanes)
     }
+}
+
+/// Operations on sixty-four bytes, for instruction sets that multiply four bytes at once. Plain loops say what they mean.
+pub trait ByteDots: Simd {
+    /// Sixty-four bytes.
+    type B: Copy;
+
+    fn load_bytes(self, x: &[u8; BYTES]) -> Self::B;
+    fn store_bytes(self, x: Self::B, to: &mut [u8; BYTES]);
+    /// Thirty-two bytes twice.
+    fn twice(self, x: &[u8; BYTES / 2]) -> Self::B;
+    /// Thirty-two bytes, then thirty-two others.
+    fn join(self, first: &[u8; BYTES / 2], second: &[u8; BYTES / 2]) -> Self::B;
+    /// The low halves of sixteen bytes, then their high halves; then those of the others.
+    fn nibbles_of_two(self, first: &[u8; 16], second: &[u8; 16]) -> Self::B;
+    /// Each byte replaced by the entry of a table that its low half names; the high half is zero.
+    fn lookup_bytes(self, x: Self::B, table: &[u8; 16]) -> Self::B;
+    /// The bits from `first` on in each of the first thirty-two bytes, and from `second` on in the others, those of the
+    /// mask.
+    fn fields(self, x: Self::B, first: u32, second: u32, mask: u8) -> Self::B;
+    /// `low | high << 4`, of bytes less than sixteen.
+    fn above(self, low: Self::B, high: Self::B) -> Self::B;
+    /// `x + value` where the mask has a one, `x` elsewhere; bit i for byte i.
+    fn add_where(self, x: Self::B, mask: u64, value: u8) -> Self::B;
+    /// `x + value` where bit `first` of the first thirty-two bytes of `bits`, and bit `second` of the others, is set.
+    fn add_where_bit(self, x: Self::B, bits: Self::B, first: u32, second: u32, value: u8) -> Self::B;
+    /// `x + 128`: signed bytes become unsigned ones that are larger by 128.
+    fn flip_signs(self, x: Self::B) -> Self::B;
+    /// Adds to lane i the products of bytes 4i to 4i + 3, unsigned ones times signed ones.
+    fn dot_bytes(self, sum: Self::I, unsigned: Self::B, signed: Self::B) -> Self::I;
+    fn add_ints(self, a: Self::I, b: Self::I) -> Self::I;
+    /// The low 32 bits of the products.
+    fn mul_ints(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Each of four signed bytes in four lanes.
+    fn four_each(self, x: [u8; 4]) -> Self::I;
+    /// Lanes 2i and 2i + 1 are the sums of the first and the second eight lanes of vector i.
+    fn sum_each_half(self, x: &[Self::I; LANES / 2]) -> Self::I;
 }
 
 /// Sum by a tree: lane i and i + 8, then i + 4, i + 2, i + 1.
@@ -195,15 +270,21 @@ pub fn f16_to_f32(bits: u16) -> f32 {
     f32::from_bits(sign | special)
 }
 
-/// Makes a door to a kernel `fn kernel<S: Simd>(simd: S, ...)`: compiled once per instruction set, picked at run time.
+/// Makes a door to a kernel `fn kernel<S: Simd>(simd: S, ...)`: compiled once per instruction set, picked at run time. With
+/// `avx512 other`, that one is taken on AVX-512; the two must give the same bits.
 ///
 /// The kernel must be `#[inline(always)]` and without closures, which would be compiled without the features.
 #[macro_export]
 macro_rules! instantiate {
-    ($(#[$meta:meta])* $vis:vis fn $door:ident = $kernel:ident $(<$t:ident: $bound:path>)? ($($name:ident: $ty:ty),* $(,)?)) => {
-        $(#[$meta])*
+    ($(#[$meta:meta])* $vis:vis fn $door:ident = $kernel:ident, avx512 $wide:ident $($signature:tt)*) => {
+        $crate::instantiate!(@ [$(#[$meta])* $vis] $door $kernel $wide $($signature)*);
+    };
+    ($(#[$meta:meta])* $vis:vis fn $door:ident = $kernel:ident $($signature:tt)*) => {
+        $crate::instantiate!(@ [$(#[$meta])* $vis] $door $kernel $kernel $($signature)*);
+    };
+    (@ [$($head:tt)*] $door:ident $kernel:ident $wide:ident $(<$t:ident: $bound:path>)? ($($name:ident: $ty:ty),* $(,)?)) => {
         #[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
-        $vis fn $door $(<$t: $bound>)? (isa: $crate::simd::Isa, $($name: $ty),*) {
+        $($head)* fn $door $(<$t: $bound>)? (isa: $crate::simd::Isa, $($name: $ty),*) {
             use $crate::simd::{Isa, Portable};
             #[cfg(target_arch = "x86_64")]
             {
@@ -211,7 +292,7 @@ macro_rules! instantiate {
                 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
                 #[allow(clippy::too_many_arguments, reason = "as above")]
                 fn avx512 $(<$t: $bound>)? (simd: Avx512, $($name: $ty),*) {
-                    $kernel(simd, $($name),*)
+                    $wide(simd, $($name),*)
                 }
                 #[target_feature(enable = "avx2,fma,f16c")]
                 #[allow(clippy::too_many_arguments, reason = "as above")]
@@ -261,16 +342,29 @@ mod tests {
     }
 
     #[inline(always)]
-    fn loads<S: Simd>(simd: S, bytes: &[u8; 64], out: &mut [[f32; LANES]; 5]) {
+    fn loads<S: Simd>(simd: S, bytes: &[u8; 64], out: &mut [[f32; LANES]; 13]) {
         let half: &[u8; 32] = bytes.first_chunk().expect("32 of 64");
         simd.store(simd.load_f32(bytes), &mut out[0]);
         simd.store(simd.load_f16(half), &mut out[1]);
         simd.store(simd.load_bf16(half), &mut out[2]);
         simd.store(simd.load_i8(bytes.first_chunk().expect("16 of 64")), &mut out[3]);
         out[4][0] = simd.f16([bytes[0], bytes[1]]);
+        let [low, high] = [0, 8].map(|at| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight of 64")));
+        simd.store(simd.load_u8([low, high]), &mut out[5]);
+        simd.store(simd.two_f16([bytes[0], bytes[1]], [bytes[2], bytes[3]]), &mut out[6]);
+        let mut blocks = [0; 16 * 34];
+        for (i, byte) in blocks.iter_mut().enumerate() {
+            *byte = bytes[i % 61];
+        }
+        simd.store(simd.halves_of_blocks::<18, 0>(&blocks[..16 * 18]), &mut out[7]);
+        simd.store(simd.halves_of_blocks::<20, 2>(&blocks[..16 * 20]), &mut out[8]);
+        simd.store(simd.halves_of_blocks::<22, 0>(&blocks[..16 * 22]), &mut out[9]);
+        simd.store(simd.halves_of_blocks::<24, 2>(&blocks[..16 * 24]), &mut out[10]);
+        simd.store(simd.halves_of_blocks::<34, 0>(&blocks), &mut out[11]);
+        simd.store(simd.first_lanes(simd.load_f32(bytes), usize::from(bytes[0] % 17)), &mut out[12]);
     }
 
-    instantiate!(fn loads_on = loads(bytes: &[u8; 64], out: &mut [[f32; LANES]; 5]));
+    instantiate!(fn loads_on = loads(bytes: &[u8; 64], out: &mut [[f32; LANES]; 13]));
 
     #[test]
     fn loads_mean_the_same_everywhere() {
@@ -280,10 +374,10 @@ mod tests {
                 state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                 (state >> 56) as u8
             });
-            let mut plain = [[0.0; LANES]; 5];
+            let mut plain = [[0.0; LANES]; 13];
             loads(Portable, &bytes, &mut plain);
             for isa in Isa::detect() {
-                let mut fast = [[0.0; LANES]; 5];
+                let mut fast = [[0.0; LANES]; 13];
                 loads_on(isa, &bytes, &mut fast);
                 for (p, f) in plain.as_flattened().iter().zip(fast.as_flattened()) {
                     assert!(p.to_bits() == f.to_bits() || p.is_nan() && f.is_nan(), "{}: {f} and not {p}", isa.name());
@@ -333,6 +427,73 @@ mod tests {
             let mut floats = [0.0; LANES];
             simd.store(simd.ints_to_floats(x), &mut floats);
             ints[at] = floats.map(|x| x as i32);
+        }
+    }
+
+    #[inline(always)]
+    fn bytes_of_all<S: ByteDots>(simd: S, x: &[u8; 64], all: &mut [[u8; BYTES]; 13], ints: &mut [[i32; LANES]; 8]) {
+        let (a, b): (&[u8; 32], &[u8; 32]) = (x.first_chunk().expect("32"), x.last_chunk().expect("32"));
+        let (small, other): (&[u8; 16], &[u8; 16]) = (a.first_chunk().expect("16"), b.first_chunk().expect("16"));
+        let whole = simd.load_bytes(x);
+        let nibbles = simd.nibbles_of_two(small, other);
+        let mask = u64::from_le_bytes([x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]]);
+        let bytes = [
+            whole,
+            simd.twice(a),
+            simd.join(b, a),
+            nibbles,
+            simd.lookup_bytes(nibbles, other),
+            simd.fields(whole, 0, 4, 15),
+            simd.fields(whole, 4, 6, 3),
+            simd.fields(whole, 7, 7, 1),
+            simd.above(nibbles, simd.fields(whole, 2, 0, 3)),
+            simd.add_where(nibbles, mask, 16),
+            simd.add_where_bit(nibbles, whole, 3, 4, 16),
+            simd.add_where_bit(nibbles, whole, 0, 7, 28),
+            simd.flip_signs(whole),
+        ];
+        for (bytes, to) in bytes.into_iter().zip(all.iter_mut()) {
+            simd.store_bytes(bytes, to);
+        }
+        let mut vectors = [simd.zeros(); LANES / 2];
+        for i in 0..LANES / 2 {
+            let dot = simd.dot_bytes(simd.zeros(), bytes[i], bytes[12 - i]);
+            vectors[i] = simd.add_ints(dot, simd.mul_ints(dot, simd.four_each([x[i], x[i + 1], x[i + 2], x[i + 3]])));
+        }
+        let sums = [vectors[3], vectors[6], simd.sum_each_half(&vectors), simd.dot_bytes(vectors[1], whole, whole)];
+        for (sum, to) in sums.into_iter().zip(ints.as_chunks_mut::<2>().0) {
+            // As floats they are rounded: once all of it, once the lower half.
+            for (to, part) in to.iter_mut().zip([sum, simd.shift_ints_left(sum, 16)]) {
+                let mut floats = [0.0; LANES];
+                simd.store(simd.ints_to_floats(part), &mut floats);
+                *to = floats.map(|x| x as i32);
+            }
+        }
+    }
+
+    instantiate!(fn bytes_on = no_bytes, avx512 bytes_of_all(
+        x: &[u8; 64], all: &mut [[u8; BYTES]; 13], ints: &mut [[i32; LANES]; 8],
+    ));
+
+    /// The other instruction sets have none.
+    #[inline(always)]
+    fn no_bytes<S: Simd>(_: S, x: &[u8; 64], all: &mut [[u8; BYTES]; 13], ints: &mut [[i32; LANES]; 8]) {
+        bytes_of_all(Portable, x, all, ints);
+    }
+
+    #[test]
+    fn bytes_mean_the_same_everywhere() {
+        let mut dice = crate::testing::Dice::new(4);
+        for _ in 0..if cfg!(miri) { 5 } else { 500 } {
+            let x = std::array::from_fn(|_| dice.next_u64() as u8);
+            let (mut plain, mut plain_ints) = ([[0; BYTES]; 13], [[0; LANES]; 8]);
+            bytes_of_all(Portable, &x, &mut plain, &mut plain_ints);
+            assert_eq!((plain[3][0], plain[3][16], plain[3][32]), (x[0] & 15, x[0] >> 4, x[32] & 15));
+            for isa in Isa::detect() {
+                let (mut fast, mut fast_ints) = ([[0; BYTES]; 13], [[0; LANES]; 8]);
+                bytes_on(isa, &x, &mut fast, &mut fast_ints);
+                assert_eq!((fast, fast_ints), (plain, plain_ints), "{}", isa.name());
+            }
         }
     }
 

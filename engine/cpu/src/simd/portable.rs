@@ -1,6 +1,6 @@
 //! Plain loops: what every operation means.
 
-use super::{LANES, Portable, Simd, WORDS, f16_to_f32};
+use super::{BYTES, ByteDots, LANES, Portable, Simd, WORDS, f16_to_f32};
 
 impl Simd for Portable {
     type F = [f32; LANES];
@@ -214,6 +214,109 @@ impl Simd for Portable {
             }
         }
     }
+}
+
+impl ByteDots for Portable {
+    type B = [u8; BYTES];
+
+    #[inline(always)]
+    fn load_bytes(self, x: &[u8; BYTES]) -> Self::B {
+        *x
+    }
+    #[inline(always)]
+    fn store_bytes(self, x: Self::B, to: &mut [u8; BYTES]) {
+        *to = x;
+    }
+    #[inline(always)]
+    fn twice(self, x: &[u8; BYTES / 2]) -> Self::B {
+        each_byte(|i| x[i % (BYTES / 2)])
+    }
+    #[inline(always)]
+    fn join(self, first: &[u8; BYTES / 2], second: &[u8; BYTES / 2]) -> Self::B {
+        each_byte(|i| if i < BYTES / 2 { first[i] } else { second[i - BYTES / 2] })
+    }
+    #[inline(always)]
+    fn nibbles_of_two(self, first: &[u8; 16], second: &[u8; 16]) -> Self::B {
+        each_byte(|i| {
+            let byte = if i < BYTES / 2 { first[i % 16] } else { second[i % 16] };
+            if i % 32 < 16 { byte & 15 } else { byte >> 4 }
+        })
+    }
+    #[inline(always)]
+    fn lookup_bytes(self, x: Self::B, table: &[u8; 16]) -> Self::B {
+        each_byte(|i| table[usize::from(x[i])])
+    }
+    #[inline(always)]
+    fn fields(self, x: Self::B, first: u32, second: u32, mask: u8) -> Self::B {
+        each_byte(|i| x[i] >> (if i < BYTES / 2 { first } else { second }) & mask)
+    }
+    #[inline(always)]
+    fn above(self, low: Self::B, high: Self::B) -> Self::B {
+        each_byte(|i| low[i] | high[i] << 4)
+    }
+    #[inline(always)]
+    fn add_where(self, x: Self::B, mask: u64, value: u8) -> Self::B {
+        each_byte(|i| if mask >> i & 1 == 1 { x[i].wrapping_add(value) } else { x[i] })
+    }
+    #[inline(always)]
+    fn add_where_bit(self, x: Self::B, bits: Self::B, first: u32, second: u32, value: u8) -> Self::B {
+        let set = self.fields(bits, first, second, 1);
+        each_byte(|i| if set[i] == 1 { x[i].wrapping_add(value) } else { x[i] })
+    }
+    #[inline(always)]
+    fn flip_signs(self, x: Self::B) -> Self::B {
+        each_byte(|i| x[i] ^ 128)
+    }
+    #[inline(always)]
+    fn dot_bytes(self, sum: Self::I, unsigned: Self::B, signed: Self::B) -> Self::I {
+        let mut out = sum;
+        for (i, (unsigned, signed)) in unsigned.into_iter().zip(signed).enumerate() {
+            out[i / 4] = out[i / 4].wrapping_add(i32::from(unsigned) * i32::from(signed as i8));
+        }
+        out
+    }
+    #[inline(always)]
+    fn add_ints(self, a: Self::I, b: Self::I) -> Self::I {
+        let mut out = a;
+        for (out, b) in out.iter_mut().zip(b) {
+            *out = out.wrapping_add(b);
+        }
+        out
+    }
+    #[inline(always)]
+    fn mul_ints(self, a: Self::I, b: Self::I) -> Self::I {
+        let mut out = a;
+        for (out, b) in out.iter_mut().zip(b) {
+            *out = out.wrapping_mul(b);
+        }
+        out
+    }
+    #[inline(always)]
+    fn four_each(self, x: [u8; 4]) -> Self::I {
+        let mut out = [0; LANES];
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = i32::from(x[i / 4] as i8);
+        }
+        out
+    }
+    #[inline(always)]
+    fn sum_each_half(self, x: &[Self::I; LANES / 2]) -> Self::I {
+        let mut out = [0; LANES];
+        for (i, x) in x.as_flattened().iter().enumerate() {
+            out[i / (LANES / 2)] = x.wrapping_add(out[i / (LANES / 2)]);
+        }
+        out
+    }
+}
+
+/// Bytes by their index.
+#[inline(always)]
+fn each_byte(byte: impl Fn(usize) -> u8) -> [u8; BYTES] {
+    let mut out = [0; BYTES];
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = byte(i);
+    }
+    out
 }
 
 impl Portable {

@@ -1,0 +1,113 @@
+//! One or two rows of activations times weights that are read as bytes, four of which are multiplied at once.
+//!
+//! An activation's word is 128 times a signed byte and seven bits more. So a dot product of words is `128 * (weights dot
+//! high bytes) + (weights dot low ones)`, to the bit: what `integers` computes with words in twice as many operations, as
+//! a vector holds two units and not one.
+
+#![allow(clippy::needless_range_loop, reason = "the arrays of a tile are walked side by side")]
+
+use std::ops::Range;
+
+use super::activations::{Activations, Halves};
+use super::integers::{add_group, group_of, put_lanes};
+use crate::format::{GROUP_BYTES_MAX, GROUP_UNITS, Integers, Rows};
+use crate::pool::SharedSlice;
+use crate::simd::ByteDots;
+
+/// Pairs of units in a group.
+pub const GROUP_PAIRS: usize = GROUP_UNITS / 2;
+
+/// As `integers::in_place`.
+#[inline(always)]
+pub fn in_place<S: ByteDots, F: Integers>(
+    simd: S,
+    out: &SharedSlice<'_>,
+    out_len: usize,
+    x: &Activations,
+    rows: usize,
+    weight: Rows<'_, F>,
+    range: Range<usize>,
+) {
+    for o in range {
+        let mut r = 0;
+        while r + 2 <= rows {
+            row_times::<S, F, 2>(simd, out, out_len, x, r, weight, o);
+            r += 2;
+        }
+        if r < rows {
+            row_times::<S, F, 1>(simd, out, out_len, x, r, weight, o);
+        }
+    }
+}
+
+/// One weight row times `X` rows of activations.
+#[inline(always)]
+fn row_times<S: ByteDots, F: Integers, const X: usize>(
+    simd: S,
+    out: &SharedSlice<'_>,
+    out_len: usize,
+    x: &Activations,
+    r: usize,
+    weight: Rows<'_, F>,
+    o: usize,
+) {
+    let mut lanes = [simd.splat(0.0); X];
+    for g in 0..x.groups() {
+        let mut filled = [0; GROUP_BYTES_MAX];
+        let (bytes, units) = group_of(weight, o, g, &mut filled);
+        let mut halves = [x.halves(r, g); X];
+        for j in 1..X {
+            halves[j] = x.halves(r + j, g);
+        }
+        let mut dots = [[simd.zeros(); GROUP_PAIRS]; X];
+        // Each turn is compiled by itself: what lies where is known, and the sums stay in registers.
+        macro_rules! each_pair {
+            ($($pair:literal)*) => {{
+                $(dots_of_pair::<S, F, X>(simd, weight.format, bytes, $pair, &halves, &mut dots);)*
+            }};
+        }
+        const _: () = assert!(GROUP_PAIRS == 8, "as many as there are numbers");
+        each_pair!(0 1 2 3 4 5 6 7);
+        let (mut scale, mut minimum) = weight.format.scales(simd, bytes);
+        if units < GROUP_UNITS {
+            (scale, minimum) = (simd.first_lanes(scale, units), simd.first_lanes(minimum, units));
+        }
+        let offset = if F::SMALL_SCALES { None } else { F::BYTE_OFFSET_BITS };
+        for j in 0..X {
+            let (dots, group) = (simd.sum_each_half(&dots[j]), x.group(r + j, g));
+            lanes[j] = add_group::<S, F>(simd, lanes[j], dots, offset, group, scale, minimum);
+        }
+    }
+    for j in 0..X {
+        put_lanes(simd, out, (r + j) * out_len + o, lanes[j]);
+    }
+}
+
+#[inline(always)]
+fn dots_of_pair<S: ByteDots, F: Integers, const X: usize>(
+    simd: S,
+    format: F,
+    bytes: &[u8],
+    pair: usize,
+    halves: &[&[Halves; GROUP_PAIRS]; X],
+    dots: &mut [[S::I; GROUP_PAIRS]; X],
+) {
+    let (at, len) = match F::BLOCK_UNITS {
+        1 => (2 * pair, 2),
+        units => (2 * pair / units, 1),
+    };
+    let blocks = &bytes[at * F::BLOCK_BYTES..][..len * F::BLOCK_BYTES];
+    let pair_of_block = pair % (F::BLOCK_UNITS / 2).max(1);
+    let weights = format.bytes(simd, blocks, pair_of_block);
+    for j in 0..X {
+        let x = &halves[j][pair];
+        let high = simd.dot_bytes(simd.zeros(), weights, simd.load_bytes(&x.high));
+        let high = simd.shift_ints_left(high, 7);
+        dots[j][pair] = if F::SMALL_SCALES {
+            let low = simd.dot_bytes(simd.load_ints(&x.minus_offsets), weights, simd.load_bytes(&x.low));
+            simd.mul_ints(simd.add_ints(high, low), format.small_scales(simd, blocks, pair_of_block))
+        } else {
+            simd.dot_bytes(high, weights, simd.load_bytes(&x.low))
+        };
+    }
+}
