@@ -9,10 +9,10 @@
 use std::ops::Range;
 
 use super::activations::{Activations, Halves};
-use super::integers::{add_group, group_of, put_lanes};
+use super::integers::{IN_PLACE_ROWS_MAX, add_group, group_of, put_sums};
 use crate::format::{GROUP_BYTES_MAX, GROUP_UNITS, Integers, Rows};
 use crate::pool::SharedSlice;
-use crate::simd::ByteDots;
+use crate::simd::{ByteDots, LANES};
 
 /// Pairs of units in a group.
 pub const GROUP_PAIRS: usize = GROUP_UNITS / 2;
@@ -28,36 +28,42 @@ pub fn in_place<S: ByteDots, F: Integers>(
     weight: Rows<'_, F>,
     range: Range<usize>,
 ) {
-    for o in range {
-        let mut r = 0;
-        while r + 2 <= rows {
-            row_times::<S, F, 2>(simd, out, out_len, x, r, weight, o);
-            r += 2;
+    let mut filled = [0; GROUP_BYTES_MAX];
+    let mut lanes = [[[0.0; LANES]; LANES]; IN_PLACE_ROWS_MAX];
+    let mut o = range.start;
+    while o < range.end {
+        let count = (range.end - o).min(LANES);
+        for i in 0..count {
+            if rows == 2 {
+                row_times::<S, F, 2>(simd, x, weight, o + i, i, &mut filled, &mut lanes);
+            } else {
+                row_times::<S, F, 1>(simd, x, weight, o + i, i, &mut filled, &mut lanes);
+            }
         }
-        if r < rows {
-            row_times::<S, F, 1>(simd, out, out_len, x, r, weight, o);
+        for r in 0..rows {
+            put_sums(simd, out, r * out_len + o, count, &lanes[r]);
         }
+        o += count;
     }
 }
 
-/// One weight row times `X` rows of activations.
+/// Weight row `o` times `X` rows of activations: row `i` of their lanes.
 #[inline(always)]
 fn row_times<S: ByteDots, F: Integers, const X: usize>(
     simd: S,
-    out: &SharedSlice<'_>,
-    out_len: usize,
     x: &Activations,
-    r: usize,
     weight: Rows<'_, F>,
     o: usize,
+    i: usize,
+    filled: &mut [u8; GROUP_BYTES_MAX],
+    to: &mut [[[f32; LANES]; LANES]; IN_PLACE_ROWS_MAX],
 ) {
     let mut lanes = [simd.splat(0.0); X];
     for g in 0..x.groups() {
-        let mut filled = [0; GROUP_BYTES_MAX];
-        let (bytes, units) = group_of(weight, o, g, &mut filled);
-        let mut halves = [x.halves(r, g); X];
+        let (bytes, units) = group_of(weight, o, g, filled);
+        let mut halves = [x.halves(0, g); X];
         for j in 1..X {
-            halves[j] = x.halves(r + j, g);
+            halves[j] = x.halves(j, g);
         }
         let mut dots = [[simd.zeros(); GROUP_PAIRS]; X];
         // Each turn is compiled by itself: what lies where is known, and the sums stay in registers.
@@ -74,12 +80,12 @@ fn row_times<S: ByteDots, F: Integers, const X: usize>(
         }
         let offset = if F::SMALL_SCALES { None } else { F::BYTE_OFFSET_BITS };
         for j in 0..X {
-            let (dots, group) = (simd.sum_each_half(&dots[j]), x.group(r + j, g));
+            let (dots, group) = (simd.sum_each_half(&dots[j]), x.group(j, g));
             lanes[j] = add_group::<S, F>(simd, lanes[j], dots, offset, group, scale, minimum);
         }
     }
     for j in 0..X {
-        put_lanes(simd, out, (r + j) * out_len + o, lanes[j]);
+        simd.store(lanes[j], &mut to[j][i]);
     }
 }
 

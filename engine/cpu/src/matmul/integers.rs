@@ -74,6 +74,7 @@ pub fn group_of<'a, F: Integers>(
     match bytes.get(..F::GROUP_BYTES) {
         Some(bytes) => (bytes, units),
         None => {
+            filled.fill(0);
             filled[..bytes.len()].copy_from_slice(bytes);
             (&filled[..F::GROUP_BYTES], units)
         }
@@ -112,15 +113,22 @@ fn in_place<S: Simd, F: Integers>(
     weight: Rows<'_, F>,
     range: Range<usize>,
 ) {
-    for o in range {
-        let mut r = 0;
-        while r + 2 <= rows {
-            in_place_row::<S, F, 2>(simd, out, out_len, x, r, weight, o);
-            r += 2;
+    let mut filled = [0; GROUP_BYTES_MAX];
+    let mut lanes = [[[0.0; LANES]; LANES]; IN_PLACE_ROWS_MAX];
+    let mut o = range.start;
+    while o < range.end {
+        let count = (range.end - o).min(LANES);
+        for i in 0..count {
+            if rows == 2 {
+                in_place_row::<S, F, 2>(simd, x, weight, o + i, i, &mut filled, &mut lanes);
+            } else {
+                in_place_row::<S, F, 1>(simd, x, weight, o + i, i, &mut filled, &mut lanes);
+            }
         }
-        if r < rows {
-            in_place_row::<S, F, 1>(simd, out, out_len, x, r, weight, o);
+        for r in 0..rows {
+            put_sums(simd, out, r * out_len + o, count, &lanes[r]);
         }
+        o += count;
     }
 }
 
@@ -140,24 +148,23 @@ macro_rules! for_each_unit {
 
 const _: () = assert!(GROUP_UNITS == 16, "as many as `for_each_unit` has numbers");
 
-/// One weight row times `X` rows of activations.
+/// Weight row `o` times `X` rows of activations: row `i` of their lanes.
 #[inline(always)]
 fn in_place_row<S: Simd, F: Integers, const X: usize>(
     simd: S,
-    out: &SharedSlice<'_>,
-    out_len: usize,
     x: &Activations,
-    r: usize,
     weight: Rows<'_, F>,
     o: usize,
+    i: usize,
+    filled: &mut [u8; GROUP_BYTES_MAX],
+    to: &mut [[[f32; LANES]; LANES]; IN_PLACE_ROWS_MAX],
 ) {
     let mut lanes = [simd.splat(0.0); X];
     for g in 0..x.groups() {
-        let mut filled = [0; GROUP_BYTES_MAX];
-        let (bytes, units) = group_of(weight, o, g, &mut filled);
-        let mut groups = [x.group(r, g); X];
+        let (bytes, units) = group_of(weight, o, g, filled);
+        let mut groups = [x.group(0, g); X];
         for j in 1..X {
-            groups[j] = x.group(r + j, g);
+            groups[j] = x.group(j, g);
         }
         let mut dots = [[simd.zeros(); GROUP_UNITS]; X];
         if S::UNROLLS {
@@ -179,7 +186,7 @@ fn in_place_row<S: Simd, F: Integers, const X: usize>(
         }
     }
     for j in 0..X {
-        put_lanes(simd, out, (r + j) * out_len + o, lanes[j]);
+        simd.store(lanes[j], &mut to[j][i]);
     }
 }
 
@@ -202,10 +209,14 @@ pub fn add_group<S: Simd, F: Integers>(
     if F::MINIMUMS { simd.mul_add(minimum, simd.load(x.minus_sums), lanes) } else { lanes }
 }
 
-/// Writes the sum of the lanes.
+/// Writes the sums of the first `count` rows of lanes.
 #[inline(always)]
-pub fn put_lanes<S: Simd>(simd: S, out: &SharedSlice<'_>, index: usize, lanes: S::F) {
-    put(out, index, simd.sum(lanes));
+pub fn put_sums<S: Simd>(simd: S, out: &SharedSlice<'_>, index: usize, count: usize, lanes: &[[f32; LANES]; LANES]) {
+    let mut sums = [0.0; LANES];
+    simd.store(simd.sum_rows(lanes), &mut sums);
+    for (i, sum) in sums.iter().enumerate().take(count) {
+        put(out, index + i, *sum);
+    }
 }
 
 #[inline(always)]

@@ -82,6 +82,26 @@ impl Simd for Avx512 {
         unsafe { _mm512_maskz_mov_ps(((1u32 << count) - 1) as u16, x) }
     }
     #[inline(always)]
+    fn sum_rows(self, x: &[[f32; LANES]; LANES]) -> __m512 {
+        // Halves onto halves: lanes of 128 bits first, then what is within them. Two rows become one vector each time.
+        let mut eights = [self.splat(0.0); 8];
+        let mut fours = [self.splat(0.0); 4];
+        unsafe {
+            for (i, eight) in eights.iter_mut().enumerate() {
+                let (a, b) = (self.load(&x[2 * i]), self.load(&x[2 * i + 1]));
+                *eight = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+            }
+            for (i, four) in fours.iter_mut().enumerate() {
+                let (a, b) = (eights[2 * i], eights[2 * i + 1]);
+                *four = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+            }
+            let (a, b) = (add_pairs(fours[0], fours[1]), add_pairs(fours[2], fours[3]));
+            let sums = _mm512_add_ps(_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xdd>(a, b));
+            let lanes = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+            _mm512_permutexvar_ps(lanes, sums)
+        }
+    }
+    #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_add_ps(a, b) }
     }
@@ -396,6 +416,16 @@ fn sum_four(x: &[__m512i], first: usize) -> __m512i {
 #[inline(always)]
 fn sum_two(a: __m512i, b: __m512i) -> __m512i {
     unsafe { _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b)) }
+}
+
+/// Within lanes of 128 bits, the upper two onto the lower two: those of `a`, then those of `b`.
+#[inline(always)]
+fn add_pairs(a: __m512, b: __m512) -> __m512 {
+    unsafe {
+        let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
+        let (low, high) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+        _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
+    }
 }
 
 /// Adds the 128-bit lanes in pairs: those of `a`, then those of `b`.

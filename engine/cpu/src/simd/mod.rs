@@ -199,6 +199,16 @@ pub trait Simd: Copy {
         self.load(&lanes)
     }
 
+    /// In lane i what `sum` makes of row i.
+    #[inline(always)]
+    fn sum_rows(self, x: &[[f32; LANES]; LANES]) -> Self::F {
+        let mut sums = [0.0; LANES];
+        for (sum, row) in sums.iter_mut().zip(x) {
+            *sum = sum_lanes(row);
+        }
+        self.load(&sums)
+    }
+
     /// Sum of the lanes, always by the same tree: halves onto halves.
     #[inline(always)]
     fn sum(self, x: Self::F) -> f32 {
@@ -342,7 +352,7 @@ mod tests {
     }
 
     #[inline(always)]
-    fn loads<S: Simd>(simd: S, bytes: &[u8; 64], out: &mut [[f32; LANES]; 13]) {
+    fn loads<S: Simd>(simd: S, bytes: &[u8; 64], out: &mut [[f32; LANES]; 14]) {
         let half: &[u8; 32] = bytes.first_chunk().expect("32 of 64");
         simd.store(simd.load_f32(bytes), &mut out[0]);
         simd.store(simd.load_f16(half), &mut out[1]);
@@ -362,9 +372,15 @@ mod tests {
         simd.store(simd.halves_of_blocks::<24, 2>(&blocks[..16 * 24]), &mut out[10]);
         simd.store(simd.halves_of_blocks::<34, 0>(&blocks), &mut out[11]);
         simd.store(simd.first_lanes(simd.load_f32(bytes), usize::from(bytes[0] % 17)), &mut out[12]);
+        let mut rows = [[0.0; LANES]; LANES];
+        for (i, row) in rows.iter_mut().enumerate() {
+            *row =
+                bytes[i..i + LANES].first_chunk().expect("sixteen").map(|byte: u8| f32::from(byte) / (i as f32 + 0.7));
+        }
+        simd.store(simd.sum_rows(&rows), &mut out[13]);
     }
 
-    instantiate!(fn loads_on = loads(bytes: &[u8; 64], out: &mut [[f32; LANES]; 13]));
+    instantiate!(fn loads_on = loads(bytes: &[u8; 64], out: &mut [[f32; LANES]; 14]));
 
     #[test]
     fn loads_mean_the_same_everywhere() {
@@ -374,10 +390,10 @@ mod tests {
                 state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                 (state >> 56) as u8
             });
-            let mut plain = [[0.0; LANES]; 13];
+            let mut plain = [[0.0; LANES]; 14];
             loads(Portable, &bytes, &mut plain);
             for isa in Isa::detect() {
-                let mut fast = [[0.0; LANES]; 13];
+                let mut fast = [[0.0; LANES]; 14];
                 loads_on(isa, &bytes, &mut fast);
                 for (p, f) in plain.as_flattened().iter().zip(fast.as_flattened()) {
                     assert!(p.to_bits() == f.to_bits() || p.is_nan() && f.is_nan(), "{}: {f} and not {p}", isa.name());
