@@ -7,7 +7,7 @@
 use super::bytes::GROUP_PAIRS;
 use super::integers::IN_PLACE_ROWS_MAX;
 use crate::format::{GROUP_UNITS, SMALL_OFFSET, UNIT_LEN, WORD_MAX};
-use crate::simd::{BYTES, Isa, LANES, Simd, instantiate};
+use crate::simd::{Aligned, BYTES, Isa, LANES, Simd, instantiate};
 
 /// Largest absolute value of an activation's word.
 pub const ACTIVATION_MAX: i32 = 16_383;
@@ -23,32 +23,33 @@ pub struct Activations {
     /// Units of a row, filled up with zeros to whole groups.
     units: usize,
     /// Pairs of words, `[rows, units]`.
-    words: Vec<[i32; LANES]>,
+    words: Vec<Aligned<[i32; LANES]>>,
     /// What a word of the unit stands for, `[rows, units / 16]`.
-    scales: Vec<[f32; LANES]>,
+    scales: Vec<Aligned<[f32; LANES]>>,
     /// Sums of the unit's words.
-    sums: Vec<[i32; LANES]>,
+    sums: Vec<Aligned<[i32; LANES]>>,
     /// The same times the scale, negative.
-    minus_sums: Vec<[f32; LANES]>,
+    minus_sums: Vec<Aligned<[f32; LANES]>>,
     /// The words once more, `[rows, units / 2]`, where few rows are multiplied by bytes.
     halves: Vec<Halves>,
+    /// Sums of four words each, times `-SMALL_OFFSET`, `[rows, units / 2]`, in the same cases.
+    minus_offsets: Vec<Aligned<[i32; LANES]>>,
 }
 
 /// The words of two units as `128 * high + low`.
 #[derive(Clone, Copy)]
+#[repr(C, align(64))]
 pub struct Halves {
     /// Signed.
     pub high: [u8; BYTES],
     /// Less than 128.
     pub low: [u8; BYTES],
-    /// Sums of four words each, times `-SMALL_OFFSET`.
-    pub minus_offsets: [i32; LANES],
 }
 
 /// Sixteen units of one row.
 #[derive(Clone, Copy)]
 pub struct Group<'a> {
-    pub words: &'a [[i32; LANES]; GROUP_UNITS],
+    pub words: &'a [Aligned<[i32; LANES]>; GROUP_UNITS],
     pub scales: &'a [f32; LANES],
     pub sums: &'a [i32; LANES],
     pub minus_sums: &'a [f32; LANES],
@@ -61,18 +62,20 @@ impl Activations {
         let groups = rows * self.groups();
         // What is beyond a row's end must be zero, so nothing is kept.
         self.words.clear();
-        self.words.resize(groups * GROUP_UNITS, [0; LANES]);
+        self.words.resize(groups * GROUP_UNITS, Aligned([0; LANES]));
         self.sums.clear();
-        self.sums.resize(groups, [0; LANES]);
+        self.sums.resize(groups, Aligned([0; LANES]));
         for floats in [&mut self.scales, &mut self.minus_sums] {
             floats.clear();
-            floats.resize(groups, [0.0; LANES]);
+            floats.resize(groups, Aligned([0.0; LANES]));
         }
         fill_on(isa, self, x, rows, cols);
         self.halves.clear();
+        self.minus_offsets.clear();
         if isa.multiplies_bytes() && rows <= IN_PLACE_ROWS_MAX {
             self.halves.reserve(self.words.len() / 2);
-            split_on(isa, &self.words, &mut self.halves);
+            self.minus_offsets.reserve(self.words.len() / 2);
+            split_on(isa, &self.words, &mut self.halves, &mut self.minus_offsets);
         }
     }
 
@@ -100,25 +103,44 @@ impl Activations {
         let at = (row * self.groups() + index) * GROUP_PAIRS;
         self.halves[at..][..GROUP_PAIRS].first_chunk().expect("a slice of eight")
     }
+
+    /// For each pair of units in group `index` of a row the sums of four words each, times `-SMALL_OFFSET`.
+    #[inline(always)]
+    pub fn minus_offsets(&self, row: usize, index: usize) -> &[Aligned<[i32; LANES]>; GROUP_PAIRS] {
+        let at = (row * self.groups() + index) * GROUP_PAIRS;
+        self.minus_offsets[at..][..GROUP_PAIRS].first_chunk().expect("a slice of eight")
+    }
 }
 
-instantiate!(fn split_on = split(words: &[[i32; LANES]], to: &mut Vec<Halves>));
+instantiate!(fn split_on = split(
+    words: &[Aligned<[i32; LANES]>], halves: &mut Vec<Halves>, minus_offsets: &mut Vec<Aligned<[i32; LANES]>>,
+));
 
 #[inline(always)]
-fn split<S: Simd>(_: S, words: &[[i32; LANES]], to: &mut Vec<Halves>) {
+fn split<S: Simd>(
+    _: S,
+    words: &[Aligned<[i32; LANES]>],
+    halves: &mut Vec<Halves>,
+    minus_offsets: &mut Vec<Aligned<[i32; LANES]>>,
+) {
     for two in words.as_chunks::<2>().0 {
-        let mut halves = Halves { high: [0; BYTES], low: [0; BYTES], minus_offsets: [0; LANES] };
         let mut words = [0i16; BYTES];
-        for (words, pair) in words.as_chunks_mut::<2>().0.iter_mut().zip(two.as_flattened()) {
-            *words = [*pair as i16, (*pair >> 16) as i16];
+        for (half, pairs) in words.as_chunks_mut::<{ BYTES / 2 }>().0.iter_mut().zip(two) {
+            for (words, pair) in half.as_chunks_mut::<2>().0.iter_mut().zip(pairs.iter()) {
+                *words = [*pair as i16, (*pair >> 16) as i16];
+            }
         }
-        for ((high, low), word) in halves.high.iter_mut().zip(&mut halves.low).zip(words) {
+        let (mut high, mut low) = ([0; BYTES], [0; BYTES]);
+        for ((high, low), word) in high.iter_mut().zip(&mut low).zip(words) {
             (*high, *low) = ((word >> 7) as u8, (word & 127) as u8);
         }
-        for (minus, four) in halves.minus_offsets.iter_mut().zip(words.as_chunks::<4>().0) {
-            *minus = -SMALL_OFFSET * four.iter().map(|word| i32::from(*word)).sum::<i32>();
+        halves.push(Halves { high, low });
+        let mut offsets = [0; LANES];
+        for (offset, four) in offsets.iter_mut().zip(words.as_chunks::<4>().0) {
+            *offset =
+                -SMALL_OFFSET * (i32::from(four[0]) + i32::from(four[1]) + i32::from(four[2]) + i32::from(four[3]));
         }
-        to.push(halves);
+        minus_offsets.push(Aligned(offsets));
     }
 }
 
@@ -186,7 +208,7 @@ mod tests {
                     alone.fill(isa, &x[row * cols..][..cols], 1, cols);
                     for index in 0..all.groups() {
                         let (all, alone) = (all.group(row, index), alone.group(0, index));
-                        assert_eq!((all.words, all.sums), (alone.words, alone.sums));
+                        assert_eq!((all.words.map(|x| x.0), all.sums), (alone.words.map(|x| x.0), alone.sums));
                         assert_eq!((all.scales, all.minus_sums), (alone.scales, alone.minus_sums));
                         for unit in 0..GROUP_UNITS {
                             let words = all.words[unit].map(|pair| [pair as i16, (pair >> 16) as i16]);
@@ -221,7 +243,7 @@ mod tests {
             let mut activations = Activations::default();
             activations.fill(Isa::Portable, &[x; UNIT_LEN], 1, UNIT_LEN);
             let group = activations.group(0, 0);
-            assert_eq!((group.scales[0], group.sums[0], group.words[0]), (0.0, 0, [0; LANES]));
+            assert_eq!((group.scales[0], group.sums[0], group.words[0].0), (0.0, 0, [0; LANES]));
         }
     }
 }

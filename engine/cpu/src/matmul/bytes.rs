@@ -12,7 +12,7 @@ use super::activations::{Activations, Halves};
 use super::integers::{IN_PLACE_ROWS_MAX, add_group, group_of, put_sums};
 use crate::format::{GROUP_BYTES_MAX, GROUP_UNITS, Integers, Rows};
 use crate::pool::SharedSlice;
-use crate::simd::{ByteDots, LANES};
+use crate::simd::{Aligned, ByteDots, LANES};
 
 /// Pairs of units in a group.
 pub const GROUP_PAIRS: usize = GROUP_UNITS / 2;
@@ -61,15 +61,15 @@ fn row_times<S: ByteDots, F: Integers, const X: usize>(
     let mut lanes = [simd.splat(0.0); X];
     for g in 0..x.groups() {
         let (bytes, units) = group_of(weight, o, g, filled);
-        let mut halves = [x.halves(0, g); X];
+        let (mut halves, mut offsets) = ([x.halves(0, g); X], [x.minus_offsets(0, g); X]);
         for j in 1..X {
-            halves[j] = x.halves(j, g);
+            (halves[j], offsets[j]) = (x.halves(j, g), x.minus_offsets(j, g));
         }
         let mut dots = [[simd.zeros(); GROUP_PAIRS]; X];
         // Each turn is compiled by itself: what lies where is known, and the sums stay in registers.
         macro_rules! each_pair {
             ($($pair:literal)*) => {{
-                $(dots_of_pair::<S, F, X>(simd, weight.format, bytes, $pair, &halves, &mut dots);)*
+                $(dots_of_pair::<S, F, X>(simd, weight.format, bytes, $pair, &halves, &offsets, &mut dots);)*
             }};
         }
         const _: () = assert!(GROUP_PAIRS == 8, "as many as there are numbers");
@@ -96,6 +96,7 @@ fn dots_of_pair<S: ByteDots, F: Integers, const X: usize>(
     bytes: &[u8],
     pair: usize,
     halves: &[&[Halves; GROUP_PAIRS]; X],
+    minus_offsets: &[&[Aligned<[i32; LANES]>; GROUP_PAIRS]; X],
     dots: &mut [[S::I; GROUP_PAIRS]; X],
 ) {
     let (at, len) = match F::BLOCK_UNITS {
@@ -110,7 +111,7 @@ fn dots_of_pair<S: ByteDots, F: Integers, const X: usize>(
         let high = simd.dot_bytes(simd.zeros(), weights, simd.load_bytes(&x.high));
         let high = simd.shift_ints_left(high, 7);
         dots[j][pair] = if F::SMALL_SCALES {
-            let low = simd.dot_bytes(simd.load_ints(&x.minus_offsets), weights, simd.load_bytes(&x.low));
+            let low = simd.dot_bytes(simd.load_ints(&minus_offsets[j][pair]), weights, simd.load_bytes(&x.low));
             simd.mul_ints(simd.add_ints(high, low), format.small_scales(simd, blocks, pair_of_block))
         } else {
             simd.dot_bytes(high, weights, simd.load_bytes(&x.low))

@@ -21,7 +21,7 @@ use super::activations::{Activations, Group};
 use super::{GRAIN_OPERATIONS, bytes, put};
 use crate::format::{GROUP_BYTES_MAX, GROUP_UNITS, Integers, Rows, UNIT_LEN};
 use crate::pool::{SharedSlice, WorkerPool};
-use crate::simd::{Isa, LANES, Simd, instantiate};
+use crate::simd::{Aligned, Isa, LANES, Simd, instantiate};
 
 /// With more rows than this, weights are unpacked to a panel.
 pub const IN_PLACE_ROWS_MAX: usize = 2;
@@ -239,13 +239,13 @@ fn dots_of_unit<S: Simd, F: Integers, const X: usize>(
 struct Panel {
     groups: usize,
     /// `[2, 16 lanes, groups, PAIRS]`: two columns of sixteen rows.
-    words: Vec<[i32; LANES]>,
+    words: Vec<Aligned<[i32; LANES]>>,
     /// `[2, 16 lanes, groups]`, of sixteen rows.
-    scales: Vec<[f32; LANES]>,
+    scales: Vec<Aligned<[f32; LANES]>>,
     /// As `scales`.
-    minimums: Vec<[f32; LANES]>,
+    minimums: Vec<Aligned<[f32; LANES]>>,
     /// Sums of a block of activation rows, `[16 lanes, ROWS_BLOCK, 2]`, of sixteen rows.
-    sums: Vec<[f32; LANES]>,
+    sums: Vec<Aligned<[f32; LANES]>>,
 }
 
 thread_local! {
@@ -267,10 +267,10 @@ fn paneled<F: Integers>(
 ) {
     panel.groups = x.groups();
     let units = 2 * GROUP_UNITS * panel.groups;
-    panel.words.resize(units * PAIRS, [0; LANES]);
-    panel.scales.resize(units, [0.0; LANES]);
-    panel.minimums.resize(units, [0.0; LANES]);
-    panel.sums.resize(GROUP_UNITS * ROWS_BLOCK * 2, [0.0; LANES]);
+    panel.words.resize(units * PAIRS, Aligned([0; LANES]));
+    panel.scales.resize(units, Aligned([0.0; LANES]));
+    panel.minimums.resize(units, Aligned([0.0; LANES]));
+    panel.sums.resize(GROUP_UNITS * ROWS_BLOCK * 2, Aligned([0.0; LANES]));
     let mut o = range.start;
     while o < range.end {
         let count = (range.end - o).min(PANEL_ROWS);
@@ -347,7 +347,9 @@ fn unpack<S: Simd, F: Integers>(simd: S, weight: Rows<'_, F>, o: usize, count: u
             for (unit, words) in words.iter_mut().enumerate() {
                 let at = (half * GROUP_UNITS + unit) * panel.groups + g;
                 simd.transpose(words);
-                panel.words[at * PAIRS..][..PAIRS].copy_from_slice(words);
+                for (to, words) in panel.words[at * PAIRS..][..PAIRS].iter_mut().zip(words.iter()) {
+                    **to = *words;
+                }
                 for i in 0..LANES {
                     panel.scales[at][i] = scales[i][unit];
                     if F::MINIMUMS {
@@ -415,7 +417,7 @@ fn tile<S: Simd, const MINIMUMS: bool, const W: usize, const X: usize>(
         for (i, at) in at.iter_mut().enumerate() {
             *at = ((half + i) * GROUP_UNITS + lane) * groups + g;
         }
-        let mut w_units = [&[[0; LANES]; PAIRS]; W];
+        let mut w_units = [&[Aligned([0; LANES]); PAIRS]; W];
         for i in 0..W {
             w_units[i] = panel.words[at[i] * PAIRS..].first_chunk().expect("a unit of the panel");
         }

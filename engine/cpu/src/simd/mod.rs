@@ -25,6 +25,27 @@ pub const WORDS: usize = 2 * LANES;
 /// Bytes of a vector.
 pub const BYTES: usize = 4 * LANES;
 
+/// What begins at a cache line: a vector that crosses from one to the next is loaded twice.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub struct Aligned<T>(pub T);
+
+impl<T> std::ops::Deref for Aligned<T> {
+    type Target = T;
+
+    #[inline(always)]
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T> std::ops::DerefMut for Aligned<T> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.0
+    }
+}
+
 /// Instruction sets with kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
