@@ -8,6 +8,7 @@
 
 use std::ops::Range;
 
+use super::AHEAD;
 use super::activations::{Activations, Halves};
 use super::integers::{IN_PLACE_ROWS_MAX, add_group, group_of, put_sums};
 use crate::format::{GROUP_BYTES_MAX, GROUP_UNITS, Integers, Rows};
@@ -61,6 +62,9 @@ fn row_times<S: ByteDots, F: Integers, const X: usize>(
     let mut lanes = [simd.splat(0.0); X];
     for g in 0..x.groups() {
         let (bytes, units) = group_of(weight, o, g, filled);
+        for line in 0..F::GROUP_BYTES.div_ceil(64) {
+            simd.prefetch(bytes, AHEAD + 64 * line);
+        }
         let (mut halves, mut offsets) = ([x.halves(0, g); X], [x.minus_offsets(0, g); X]);
         for j in 1..X {
             (halves[j], offsets[j]) = (x.halves(j, g), x.minus_offsets(j, g));

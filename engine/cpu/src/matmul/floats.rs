@@ -9,7 +9,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::{GRAIN_OPERATIONS, put};
+use super::{AHEAD, GRAIN_OPERATIONS, put};
 use crate::format::{Floats, Rows, UNIT_LEN, decode_floats};
 use crate::pool::{SharedSlice, WorkerPool};
 use crate::simd::{Isa, LANES, Simd, instantiate};
@@ -66,14 +66,13 @@ fn fused<S: Simd, F: Floats>(
     range: Range<usize>,
 ) {
     let mut o = range.start;
-    // Eight chains of dependent additions keep two FMA units busy.
-    while rows == 1 && o + 8 <= range.end {
-        fused_tile::<S, F, 8, 1>(simd, out, out_len, x, 0, weight, o);
-        o += 8;
+    // As few rows at once as keep the FMA units busy: memory likes to be read in order.
+    while rows == 1 && o + 2 <= range.end {
+        fused_tile::<S, F, 2, 1>(simd, out, out_len, x, 0, weight, o);
+        o += 2;
     }
     while o + 4 <= range.end {
         match rows {
-            1 => fused_tile::<S, F, 4, 1>(simd, out, out_len, x, 0, weight, o),
             2 => fused_tile::<S, F, 4, 2>(simd, out, out_len, x, 0, weight, o),
             3 => fused_tile::<S, F, 4, 3>(simd, out, out_len, x, 0, weight, o),
             _ => fused_tile::<S, F, 4, 4>(simd, out, out_len, x, 0, weight, o),
@@ -113,6 +112,11 @@ fn fused_tile<S: Simd, F: Floats, const W: usize, const X: usize>(
     for u in 0..units {
         for i in 0..W {
             let block = &w_rows[i][u / F::BLOCK_UNITS * F::BLOCK_BYTES..][..F::BLOCK_BYTES];
+            if u.is_multiple_of(F::BLOCK_UNITS) {
+                for line in 0..F::BLOCK_BYTES.div_ceil(64) {
+                    simd.prefetch(block, AHEAD + 64 * line);
+                }
+            }
             let w = weight.format.unit(simd, block, u % F::BLOCK_UNITS);
             for j in 0..X {
                 sums[i][j] = add_unit(simd, w, &x_rows[j][u * UNIT_LEN..], sums[i][j]);

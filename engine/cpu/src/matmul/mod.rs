@@ -19,6 +19,10 @@ use super::pool::SharedSlice;
 /// Multiply-adds that are worth waking a worker for: about ten microseconds.
 const GRAIN_OPERATIONS: usize = 1 << 17;
 
+/// How far ahead of its use a weight that is read once is asked for, bytes. The processor itself looks ahead within a page
+/// of 4096 only, and stops at the next one: a step of Q8_0 read 27 GB/s without, 28 to 31 with 1024 to 4096, 39 with this.
+const AHEAD: usize = 8192;
+
 #[inline(always)]
 #[allow(unsafe_code, reason = "threads share the output of one matmul")]
 fn put(out: &SharedSlice<'_>, index: usize, value: f32) {

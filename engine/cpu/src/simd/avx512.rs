@@ -78,6 +78,10 @@ impl Simd for Avx512 {
         unsafe { _mm512_cvtph_ps(_mm512_castsi512_si256(halves)) }
     }
     #[inline(always)]
+    fn prefetch(self, x: &[u8], ahead: usize) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().wrapping_add(ahead).cast()) }
+    }
+    #[inline(always)]
     fn first_lanes(self, x: __m512, count: usize) -> __m512 {
         unsafe { _mm512_maskz_mov_ps(((1u32 << count) - 1) as u16, x) }
     }

@@ -211,6 +211,10 @@ pub trait Simd: Copy {
         self.load_f16(&halves)
     }
 
+    /// Asks for the cache line that is `ahead` bytes after the first of `x`; it need not be memory at all.
+    #[inline(always)]
+    fn prefetch(self, _x: &[u8], _ahead: usize) {}
+
     /// The first `count` lanes, and zeros.
     #[inline(always)]
     fn first_lanes(self, x: Self::F, count: usize) -> Self::F {
