@@ -6,19 +6,21 @@
 //!
 //! Decoding is exact or one rounding (`scale * quant`), and done before the multiplication in all paths.
 
+#![allow(clippy::needless_range_loop, reason = "the arrays of a tile are walked side by side")]
+
 use std::cell::RefCell;
 use std::ops::Range;
 
 use super::{AHEAD, GRAIN_OPERATIONS, put};
 use crate::format::{Floats, Rows, UNIT_LEN, decode_floats};
 use crate::pool::{SharedSlice, WorkerPool};
-use crate::simd::{Isa, LANES, Simd, instantiate};
+use crate::simd::{Aligned, Isa, LANES, Simd, instantiate};
 
 /// With more rows than this, a weight is decoded once to memory and not once per tile.
 const FUSED_ROWS_MAX: usize = 4;
 
 /// Weight rows that are decoded together.
-const PANEL_ROWS: usize = 8;
+const PANEL_ROWS: usize = 32;
 
 /// `out[r, o] = weight[o] · x[r]`, with `weight.bytes` all rows of the matrix.
 pub fn matmul_floats<F: Floats>(
@@ -46,8 +48,7 @@ pub fn matmul_floats<F: Floats>(
 }
 
 thread_local! {
-    /// Decoded weight rows. Grows to the widest matrix in the first step and stays.
-    static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static PANEL: RefCell<Panel> = RefCell::default();
 }
 
 instantiate!(fn fused_on = fused<F: Floats>(
@@ -150,6 +151,35 @@ fn add_unit<S: Simd>(simd: S, w: [S::F; 2], x: &[f32], sum: S::F) -> S::F {
     simd.mul_add(w[1], simd.load(high), simd.mul_add(w[0], simd.load(low), sum))
 }
 
+/// What a thread keeps for many rows.
+#[derive(Default)]
+struct Panel {
+    /// Decoded weights, `[PANEL_ROWS / 4, BLOCK_COLS / 16, 4]` vectors of sixteen columns: a tile reads them in order.
+    weights: Vec<Aligned<[f32; LANES]>>,
+    /// One row of them, `[BLOCK_COLS]`.
+    row: Vec<f32>,
+    /// Lanes of the outputs, `[x tiles, weight tiles]` of four rows by four; what is there belongs to rows `4 j + i`.
+    sums: Vec<Tile>,
+}
+
+/// Lanes of a tile's outputs: weight row i and activation row j are at `TILE j + i`.
+type Tile = Aligned<[[f32; LANES]; TILE * TILE]>;
+
+/// Rows of weights, and of activations, that are multiplied in registers.
+const TILE: usize = 4;
+
+/// Vectors of four rows of the panel.
+const TILE_VECTORS: usize = TILE * BLOCK_COLS / LANES;
+
+const _: () = assert!(TILE * TILE == LANES, "a tile's outputs are summed together");
+
+/// Columns that are multiplied before the next ones are read: so many of four rows of activations fit into the first cache,
+/// and of all of the panel's rows into the second one.
+const BLOCK_COLS: usize = 1024;
+
+/// Rows of activations that a panel is decoded for.
+const BLOCK_ROWS: usize = 128;
+
 /// Many rows: a panel of weights is decoded to memory and used for all of them. Only the decoding knows the format.
 #[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
 fn paneled<F: Floats>(
@@ -160,149 +190,168 @@ fn paneled<F: Floats>(
     rows: usize,
     weight: Rows<'_, F>,
     range: Range<usize>,
-    panel: &mut Vec<f32>,
+    panel: &mut Panel,
 ) {
-    let stride = weight.cols.next_multiple_of(UNIT_LEN);
-    if panel.len() < PANEL_ROWS * stride {
-        panel.resize(PANEL_ROWS * stride, 0.0);
-    }
+    panel.weights.resize(PANEL_ROWS * BLOCK_COLS / LANES, Aligned([0.0; LANES]));
+    panel.row.resize(BLOCK_COLS, 0.0);
+    panel.sums.resize(BLOCK_ROWS / TILE * (PANEL_ROWS / TILE), Aligned([[0.0; LANES]; LANES]));
     let mut o = range.start;
     while o < range.end {
         let count = (range.end - o).min(PANEL_ROWS);
-        decode_rows_on(isa, weight, o, count, stride, panel);
-        multiply_on(isa, out, out_len, x, rows, weight.cols, o, count, stride, panel);
+        for first in (0..rows).step_by(BLOCK_ROWS) {
+            let rows = (rows - first).min(BLOCK_ROWS);
+            let x = &x[first * weight.cols..][..rows * weight.cols];
+            for col in (0..weight.cols).step_by(BLOCK_COLS) {
+                decode_block_on(isa, weight, o, count, col, panel);
+                multiply_on(isa, x, rows, weight.cols, col, count, panel);
+            }
+            finish_on(isa, out, out_len, first, rows, o, count, panel);
+        }
         o += count;
     }
 }
 
-instantiate!(fn decode_rows_on = decode_rows<F: Floats>(
-    weight: Rows<'_, F>, o: usize, count: usize, stride: usize, panel: &mut [f32],
+instantiate!(fn decode_block_on = decode_block<F: Floats>(
+    weight: Rows<'_, F>, o: usize, count: usize, col: usize, panel: &mut Panel,
 ));
 
-/// Decodes `count` weight rows from `o` on, `stride` elements apart.
+/// Decodes a block of columns from `col` on of `count` weight rows from `o` on.
 #[inline(always)]
-fn decode_rows<S: Simd, F: Floats>(
+fn decode_block<S: Simd, F: Floats>(
     simd: S,
     weight: Rows<'_, F>,
     o: usize,
     count: usize,
-    stride: usize,
-    panel: &mut [f32],
+    col: usize,
+    panel: &mut Panel,
 ) {
+    const { assert!(BLOCK_COLS.is_multiple_of(UNIT_LEN * F::BLOCK_UNITS), "a block of columns is whole blocks of weights") };
+    let bytes_before = col / UNIT_LEN / F::BLOCK_UNITS * F::BLOCK_BYTES;
+    let bytes_max = BLOCK_COLS / UNIT_LEN / F::BLOCK_UNITS * F::BLOCK_BYTES;
     for i in 0..count {
-        decode_floats(simd, weight.format, weight.row(o + i), &mut panel[i * stride..][..stride]);
+        let row = &weight.row(o + i)[bytes_before..];
+        decode_floats(simd, weight.format, &row[..row.len().min(bytes_max)], &mut panel.row);
+        let tile = &mut panel.weights[i / TILE * TILE_VECTORS..][..TILE_VECTORS];
+        for (to, vector) in tile.iter_mut().skip(i % TILE).step_by(TILE).zip(panel.row.as_chunks::<LANES>().0) {
+            **to = *vector;
+        }
     }
 }
 
 instantiate!(fn multiply_on = multiply(
-    out: &SharedSlice<'_>, out_len: usize, x: &[f32], rows: usize, cols: usize, o: usize, count: usize, stride: usize,
-    panel: &[f32],
+    x: &[f32], rows: usize, cols: usize, col: usize, count: usize, panel: &mut Panel,
 ));
 
-/// The panel's `count` weight rows, which are those from `o` on, times all rows of activations.
+/// The panel's `count` weight rows times all rows of activations, from column `col` on as far as the panel goes.
 #[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
-fn multiply<S: Simd>(
-    simd: S,
-    out: &SharedSlice<'_>,
-    out_len: usize,
-    x: &[f32],
-    rows: usize,
-    cols: usize,
-    o: usize,
-    count: usize,
-    stride: usize,
-    panel: &[f32],
-) {
-    let mut i = 0;
-    if S::MANY_REGISTERS {
-        while i + 4 <= count {
-            tile_rows::<S, 4, 4>(simd, out, out_len, x, rows, cols, &panel[i * stride..], stride, o + i);
-            i += 4;
+fn multiply<S: Simd>(simd: S, x: &[f32], rows: usize, cols: usize, col: usize, count: usize, panel: &mut Panel) {
+    let Panel { weights, sums, .. } = panel;
+    for (x_tile, r) in (0..rows).step_by(TILE).enumerate() {
+        let x = &x[r * cols..][..(rows - r).min(TILE) * cols];
+        for (w_tile, i) in (0..count).step_by(TILE).enumerate() {
+            let weights = &weights[w_tile * TILE_VECTORS..][..TILE_VECTORS];
+            let sums = &mut sums[x_tile * (PANEL_ROWS / TILE) + w_tile];
+            let (w_rows, x_rows) = ((count - i).min(TILE), (rows - r).min(TILE));
+            if S::MANY_REGISTERS && w_rows == TILE && x_rows == TILE {
+                tile::<S, TILE, TILE>(simd, x, cols, col, weights, sums, 0, 0);
+                continue;
+            }
+            for j in (0..x_rows).step_by(2) {
+                for i in (0..w_rows).step_by(2) {
+                    match (w_rows - i, x_rows - j) {
+                        (1, 1) => tile::<S, 1, 1>(simd, x, cols, col, weights, sums, i, j),
+                        (1, _) => tile::<S, 1, 2>(simd, x, cols, col, weights, sums, i, j),
+                        (_, 1) => tile::<S, 2, 1>(simd, x, cols, col, weights, sums, i, j),
+                        _ => tile::<S, 2, 2>(simd, x, cols, col, weights, sums, i, j),
+                    }
+                }
+            }
         }
     }
-    while i + 2 <= count {
-        tile_rows::<S, 2, 2>(simd, out, out_len, x, rows, cols, &panel[i * stride..], stride, o + i);
-        i += 2;
-    }
-    while i < count {
-        tile_rows::<S, 1, 4>(simd, out, out_len, x, rows, cols, &panel[i * stride..], stride, o + i);
-        i += 1;
-    }
 }
 
-/// `W` decoded weight rows times all activation rows, `X` at a time.
-#[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
-fn tile_rows<S: Simd, const W: usize, const X: usize>(
-    simd: S,
-    out: &SharedSlice<'_>,
-    out_len: usize,
-    x: &[f32],
-    rows: usize,
-    cols: usize,
-    panel: &[f32],
-    stride: usize,
-    o: usize,
-) {
-    let mut r = 0;
-    while r + X <= rows {
-        tile::<S, W, X>(simd, out, out_len, x, r, cols, panel, stride, o);
-        r += X;
-    }
-    while r < rows {
-        tile::<S, W, 1>(simd, out, out_len, x, r, cols, panel, stride, o);
-        r += 1;
-    }
-}
-
+/// `W` weight rows from `i` on times `X` activation rows from `j` on, added to the lanes of the columns before.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
 fn tile<S: Simd, const W: usize, const X: usize>(
     simd: S,
-    out: &SharedSlice<'_>,
-    out_len: usize,
     x: &[f32],
-    r: usize,
     cols: usize,
-    panel: &[f32],
-    stride: usize,
-    o: usize,
+    col: usize,
+    weights: &[Aligned<[f32; LANES]>],
+    sums: &mut Tile,
+    i: usize,
+    j: usize,
 ) {
-    let chunks = cols / LANES;
-    let mut w_rows = [&panel[..0]; W];
-    for (i, row) in w_rows.iter_mut().enumerate() {
-        *row = &panel[i * stride..][..stride];
-    }
+    let block = (cols - col).min(BLOCK_COLS);
+    let chunks = block / LANES;
     let mut x_rows = [&x[..0]; X];
-    for (i, row) in x_rows.iter_mut().enumerate() {
-        *row = &x[(r + i) * cols..][..cols];
+    for (n, row) in x_rows.iter_mut().enumerate() {
+        *row = &x[(j + n) * cols + col..][..block];
     }
-    let mut sums = [[simd.splat(0.0); X]; W];
+    let mut lanes = [[simd.splat(0.0); X]; W];
+    if col > 0 {
+        for (n, lanes) in lanes.iter_mut().enumerate() {
+            for (m, lane) in lanes.iter_mut().enumerate() {
+                *lane = simd.load(&sums[TILE * (j + m) + i + n]);
+            }
+        }
+    }
+    let (w_chunks, _) = weights.as_chunks::<TILE>();
     for c in 0..chunks {
         let mut xs = [simd.splat(0.0); X];
-        for j in 0..X {
-            xs[j] = simd.load(sixteen(x_rows[j], c));
+        for m in 0..X {
+            xs[m] = simd.load(sixteen(x_rows[m], c));
         }
-        for i in 0..W {
-            let w = simd.load(sixteen(w_rows[i], c));
-            for j in 0..X {
-                sums[i][j] = simd.mul_add(w, xs[j], sums[i][j]);
+        for n in 0..W {
+            let w = simd.load(&w_chunks[c][i + n]);
+            for m in 0..X {
+                lanes[n][m] = simd.mul_add(w, xs[m], lanes[n][m]);
             }
         }
     }
-    if cols > chunks * LANES {
-        for j in 0..X {
+    if block > chunks * LANES {
+        for m in 0..X {
             let mut filled = [0.0; LANES];
-            filled[..cols - chunks * LANES].copy_from_slice(&x_rows[j][chunks * LANES..]);
-            for i in 0..W {
-                sums[i][j] = simd.mul_add(simd.load(sixteen(w_rows[i], chunks)), simd.load(&filled), sums[i][j]);
+            filled[..block - chunks * LANES].copy_from_slice(&x_rows[m][chunks * LANES..]);
+            for n in 0..W {
+                lanes[n][m] = simd.mul_add(simd.load(&w_chunks[chunks][i + n]), simd.load(&filled), lanes[n][m]);
             }
         }
     }
-    for (i, sums) in sums.into_iter().enumerate() {
-        for (j, sum) in sums.into_iter().enumerate() {
-            put(out, (r + j) * out_len + o + i, simd.sum(sum));
+    for (n, lanes) in lanes.into_iter().enumerate() {
+        for (m, lane) in lanes.into_iter().enumerate() {
+            simd.store(lane, &mut sums[TILE * (j + m) + i + n]);
+        }
+    }
+}
+
+instantiate!(fn finish_on = finish(
+    out: &SharedSlice<'_>, out_len: usize, first: usize, rows: usize, o: usize, count: usize, panel: &Panel,
+));
+
+/// Adds the lanes, and writes the outputs from `o` on of the rows from `first` on.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
+fn finish<S: Simd>(
+    simd: S,
+    out: &SharedSlice<'_>,
+    out_len: usize,
+    first: usize,
+    rows: usize,
+    o: usize,
+    count: usize,
+    panel: &Panel,
+) {
+    for (x_tile, r) in (0..rows).step_by(TILE).enumerate() {
+        for (w_tile, i) in (0..count).step_by(TILE).enumerate() {
+            let mut outputs = [0.0; LANES];
+            simd.store(simd.sum_rows(&panel.sums[x_tile * (PANEL_ROWS / TILE) + w_tile]), &mut outputs);
+            for (j, outputs) in outputs.as_chunks::<TILE>().0.iter().enumerate().take(rows - r) {
+                for (n, output) in outputs.iter().enumerate().take(count - i) {
+                    put(out, (first + r + j) * out_len + o + i + n, *output);
+                }
+            }
         }
     }
 }

@@ -30,6 +30,16 @@ pub const BYTES: usize = 4 * LANES;
 #[repr(C, align(64))]
 pub struct Aligned<T>(pub T);
 
+impl<T, const N: usize> Aligned<[T; N]> {
+    /// What lies in a slice of them.
+    #[inline(always)]
+    pub fn parts(vectors: &mut [Self]) -> &mut [[T; N]] {
+        const { assert!(size_of::<Self>() == size_of::<[T; N]>(), "a vector fills whole cache lines") };
+        // SAFETY: the one field begins where the struct does, the sizes are the same, and the alignment is larger.
+        unsafe { std::slice::from_raw_parts_mut(vectors.as_mut_ptr().cast(), vectors.len()) }
+    }
+}
+
 impl<T> std::ops::Deref for Aligned<T> {
     type Target = T;
 
