@@ -5,6 +5,7 @@
 //!
 //! Whatever is summed is summed in an order that is a function of the weight's shape: see decision 8 in ARCHITECTURE.md.
 
+mod buffer;
 mod format;
 pub mod math;
 mod matmul;
@@ -15,6 +16,7 @@ mod tensor_type;
 pub mod testing;
 mod weight;
 
+pub use buffer::Buffer;
 pub use matmul::Activations;
 pub use simd::Isa;
 pub use tensor_type::TensorType;

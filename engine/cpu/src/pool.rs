@@ -203,18 +203,18 @@ impl Drop for WorkerPool {
 }
 
 /// A slice that several threads write, each to places of its own.
-pub struct SharedSlice<'a> {
-    start: *mut f32,
+pub struct SharedSlice<'a, T = f32> {
+    start: *mut T,
     len: usize,
-    life: std::marker::PhantomData<&'a mut [f32]>,
+    life: std::marker::PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: `write` and `part` ask their callers never to give one place to two threads.
-unsafe impl Sync for SharedSlice<'_> {}
+unsafe impl<T: Send> Sync for SharedSlice<'_, T> {}
 
-impl<'a> SharedSlice<'a> {
+impl<'a, T: Copy> SharedSlice<'a, T> {
     /// Borrows a slice for sharing.
-    pub fn new(slice: &'a mut [f32]) -> SharedSlice<'a> {
+    pub fn new(slice: &'a mut [T]) -> SharedSlice<'a, T> {
         SharedSlice { start: slice.as_mut_ptr(), len: slice.len(), life: std::marker::PhantomData }
     }
 
@@ -224,7 +224,7 @@ impl<'a> SharedSlice<'a> {
     ///
     /// No other thread uses this element while the slice is shared.
     #[inline(always)]
-    pub unsafe fn write(&self, index: usize, value: f32) {
+    pub unsafe fn write(&self, index: usize, value: T) {
         assert!(index < self.len, "write beyond a shared slice");
         // SAFETY: in bounds as just seen; alone there as the caller promised.
         unsafe { self.start.add(index).write(value) }
@@ -237,7 +237,7 @@ impl<'a> SharedSlice<'a> {
     /// No other thread uses this part while it is borrowed.
     #[inline(always)]
     #[allow(clippy::mut_from_ref, reason = "that is what it is for; the caller promises that parts do not overlap")]
-    pub unsafe fn part(&self, range: Range<usize>) -> &mut [f32] {
+    pub unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
         assert!(range.start <= range.end && range.end <= self.len, "a part beyond a shared slice");
         // SAFETY: in bounds as just seen; alone there as the caller promised.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }

@@ -4,9 +4,12 @@
 //! elements alone. The error of an element is at most a 32766th of the unit's largest: a hundred times less than that of
 //! bytes, for twice the multiplications.
 
+use std::ops::Range;
+
 use super::bytes::GROUP_PAIRS;
 use super::integers::IN_PLACE_ROWS_MAX;
 use crate::format::{GROUP_UNITS, SMALL_OFFSET, UNIT_LEN, WORD_MAX};
+use crate::pool::{SharedSlice, WorkerPool};
 use crate::simd::{Aligned, BYTES, Isa, LANES, Simd, instantiate};
 
 /// Largest absolute value of an activation's word.
@@ -22,6 +25,13 @@ const _: () = assert!(
 pub struct Activations {
     /// Units of a row, filled up with zeros to whole groups.
     units: usize,
+    few: Few,
+    many: Many,
+}
+
+/// Up to `IN_PLACE_ROWS_MAX` rows: sixteen units of a row lie together, as their weights do.
+#[derive(Default)]
+struct Few {
     /// Pairs of words, `[rows, units]`.
     words: Vec<Aligned<[i32; LANES]>>,
     /// What a word of the unit stands for, `[rows, units / 16]`.
@@ -30,10 +40,23 @@ pub struct Activations {
     sums: Vec<Aligned<[i32; LANES]>>,
     /// The same times the scale, negative.
     minus_sums: Vec<Aligned<[f32; LANES]>>,
-    /// The words once more, `[rows, units / 2]`, where few rows are multiplied by bytes.
+    /// The words once more, `[rows, units / 2]`, where weights are multiplied as bytes.
     halves: Vec<Halves>,
-    /// Sums of four words each, times `-SMALL_OFFSET`, `[rows, units / 2]`, in the same cases.
+    /// Sums of four words each, times `-SMALL_OFFSET`, `[rows, units / 2]`, in the same case.
     minus_offsets: Vec<Aligned<[i32; LANES]>>,
+}
+
+/// More rows: the units of one lane of the sums lie together, as it is one lane after the other that a panel of weights is
+/// multiplied by. In the order of the rows they would be a kilobyte apart, in a few sets of the cache.
+#[derive(Default)]
+struct Many {
+    rows: usize,
+    /// Pairs of words, `[16 lanes, rows, units / 16]`.
+    words: Vec<Aligned<[i32; LANES]>>,
+    /// What a word of the unit stands for, `[16 lanes, rows, units / 16]`.
+    scales: Vec<f32>,
+    /// The sum of the unit's words times the scale, negative, as `scales`.
+    minus_sums: Vec<f32>,
 }
 
 /// The words of two units as `128 * high + low`.
@@ -55,27 +78,22 @@ pub struct Group<'a> {
     pub minus_sums: &'a [f32; LANES],
 }
 
+/// Every sixteenth unit of one row.
+#[derive(Clone, Copy)]
+pub struct Lane<'a> {
+    pub words: &'a [Aligned<[i32; LANES]>],
+    pub scales: &'a [f32],
+    pub minus_sums: &'a [f32],
+}
+
 impl Activations {
     /// Takes over rows of `cols` elements.
-    pub fn fill(&mut self, isa: Isa, x: &[f32], rows: usize, cols: usize) {
+    pub fn fill(&mut self, pool: &WorkerPool, isa: Isa, x: &[f32], rows: usize, cols: usize) {
         self.units = cols.div_ceil(UNIT_LEN).next_multiple_of(GROUP_UNITS);
-        let groups = rows * self.groups();
-        // What is beyond a row's end must be zero, so nothing is kept.
-        self.words.clear();
-        self.words.resize(groups * GROUP_UNITS, Aligned([0; LANES]));
-        self.sums.clear();
-        self.sums.resize(groups, Aligned([0; LANES]));
-        for floats in [&mut self.scales, &mut self.minus_sums] {
-            floats.clear();
-            floats.resize(groups, Aligned([0.0; LANES]));
-        }
-        fill_on(isa, self, x, rows, cols);
-        self.halves.clear();
-        self.minus_offsets.clear();
-        if isa.multiplies_bytes() && rows <= IN_PLACE_ROWS_MAX {
-            self.halves.reserve(self.words.len() / 2);
-            self.minus_offsets.reserve(self.words.len() / 2);
-            split_on(isa, &self.words, &mut self.halves, &mut self.minus_offsets);
+        if rows <= IN_PLACE_ROWS_MAX {
+            self.few.fill(isa, x, rows, cols, self.units);
+        } else {
+            self.many.fill(pool, isa, x, rows, cols, self.units);
         }
     }
 
@@ -85,30 +103,81 @@ impl Activations {
         self.units / GROUP_UNITS
     }
 
-    /// Group `index` of a row.
+    /// Group `index` of one of few rows.
     #[inline(always)]
     pub fn group(&self, row: usize, index: usize) -> Group<'_> {
         let at = row * self.groups() + index;
         Group {
-            words: self.words[at * GROUP_UNITS..][..GROUP_UNITS].first_chunk().expect("a slice of sixteen"),
-            scales: &self.scales[at],
-            sums: &self.sums[at],
-            minus_sums: &self.minus_sums[at],
+            words: self.few.words[at * GROUP_UNITS..][..GROUP_UNITS].first_chunk().expect("a slice of sixteen"),
+            scales: &self.few.scales[at],
+            sums: &self.few.sums[at],
+            minus_sums: &self.few.minus_sums[at],
         }
     }
 
-    /// The words of group `index` of a row as bytes.
+    /// The words of group `index` of one of few rows as bytes.
     #[inline(always)]
     pub fn halves(&self, row: usize, index: usize) -> &[Halves; GROUP_PAIRS] {
         let at = (row * self.groups() + index) * GROUP_PAIRS;
-        self.halves[at..][..GROUP_PAIRS].first_chunk().expect("a slice of eight")
+        self.few.halves[at..][..GROUP_PAIRS].first_chunk().expect("a slice of eight")
     }
 
-    /// For each pair of units in group `index` of a row the sums of four words each, times `-SMALL_OFFSET`.
+    /// For each pair of units in group `index` of one of few rows the sums of four words each, times `-SMALL_OFFSET`.
     #[inline(always)]
     pub fn minus_offsets(&self, row: usize, index: usize) -> &[Aligned<[i32; LANES]>; GROUP_PAIRS] {
         let at = (row * self.groups() + index) * GROUP_PAIRS;
-        self.minus_offsets[at..][..GROUP_PAIRS].first_chunk().expect("a slice of eight")
+        self.few.minus_offsets[at..][..GROUP_PAIRS].first_chunk().expect("a slice of eight")
+    }
+
+    /// Lane `lane` of one of many rows: a unit of each group.
+    #[inline(always)]
+    pub fn lane(&self, row: usize, lane: usize) -> Lane<'_> {
+        let groups = self.groups();
+        let at = (lane * self.many.rows + row) * groups;
+        Lane {
+            words: &self.many.words[at..][..groups],
+            scales: &self.many.scales[at..][..groups],
+            minus_sums: &self.many.minus_sums[at..][..groups],
+        }
+    }
+}
+
+impl Few {
+    fn fill(&mut self, isa: Isa, x: &[f32], rows: usize, cols: usize, units: usize) {
+        let groups = rows * units / GROUP_UNITS;
+        // What is beyond a row's end must be zero, so nothing is kept.
+        self.words.clear();
+        self.words.resize(groups * GROUP_UNITS, Aligned([0; LANES]));
+        self.sums.clear();
+        self.sums.resize(groups, Aligned([0; LANES]));
+        for floats in [&mut self.scales, &mut self.minus_sums] {
+            floats.clear();
+            floats.resize(groups, Aligned([0.0; LANES]));
+        }
+        fill_few_on(isa, self, x, rows, cols, units);
+        self.halves.clear();
+        self.minus_offsets.clear();
+        if isa.multiplies_bytes() {
+            self.halves.reserve(self.words.len() / 2);
+            self.minus_offsets.reserve(self.words.len() / 2);
+            split_on(isa, &self.words, &mut self.halves, &mut self.minus_offsets);
+        }
+    }
+}
+
+instantiate!(fn fill_few_on = fill_few(to: &mut Few, x: &[f32], rows: usize, cols: usize, units: usize));
+
+#[inline(always)]
+fn fill_few<S: Simd>(simd: S, to: &mut Few, x: &[f32], rows: usize, cols: usize, units: usize) {
+    for (row, x) in x.chunks_exact(cols).take(rows).enumerate() {
+        for (unit, x) in x.chunks(UNIT_LEN).enumerate() {
+            let at = row * units + unit;
+            let (group, lane) = (at / GROUP_UNITS, at % GROUP_UNITS);
+            let (scale, sum) = words_of_unit(simd, x, &mut to.words[at]);
+            to.scales[group][lane] = scale;
+            to.sums[group][lane] = sum;
+            to.minus_sums[group][lane] = -(scale * sum as f32);
+        }
     }
 }
 
@@ -144,50 +213,81 @@ fn split<S: Simd>(
     }
 }
 
-instantiate!(fn fill_on = fill(to: &mut Activations, x: &[f32], rows: usize, cols: usize));
+impl Many {
+    fn fill(&mut self, pool: &WorkerPool, isa: Isa, x: &[f32], rows: usize, cols: usize, units: usize) {
+        self.rows = rows;
+        // What is beyond a row's end must be zero; all else is written.
+        if !cols.is_multiple_of(UNIT_LEN * GROUP_UNITS) {
+            self.words.clear();
+            self.scales.clear();
+            self.minus_sums.clear();
+        }
+        self.words.resize(rows * units, Aligned([0; LANES]));
+        self.scales.resize(rows * units, 0.0);
+        self.minus_sums.resize(rows * units, 0.0);
+        let words = SharedSlice::new(&mut self.words);
+        let (scales, minus_sums) = (SharedSlice::new(&mut self.scales), SharedSlice::new(&mut self.minus_sums));
+        let groups = units / GROUP_UNITS;
+        pool.run(rows, (GRAIN_ELEMENTS / cols).max(1), |range| {
+            fill_many_on(isa, &words, &scales, &minus_sums, x, rows, cols, groups, range);
+        });
+    }
+}
+
+/// Elements that are worth waking a worker for.
+const GRAIN_ELEMENTS: usize = 1 << 14;
+
+instantiate!(fn fill_many_on = fill_many(
+    words: &SharedSlice<'_, Aligned<[i32; LANES]>>, scales: &SharedSlice<'_>, minus_sums: &SharedSlice<'_>, x: &[f32],
+    rows: usize, cols: usize, groups: usize, range: Range<usize>,
+));
 
 #[inline(always)]
-fn fill<S: Simd>(_: S, to: &mut Activations, x: &[f32], rows: usize, cols: usize) {
-    let units = to.units;
-    for (row, x) in x.chunks_exact(cols).take(rows).enumerate() {
-        for (unit, x) in x.chunks(UNIT_LEN).enumerate() {
-            let mut filled = [0.0; UNIT_LEN];
-            filled[..x.len()].copy_from_slice(x);
-            let at = row * units + unit;
-            let (group, lane) = (at / GROUP_UNITS, at % GROUP_UNITS);
-            let (scale, sum) = unit_to_words(&filled, &mut to.words[at]);
-            to.scales[group][lane] = scale;
-            to.sums[group][lane] = sum;
-            to.minus_sums[group][lane] = -(scale * sum as f32);
+#[allow(unsafe_code, reason = "threads share what is filled")]
+#[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
+fn fill_many<S: Simd>(
+    simd: S,
+    words: &SharedSlice<'_, Aligned<[i32; LANES]>>,
+    scales: &SharedSlice<'_>,
+    minus_sums: &SharedSlice<'_>,
+    x: &[f32],
+    rows: usize,
+    cols: usize,
+    groups: usize,
+    range: Range<usize>,
+) {
+    for row in range {
+        for (unit, x) in x[row * cols..][..cols].chunks(UNIT_LEN).enumerate() {
+            let at = (unit % GROUP_UNITS * rows + row) * groups + unit / GROUP_UNITS;
+            // SAFETY: the place belongs to a unit of one row, and the pool gives each row to one thread.
+            unsafe {
+                let (scale, sum) = words_of_unit(simd, x, &mut words.part(at..at + 1)[0]);
+                scales.write(at, scale);
+                minus_sums.write(at, -(scale * sum as f32));
+            }
         }
     }
 }
 
-/// Scale and sum of one unit's words.
+/// Scale and sum of the words of one unit, which may be the rest of a row.
 #[inline(always)]
-fn unit_to_words(x: &[f32; UNIT_LEN], words: &mut [i32; LANES]) -> (f32, i32) {
-    // Without their signs, floats are ordered as their bits are. What is no number is above all, and stays so.
-    let mut most = 0;
-    for x in x {
-        most = most.max(x.to_bits() & 0x7fff_ffff);
-    }
-    let most = f32::from_bits(most);
+fn words_of_unit<S: Simd>(simd: S, x: &[f32], words: &mut [i32; LANES]) -> (f32, i32) {
+    let mut filled = [0.0; UNIT_LEN];
+    let x = match x.first_chunk() {
+        Some(x) => x,
+        None => {
+            filled[..x.len()].copy_from_slice(x);
+            &filled
+        }
+    };
+    let most = simd.largest(x);
     let scale = most / ACTIVATION_MAX as f32;
     // So small a unit is zero: one over its scale would be infinite.
     if scale < f32::MIN_POSITIVE {
+        *words = [0; LANES];
         return (0.0, 0);
     }
-    let inverse = ACTIVATION_MAX as f32 / most;
-    // Adding 1.5 * 2^23 rounds to a whole number, ties to even, and leaves it in the low bits.
-    const ROUND: f32 = 12_582_912.0;
-    let mut sum = 0i32;
-    for (word, x) in words.iter_mut().zip(x.as_chunks::<2>().0) {
-        let first = (x[0] * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits());
-        let second = (x[1] * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits());
-        *word = (first & 0xffff | second << 16) as i32;
-        sum = sum.wrapping_add(first as i32).wrapping_add(second as i32);
-    }
-    (scale, sum)
+    (scale, simd.round_to_words(x, ACTIVATION_MAX as f32 / most, words))
 }
 
 #[cfg(test)]
@@ -198,26 +298,32 @@ mod tests {
     #[test]
     fn words_are_the_nearest_and_a_unit_knows_only_itself() {
         let mut dice = Dice::new(1);
+        let pool = WorkerPool::new(3).expect("threads for a test");
         for isa in Isa::detect() {
+            let (mut all, mut alone) = (Activations::default(), Activations::default());
             for cols in [1, 31, 32, 33, 512, 513, 700] {
-                let x: Vec<f32> = (0..3 * cols).map(|_| dice.unit() * 10f32.powf(6.0 * dice.unit())).collect();
-                let mut all = Activations::default();
-                all.fill(isa, &x, 3, cols);
-                for row in 0..3 {
-                    let mut alone = Activations::default();
-                    alone.fill(isa, &x[row * cols..][..cols], 1, cols);
+                let x: Vec<f32> = (0..5 * cols).map(|_| dice.unit() * 10f32.powf(6.0 * dice.unit())).collect();
+                all.fill(&pool, isa, &x, 5, cols);
+                for row in 0..5 {
+                    alone.fill(&pool, isa, &x[row * cols..][..cols], 1, cols);
                     for index in 0..all.groups() {
-                        let (all, alone) = (all.group(row, index), alone.group(0, index));
-                        assert_eq!((all.words.map(|x| x.0), all.sums), (alone.words.map(|x| x.0), alone.sums));
-                        assert_eq!((all.scales, all.minus_sums), (alone.scales, alone.minus_sums));
+                        let group = alone.group(0, index);
                         for unit in 0..GROUP_UNITS {
-                            let words = all.words[unit].map(|pair| [pair as i16, (pair >> 16) as i16]);
-                            assert_eq!(words.as_flattened().iter().map(|w| i32::from(*w)).sum::<i32>(), all.sums[unit]);
+                            let lane = all.lane(row, unit);
+                            assert_eq!(group.words[unit].0, lane.words[index].0);
+                            assert_eq!(group.scales[unit], lane.scales[index]);
+                            assert_eq!(group.minus_sums[unit], lane.minus_sums[index]);
+                            let words = group.words[unit].map(|pair| [pair as i16, (pair >> 16) as i16]);
+                            let sum = words.as_flattened().iter().map(|w| i32::from(*w)).sum::<i32>();
+                            assert_eq!(
+                                (group.sums[unit], -(group.scales[unit] * sum as f32)),
+                                (sum, group.minus_sums[unit])
+                            );
                             for (i, word) in words.as_flattened().iter().enumerate() {
                                 let at = (index * GROUP_UNITS + unit) * UNIT_LEN + i;
                                 let wanted = if at < cols { x[row * cols + at] } else { 0.0 };
-                                let error = (f32::from(*word) * all.scales[unit] - wanted).abs();
-                                assert!(error <= 0.5001 * all.scales[unit], "{error} at {at} of {cols}");
+                                let error = (f32::from(*word) * group.scales[unit] - wanted).abs();
+                                assert!(error <= 0.5001 * group.scales[unit], "{error} at {at} of {cols}");
                             }
                         }
                     }
@@ -232,7 +338,7 @@ mod tests {
             let mut x = [1.0; UNIT_LEN];
             x[7] = bad;
             let mut activations = Activations::default();
-            activations.fill(Isa::Portable, &x, 1, UNIT_LEN);
+            activations.fill(&WorkerPool::new(1).expect("no thread"), Isa::detect()[0], &x, 1, UNIT_LEN);
             assert!(!activations.group(0, 0).scales[0].is_finite());
         }
     }
@@ -241,7 +347,7 @@ mod tests {
     fn zeros_and_the_smallest_numbers_are_zero() {
         for x in [0.0, -0.0, f32::from_bits(1), f32::MIN_POSITIVE] {
             let mut activations = Activations::default();
-            activations.fill(Isa::Portable, &[x; UNIT_LEN], 1, UNIT_LEN);
+            activations.fill(&WorkerPool::new(1).expect("no thread"), Isa::detect()[0], &[x; UNIT_LEN], 1, UNIT_LEN);
             let group = activations.group(0, 0);
             assert_eq!((group.scales[0], group.sums[0], group.words[0].0), (0.0, 0, [0; LANES]));
         }

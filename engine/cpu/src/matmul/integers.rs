@@ -411,6 +411,10 @@ fn tile<S: Simd, const MINIMUMS: bool, const W: usize, const X: usize>(
     panel: &mut Panel,
 ) {
     let groups = panel.groups;
+    let mut x_lanes = [x.lane(first + r, lane); X];
+    for j in 1..X {
+        x_lanes[j] = x.lane(first + r + j, lane);
+    }
     let mut lanes = [[simd.splat(0.0); X]; W];
     for g in 0..groups {
         let mut at = [0; W];
@@ -421,10 +425,6 @@ fn tile<S: Simd, const MINIMUMS: bool, const W: usize, const X: usize>(
         for i in 0..W {
             w_units[i] = panel.words[at[i] * PAIRS..].first_chunk().expect("a unit of the panel");
         }
-        let mut x_groups = [x.group(first + r, g); X];
-        for j in 1..X {
-            x_groups[j] = x.group(first + r + j, g);
-        }
         let mut dots = [[simd.zeros(); X]; W];
         for pair in 0..PAIRS {
             let mut words = [simd.splat_pair(0); W];
@@ -432,7 +432,7 @@ fn tile<S: Simd, const MINIMUMS: bool, const W: usize, const X: usize>(
                 words[i] = simd.load_words(&w_units[i][pair]);
             }
             for j in 0..X {
-                let x = simd.splat_pair(x_groups[j].words[lane][pair]);
+                let x = simd.splat_pair(x_lanes[j].words[g][pair]);
                 for i in 0..W {
                     dots[i][j] = simd.dot(dots[i][j], words[i], x);
                 }
@@ -441,12 +441,12 @@ fn tile<S: Simd, const MINIMUMS: bool, const W: usize, const X: usize>(
         for i in 0..W {
             let scale = simd.load(&panel.scales[at[i]]);
             for j in 0..X {
-                let x = x_groups[j];
-                let both = simd.mul(scale, simd.splat(x.scales[lane]));
+                let x = x_lanes[j];
+                let both = simd.mul(scale, simd.splat(x.scales[g]));
                 lanes[i][j] = simd.mul_add(both, simd.ints_to_floats(dots[i][j]), lanes[i][j]);
                 if MINIMUMS {
                     let minimum = simd.load(&panel.minimums[at[i]]);
-                    lanes[i][j] = simd.mul_add(minimum, simd.splat(x.minus_sums[lane]), lanes[i][j]);
+                    lanes[i][j] = simd.mul_add(minimum, simd.splat(x.minus_sums[g]), lanes[i][j]);
                 }
             }
         }

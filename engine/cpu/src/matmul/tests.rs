@@ -31,7 +31,7 @@ fn run(isa: Isa, threads: usize, case: &Case, weights: &[u8], x: &[f32]) -> Vec<
         integers {
             let weight = Rows { format, bytes, row_bytes, cols: case.cols };
             let mut activations = Activations::default();
-            activations.fill(isa, x, case.rows, case.cols);
+            activations.fill(&pool, isa, x, case.rows, case.cols);
             matmul_integers(&pool, isa, &mut out, case.out_len, &activations, case.rows, weight);
         }
     );

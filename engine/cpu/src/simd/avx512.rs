@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Avx512, BYTES, ByteDots, LANES, Simd};
+use super::{Avx512, BYTES, ByteDots, LANES, Simd, WORDS};
 
 // SAFETY, for all of it: a token is only made by `Isa::detect` after it has seen every feature that the intrinsics below
 // need, and every pointer comes from an array of exactly the size that is read or written; the loads and stores are the
@@ -76,6 +76,28 @@ impl Simd for Avx512 {
             }
         }
         unsafe { _mm512_cvtph_ps(_mm512_castsi512_si256(halves)) }
+    }
+    #[inline(always)]
+    fn largest(self, x: &[f32; WORDS]) -> f32 {
+        let (halves, _) = x.as_chunks::<LANES>();
+        unsafe {
+            let (a, b) = (_mm512_castps_si512(self.load(&halves[0])), _mm512_castps_si512(self.load(&halves[1])));
+            let most = _mm512_max_epu32(_mm512_slli_epi32::<1>(a), _mm512_slli_epi32::<1>(b));
+            f32::from_bits(_mm512_reduce_max_epu32(most) >> 1)
+        }
+    }
+    #[inline(always)]
+    fn round_to_words(self, x: &[f32; WORDS], factor: f32, words: &mut [i32; LANES]) -> i32 {
+        let (halves, _) = x.as_chunks::<LANES>();
+        let factor = self.splat(factor);
+        unsafe {
+            let a = _mm512_cvtps_epi32(self.mul(self.load(&halves[0]), factor));
+            let b = _mm512_cvtps_epi32(self.mul(self.load(&halves[1]), factor));
+            let both =
+                _mm512_inserti64x4::<1>(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(a)), _mm512_cvtepi32_epi16(b));
+            self.store_words(both, words);
+            _mm512_reduce_add_epi32(_mm512_add_epi32(a, b))
+        }
     }
     #[inline(always)]
     fn prefetch(self, x: &[u8], ahead: usize) {

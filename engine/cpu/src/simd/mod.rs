@@ -30,16 +30,6 @@ pub const BYTES: usize = 4 * LANES;
 #[repr(C, align(64))]
 pub struct Aligned<T>(pub T);
 
-impl<T, const N: usize> Aligned<[T; N]> {
-    /// What lies in a slice of them.
-    #[inline(always)]
-    pub fn parts(vectors: &mut [Self]) -> &mut [[T; N]] {
-        const { assert!(size_of::<Self>() == size_of::<[T; N]>(), "a vector fills whole cache lines") };
-        // SAFETY: the one field begins where the struct does, the sizes are the same, and the alignment is larger.
-        unsafe { std::slice::from_raw_parts_mut(vectors.as_mut_ptr().cast(), vectors.len()) }
-    }
-}
-
 impl<T> std::ops::Deref for Aligned<T> {
     type Target = T;
 
@@ -221,6 +211,33 @@ pub trait Simd: Copy {
         self.load_f16(&halves)
     }
 
+    /// The largest absolute value of thirty-two; what is no number is larger than all, and stays none.
+    #[inline(always)]
+    fn largest(self, x: &[f32; WORDS]) -> f32 {
+        // Without their signs, floats are ordered as their bits are.
+        let mut most = 0;
+        for x in x {
+            most = most.max(x.to_bits() & 0x7fff_ffff);
+        }
+        f32::from_bits(most)
+    }
+
+    /// Thirty-two numbers, none larger than a word, times a factor, as the nearest words, ties to even; their sum. Of what
+    /// is no number anything is made.
+    #[inline(always)]
+    fn round_to_words(self, x: &[f32; WORDS], factor: f32, words: &mut [i32; LANES]) -> i32 {
+        // Adding 1.5 * 2^23 rounds to a whole number and leaves it in the low bits.
+        const ROUND: f32 = 12_582_912.0;
+        let mut sum = 0i32;
+        for (word, x) in words.iter_mut().zip(x.as_chunks::<2>().0) {
+            let first = (x[0] * factor + ROUND).to_bits().wrapping_sub(ROUND.to_bits());
+            let second = (x[1] * factor + ROUND).to_bits().wrapping_sub(ROUND.to_bits());
+            *word = (first & 0xffff | second << 16) as i32;
+            sum = sum.wrapping_add(first as i32).wrapping_add(second as i32);
+        }
+        sum
+    }
+
     /// Asks for the cache line that is `ahead` bytes after the first of `x`; it need not be memory at all.
     #[inline(always)]
     fn prefetch(self, _x: &[u8], _ahead: usize) {}
@@ -387,7 +404,7 @@ mod tests {
     }
 
     #[inline(always)]
-    fn loads<S: Simd>(simd: S, bytes: &[u8; 64], out: &mut [[f32; LANES]; 14]) {
+    fn loads<S: Simd>(simd: S, bytes: &[u8; 64], out: &mut [[f32; LANES]; 16]) {
         let half: &[u8; 32] = bytes.first_chunk().expect("32 of 64");
         simd.store(simd.load_f32(bytes), &mut out[0]);
         simd.store(simd.load_f16(half), &mut out[1]);
@@ -413,9 +430,15 @@ mod tests {
                 bytes[i..i + LANES].first_chunk().expect("sixteen").map(|byte: u8| f32::from(byte) / (i as f32 + 0.7));
         }
         simd.store(simd.sum_rows(&rows), &mut out[13]);
+        let numbers: &[f32; WORDS] = rows.as_flattened()[..WORDS].first_chunk().expect("32 of 256");
+        let signed: [f32; WORDS] = std::array::from_fn(|i| numbers[i] * if bytes[i] & 1 == 0 { 100.0 } else { -100.0 });
+        out[14][0] = simd.largest(&signed);
+        let mut words = [0; LANES];
+        out[14][1] = simd.round_to_words(&signed, 0.731, &mut words) as f32;
+        out[15] = words.map(|word| f32::from_bits(word as u32 & 0x7fff_ffff));
     }
 
-    instantiate!(fn loads_on = loads(bytes: &[u8; 64], out: &mut [[f32; LANES]; 14]));
+    instantiate!(fn loads_on = loads(bytes: &[u8; 64], out: &mut [[f32; LANES]; 16]));
 
     #[test]
     fn loads_mean_the_same_everywhere() {
@@ -425,10 +448,10 @@ mod tests {
                 state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                 (state >> 56) as u8
             });
-            let mut plain = [[0.0; LANES]; 14];
+            let mut plain = [[0.0; LANES]; 16];
             loads(Portable, &bytes, &mut plain);
             for isa in Isa::detect() {
-                let mut fast = [[0.0; LANES]; 14];
+                let mut fast = [[0.0; LANES]; 16];
                 loads_on(isa, &bytes, &mut fast);
                 for (p, f) in plain.as_flattened().iter().zip(fast.as_flattened()) {
                     assert!(p.to_bits() == f.to_bits() || p.is_nan() && f.is_nan(), "{}: {f} and not {p}", isa.name());

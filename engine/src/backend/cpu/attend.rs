@@ -11,10 +11,10 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use orchestratord_cpu::instantiate;
 use orchestratord_cpu::math::{exp_lanes, tanh};
 use orchestratord_cpu::pool::{SharedSlice, WorkerPool};
 use orchestratord_cpu::simd::{Isa, LANES, Simd, sum_lanes};
+use orchestratord_cpu::{Buffer, instantiate};
 
 use crate::backend::{Attention, BLOCK_LEN, Batch, KvShape};
 
@@ -28,15 +28,20 @@ pub struct CpuCache {
     shape: KvShape,
     /// Elements of a head's value, filled up to whole vectors.
     value_len: usize,
-    keys: Vec<f32>,
-    values: Vec<f32>,
+    keys: Buffer,
+    values: Buffer,
 }
 
 impl CpuCache {
     pub(super) fn new(shape: KvShape) -> CpuCache {
         let value_len = shape.head_len.next_multiple_of(LANES);
         let blocks = shape.layer_count * shape.block_count * shape.head_count * BLOCK_LEN;
-        CpuCache { shape, value_len, keys: vec![0.0; blocks * shape.head_len], values: vec![0.0; blocks * value_len] }
+        CpuCache {
+            shape,
+            value_len,
+            keys: Buffer::zeros(blocks * shape.head_len),
+            values: Buffer::zeros(blocks * value_len),
+        }
     }
 
     /// Which head's block of all heads' blocks.
@@ -161,34 +166,49 @@ fn score<S: Simd>(
     table: &[u32],
     scale: f32,
 ) {
-    let scale = simd.splat(scale);
     let mut b = 0;
-    // Four blocks at once are four independent chains of additions.
+    // Eight blocks at once are as many independent chains of additions, which is what two units of four cycles take.
+    while S::MANY_REGISTERS && b + 8 <= table.len() {
+        score_blocks::<S, 8>(simd, scores, query, cache, layer, head, table, scale, b);
+        b += 8;
+    }
     while b + 4 <= table.len() {
-        let mut keys = [&cache.keys[..0]; 4];
-        for i in 0..4 {
-            keys[i] = cache.key_block(cache.index(layer, table[b + i], head));
-        }
-        let mut sums = [simd.splat(0.0); 4];
-        for (d, q) in query.iter().enumerate() {
-            let q = simd.splat(*q);
-            for i in 0..4 {
-                sums[i] = simd.mul_add(q, simd.load(lanes_at(keys[i], d)), sums[i]);
-            }
-        }
-        for i in 0..4 {
-            simd.store(simd.mul(sums[i], scale), &mut scores[b + i]);
-        }
+        score_blocks::<S, 4>(simd, scores, query, cache, layer, head, table, scale, b);
         b += 4;
     }
     while b < table.len() {
-        let keys = cache.key_block(cache.index(layer, table[b], head));
-        let mut sum = simd.splat(0.0);
-        for (d, q) in query.iter().enumerate() {
-            sum = simd.mul_add(simd.splat(*q), simd.load(lanes_at(keys, d)), sum);
-        }
-        simd.store(simd.mul(sum, scale), &mut scores[b]);
+        score_blocks::<S, 1>(simd, scores, query, cache, layer, head, table, scale, b);
         b += 1;
+    }
+}
+
+/// The same for `N` blocks from `first` on.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
+fn score_blocks<S: Simd, const N: usize>(
+    simd: S,
+    scores: &mut [[f32; BLOCK_LEN]],
+    query: &[f32],
+    cache: &CpuCache,
+    layer: usize,
+    head: usize,
+    table: &[u32],
+    scale: f32,
+    first: usize,
+) {
+    let mut keys = [&cache.keys[..0]; N];
+    for (keys, block) in keys.iter_mut().zip(&table[first..]) {
+        *keys = cache.key_block(cache.index(layer, *block, head));
+    }
+    let mut sums = [simd.splat(0.0); N];
+    for (d, q) in query.iter().enumerate() {
+        let q = simd.splat(*q);
+        for (sum, keys) in sums.iter_mut().zip(keys) {
+            *sum = simd.mul_add(q, simd.load(lanes_at(keys, d)), *sum);
+        }
+    }
+    for (sum, scores) in sums.into_iter().zip(&mut scores[first..]) {
+        simd.store(simd.mul(sum, simd.splat(scale)), scores);
     }
 }
 

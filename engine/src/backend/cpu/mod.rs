@@ -8,7 +8,7 @@ pub use attend::CpuCache;
 pub use orchestratord_cpu::Isa;
 use orchestratord_cpu::pool::{SharedSlice, WorkerPool};
 use orchestratord_cpu::simd::{LANES, Simd};
-use orchestratord_cpu::{Activations, decode_row, instantiate, math, matmul};
+use orchestratord_cpu::{Activations, Buffer, decode_row, instantiate, math, matmul};
 
 use super::{Attention, Backend, Batch, DeviceError, KvShape, RopePairs};
 use crate::model::{Matrix, Rope, Vector};
@@ -56,7 +56,7 @@ impl CpuBackend {
 }
 
 impl Backend for CpuBackend {
-    type Buffer = Vec<f32>;
+    type Buffer = Buffer;
     type Matrix = Matrix;
     type Vector = Vector;
     type Cache = CpuCache;
@@ -70,8 +70,8 @@ impl Backend for CpuBackend {
         Ok(vector.clone())
     }
 
-    fn buffer(&self, len: usize) -> Result<Vec<f32>, DeviceError> {
-        Ok(vec![0.0; len])
+    fn buffer(&self, len: usize) -> Result<Buffer, DeviceError> {
+        Ok(Buffer::zeros(len))
     }
 
     fn cache(&self, shape: KvShape) -> Result<CpuCache, DeviceError> {
@@ -96,7 +96,7 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn embed(&mut self, out: &mut Vec<f32>, table: &Matrix, batch: &Batch) {
+    fn embed(&mut self, out: &mut Buffer, table: &Matrix, batch: &Batch) {
         for (token, out) in batch.tokens.iter().zip(out.chunks_exact_mut(table.cols)) {
             let row = *token as usize * table.row_bytes()..(*token as usize + 1) * table.row_bytes();
             let bytes = &table.bytes()[row];
@@ -104,25 +104,25 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn rms_norm(&mut self, out: &mut Vec<f32>, x: &Vec<f32>, weight: &Vector, rows: usize, eps: f32) {
+    fn rms_norm(&mut self, out: &mut Buffer, x: &Buffer, weight: &Vector, rows: usize, eps: f32) {
         let len = weight.len();
         rms_norm_on(self.isa, &mut out[..rows * len], &x[..rows * len], weight.as_slice(), eps);
     }
 
-    fn rms_norm_in_place(&mut self, x: &mut Vec<f32>, weight: &Vector, count: usize, eps: f32) {
+    fn rms_norm_in_place(&mut self, x: &mut Buffer, weight: &Vector, count: usize, eps: f32) {
         rms_norm_in_place_on(self.isa, &mut x[..count * weight.len()], weight.as_slice(), eps);
     }
 
-    fn add_rms_norm(&mut self, x: &mut Vec<f32>, y: &mut Vec<f32>, weight: &Vector, rows: usize, eps: f32) {
+    fn add_rms_norm(&mut self, x: &mut Buffer, y: &mut Buffer, weight: &Vector, rows: usize, eps: f32) {
         self.add(x, y, rows * weight.len());
         self.rms_norm(y, x, weight, rows, eps);
     }
 
-    fn matmul(&mut self, out: &mut Vec<f32>, x: &Vec<f32>, weight: &Matrix, rows: usize) {
+    fn matmul(&mut self, out: &mut Buffer, x: &Buffer, weight: &Matrix, rows: usize) {
         matmul(&self.pool, self.isa, &mut self.activations, out, x, rows, &weight.as_weight());
     }
 
-    fn add_bias(&mut self, x: &mut Vec<f32>, bias: &Vector, rows: usize) {
+    fn add_bias(&mut self, x: &mut Buffer, bias: &Vector, rows: usize) {
         for row in x.chunks_exact_mut(bias.len()).take(rows) {
             for (x, bias) in row.iter_mut().zip(bias.as_slice()) {
                 *x += bias;
@@ -132,7 +132,7 @@ impl Backend for CpuBackend {
 
     fn rope(
         &mut self,
-        x: &mut Vec<f32>,
+        x: &mut Buffer,
         batch: &Batch,
         head_count: usize,
         head_len: usize,
@@ -157,14 +157,14 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn store(&mut self, cache: &mut CpuCache, layer: usize, key: &Vec<f32>, value: &Vec<f32>, batch: &Batch) {
+    fn store(&mut self, cache: &mut CpuCache, layer: usize, key: &Buffer, value: &Buffer, batch: &Batch) {
         cache.store(layer, key, value, batch);
     }
 
     fn attend(
         &mut self,
-        out: &mut Vec<f32>,
-        query: &Vec<f32>,
+        out: &mut Buffer,
+        query: &Buffer,
         cache: &CpuCache,
         layer: usize,
         batch: &Batch,
@@ -173,19 +173,19 @@ impl Backend for CpuBackend {
         attend::attend(&self.pool, self.isa, out, query, cache, layer, batch, attention);
     }
 
-    fn silu_mul(&mut self, gate: &mut Vec<f32>, up: &Vec<f32>, len: usize) {
+    fn silu_mul(&mut self, gate: &mut Buffer, up: &Buffer, len: usize) {
         self.gated(silu_mul_on, gate, up, len);
     }
 
-    fn gelu_mul(&mut self, gate: &mut Vec<f32>, up: &Vec<f32>, len: usize) {
+    fn gelu_mul(&mut self, gate: &mut Buffer, up: &Buffer, len: usize) {
         self.gated(gelu_mul_on, gate, up, len);
     }
 
-    fn scale(&mut self, x: &mut Vec<f32>, factor: f32, len: usize) {
+    fn scale(&mut self, x: &mut Buffer, factor: f32, len: usize) {
         x[..len].iter_mut().for_each(|x| *x *= factor);
     }
 
-    fn soft_cap(&mut self, x: &mut Vec<f32>, cap: f32, len: usize) {
+    fn soft_cap(&mut self, x: &mut Buffer, cap: f32, len: usize) {
         let isa = self.isa;
         let shared = SharedSlice::new(&mut x[..len]);
         self.pool.run(len.div_ceil(LANES), ELEMENTWISE_GRAIN, |range: Range<usize>| {
@@ -197,19 +197,19 @@ impl Backend for CpuBackend {
         });
     }
 
-    fn add(&mut self, x: &mut Vec<f32>, y: &Vec<f32>, len: usize) {
+    fn add(&mut self, x: &mut Buffer, y: &Buffer, len: usize) {
         for (x, y) in x[..len].iter_mut().zip(&y[..len]) {
             *x += y;
         }
     }
 
-    fn gather(&mut self, out: &mut Vec<f32>, x: &Vec<f32>, batch: &Batch, len: usize) {
+    fn gather(&mut self, out: &mut Buffer, x: &Buffer, batch: &Batch, len: usize) {
         for (out, row) in out.chunks_exact_mut(len).zip(&batch.sample_rows) {
             out.copy_from_slice(&x[*row as usize * len..][..len]);
         }
     }
 
-    fn read<'a>(&'a mut self, x: &'a Vec<f32>, len: usize) -> Result<&'a [f32], DeviceError> {
+    fn read<'a>(&'a mut self, x: &'a Buffer, len: usize) -> Result<&'a [f32], DeviceError> {
         Ok(&x[..len])
     }
 
