@@ -40,8 +40,7 @@ pub fn matmul(
         weight.tensor_type,
         format => floats matmul_floats(pool, isa, out, weight.rows, x, rows, weight.rows_as(format)),
         integers {
-            scratch.fill(pool, isa, x, rows, weight.cols);
-            matmul_integers(pool, isa, out, weight.rows, scratch, rows, weight.rows_as(format));
+            matmul_integers(pool, isa, out, weight.rows, scratch, x, rows, weight.rows_as(format));
         }
     );
 }

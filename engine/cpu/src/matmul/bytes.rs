@@ -1,4 +1,4 @@
-//! One or two rows of activations times weights that are read as bytes, four of which are multiplied at once.
+//! A few rows of activations times weights that are read as bytes, four of which are multiplied at once.
 //!
 //! An activation's word is 128 times a signed byte and seven bits more. So a dot product of words is `128 * (weights dot
 //! high bytes) + (weights dot low ones)`, to the bit: what `integers` computes with words in twice as many operations, as
@@ -10,15 +10,21 @@ use std::ops::Range;
 
 use super::AHEAD;
 use super::activations::{Activations, Halves};
-use super::integers::{IN_PLACE_ROWS_MAX, add_group, group_of, put_sums};
+use super::integers::{add_group, group_of, put_sums};
 use crate::format::{GROUP_BYTES_MAX, GROUP_UNITS, Integers, Rows};
 use crate::pool::SharedSlice;
 use crate::simd::{Aligned, ByteDots, LANES};
 
+/// The most rows that are taken.
+pub const IN_PLACE_ROWS_MAX: usize = 16;
+
+/// Groups of four rows of activations that stay in the first cache: 16 KiB.
+const BLOCK_GROUPS: usize = 4;
+
 /// Pairs of units in a group.
 pub const GROUP_PAIRS: usize = GROUP_UNITS / 2;
 
-/// As `integers::in_place`.
+/// As `integers::in_place`, for up to `IN_PLACE_ROWS_MAX` rows.
 #[inline(always)]
 pub fn in_place<S: ByteDots, F: Integers>(
     simd: S,
@@ -30,69 +36,100 @@ pub fn in_place<S: ByteDots, F: Integers>(
     range: Range<usize>,
 ) {
     let mut filled = [0; GROUP_BYTES_MAX];
-    let mut lanes = [[[0.0; LANES]; LANES]; IN_PLACE_ROWS_MAX];
+    let mut lanes = [Aligned([[0.0; LANES]; LANES]); IN_PLACE_ROWS_MAX];
     let mut o = range.start;
     while o < range.end {
         let count = (range.end - o).min(LANES);
-        for i in 0..count {
-            if rows == 2 {
-                row_times::<S, F, 2>(simd, x, weight, o + i, i, &mut filled, &mut lanes);
-            } else {
-                row_times::<S, F, 1>(simd, x, weight, o + i, i, &mut filled, &mut lanes);
+        let mut r = 0;
+        while r < rows {
+            let together = match rows - r {
+                1 => 1,
+                2 | 3 => 2,
+                _ => 4,
+            };
+            // A lone row is read to its end, as memory likes it. Of several rows of activations as much as fits into the
+            // first cache meets sixteen rows of weights, before what comes after it does.
+            let block = if together == 1 { x.groups() } else { 4 * BLOCK_GROUPS / together };
+            for first in (0..x.groups()).step_by(block) {
+                let groups = first..(first + block).min(x.groups());
+                for i in 0..count {
+                    let groups = groups.clone();
+                    match together {
+                        1 => row_times::<S, F, 1>(simd, x, r, weight, o + i, i, groups, &mut filled, &mut lanes),
+                        2 => row_times::<S, F, 2>(simd, x, r, weight, o + i, i, groups, &mut filled, &mut lanes),
+                        _ => row_times::<S, F, 4>(simd, x, r, weight, o + i, i, groups, &mut filled, &mut lanes),
+                    }
+                }
             }
+            r += together;
         }
-        for r in 0..rows {
-            put_sums(simd, out, r * out_len + o, count, &lanes[r]);
+        for (r, lanes) in lanes.iter().enumerate().take(rows) {
+            put_sums(simd, out, r * out_len + o, count, lanes);
         }
         o += count;
     }
 }
 
-/// Weight row `o` times `X` rows of activations: row `i` of their lanes.
+/// Some groups of weight row `o` times `X` rows of activations from `r` on: added to row `i` of their lanes, which the first
+/// group begins.
 #[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
 fn row_times<S: ByteDots, F: Integers, const X: usize>(
     simd: S,
     x: &Activations,
+    r: usize,
     weight: Rows<'_, F>,
     o: usize,
     i: usize,
+    groups: Range<usize>,
     filled: &mut [u8; GROUP_BYTES_MAX],
-    to: &mut [[[f32; LANES]; LANES]; IN_PLACE_ROWS_MAX],
+    to: &mut [Aligned<[[f32; LANES]; LANES]>; IN_PLACE_ROWS_MAX],
 ) {
     let mut lanes = [simd.splat(0.0); X];
-    for g in 0..x.groups() {
+    if groups.start > 0 {
+        for j in 0..X {
+            lanes[j] = simd.load(&to[r + j][i]);
+        }
+    }
+    for g in groups {
         let (bytes, units) = group_of(weight, o, g, filled);
         for line in 0..F::GROUP_BYTES.div_ceil(64) {
             simd.prefetch(bytes, AHEAD + 64 * line);
         }
-        let (mut halves, mut offsets) = ([x.halves(0, g); X], [x.minus_offsets(0, g); X]);
+        let (mut halves, mut offsets) = ([x.halves(r, g); X], [x.minus_offsets(r, g); X]);
         for j in 1..X {
-            (halves[j], offsets[j]) = (x.halves(j, g), x.minus_offsets(j, g));
+            (halves[j], offsets[j]) = (x.halves(r + j, g), x.minus_offsets(r + j, g));
         }
-        let mut dots = [[simd.zeros(); GROUP_PAIRS]; X];
-        // Each turn is compiled by itself: what lies where is known, and the sums stay in registers.
-        macro_rules! each_pair {
+        // Each turn is compiled by itself: what lies where is known, and the sums of four pairs stay in registers.
+        macro_rules! four_pairs {
             ($($pair:literal)*) => {{
+                let mut dots = [[simd.zeros(); 4]; X];
                 $(dots_of_pair::<S, F, X>(simd, weight.format, bytes, $pair, &halves, &offsets, &mut dots);)*
+                let mut sums = [simd.zeros(); X];
+                for j in 0..X {
+                    sums[j] = simd.sum_fours(&dots[j]);
+                }
+                sums
             }};
         }
         const _: () = assert!(GROUP_PAIRS == 8, "as many as there are numbers");
-        each_pair!(0 1 2 3 4 5 6 7);
+        let (first, second) = (four_pairs!(0 1 2 3), four_pairs!(4 5 6 7));
         let (mut scale, mut minimum) = weight.format.scales(simd, bytes);
         if units < GROUP_UNITS {
             (scale, minimum) = (simd.first_lanes(scale, units), simd.first_lanes(minimum, units));
         }
         let offset = if F::SMALL_SCALES { None } else { F::BYTE_OFFSET_BITS };
         for j in 0..X {
-            let (dots, group) = (simd.sum_each_half(&dots[j]), x.group(j, g));
+            let (dots, group) = (simd.sum_halves(first[j], second[j]), x.group(r + j, g));
             lanes[j] = add_group::<S, F>(simd, lanes[j], dots, offset, group, scale, minimum);
         }
     }
     for j in 0..X {
-        simd.store(lanes[j], &mut to[j][i]);
+        simd.store(lanes[j], &mut to[r + j][i]);
     }
 }
 
+/// The dot products of a pair of units: one of four in `dots`.
 #[inline(always)]
 fn dots_of_pair<S: ByteDots, F: Integers, const X: usize>(
     simd: S,
@@ -101,7 +138,7 @@ fn dots_of_pair<S: ByteDots, F: Integers, const X: usize>(
     pair: usize,
     halves: &[&[Halves; GROUP_PAIRS]; X],
     minus_offsets: &[&[Aligned<[i32; LANES]>; GROUP_PAIRS]; X],
-    dots: &mut [[S::I; GROUP_PAIRS]; X],
+    dots: &mut [[S::I; 4]; X],
 ) {
     let (at, len) = match F::BLOCK_UNITS {
         1 => (2 * pair, 2),
@@ -114,8 +151,9 @@ fn dots_of_pair<S: ByteDots, F: Integers, const X: usize>(
         let x = &halves[j][pair];
         let high = simd.dot_bytes(simd.zeros(), weights, simd.load_bytes(&x.high));
         let high = simd.shift_ints_left(high, 7);
-        dots[j][pair] = if F::SMALL_SCALES {
-            let low = simd.dot_bytes(simd.load_ints(&minus_offsets[j][pair]), weights, simd.load_bytes(&x.low));
+        dots[j][pair % 4] = if F::SMALL_SCALES {
+            let offset = simd.load_ints(&minus_offsets[j][pair]);
+            let low = simd.dot_bytes(offset, weights, simd.load_bytes(&x.low));
             simd.mul_ints(simd.add_ints(high, low), format.small_scales(simd, blocks, pair_of_block))
         } else {
             simd.dot_bytes(high, weights, simd.load_bytes(&x.low))

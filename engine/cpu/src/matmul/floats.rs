@@ -17,7 +17,7 @@ use crate::pool::{SharedSlice, WorkerPool};
 use crate::simd::{Aligned, Isa, LANES, Simd, instantiate};
 
 /// With more rows than this, a weight is decoded once to memory and not once per tile.
-const FUSED_ROWS_MAX: usize = 4;
+const FUSED_ROWS_MAX: usize = 16;
 
 /// Weight rows that are decoded together.
 const PANEL_ROWS: usize = 32;
@@ -73,10 +73,14 @@ fn fused<S: Simd, F: Floats>(
         o += 2;
     }
     while o + 4 <= range.end {
-        match rows {
-            2 => fused_tile::<S, F, 4, 2>(simd, out, out_len, x, 0, weight, o),
-            3 => fused_tile::<S, F, 4, 3>(simd, out, out_len, x, 0, weight, o),
-            _ => fused_tile::<S, F, 4, 4>(simd, out, out_len, x, 0, weight, o),
+        // What comes after the first four rows of activations finds the weights in the first cache.
+        for r in (0..rows).step_by(4) {
+            match rows - r {
+                1 => fused_tile::<S, F, 4, 1>(simd, out, out_len, x, r, weight, o),
+                2 => fused_tile::<S, F, 4, 2>(simd, out, out_len, x, r, weight, o),
+                3 => fused_tile::<S, F, 4, 3>(simd, out, out_len, x, r, weight, o),
+                _ => fused_tile::<S, F, 4, 4>(simd, out, out_len, x, r, weight, o),
+            }
         }
         o += 4;
     }

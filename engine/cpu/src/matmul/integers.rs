@@ -23,8 +23,18 @@ use crate::format::{GROUP_BYTES_MAX, GROUP_UNITS, Integers, Rows, UNIT_LEN};
 use crate::pool::{SharedSlice, WorkerPool};
 use crate::simd::{Aligned, Isa, LANES, Simd, instantiate};
 
+/// With more rows than this, weights are unpacked to a panel, where they are not multiplied as bytes.
+const IN_PLACE_ROWS_MAX: usize = 2;
+
 /// With more rows than this, weights are unpacked to a panel.
-pub const IN_PLACE_ROWS_MAX: usize = 2;
+pub fn in_place_rows_max<F: Integers>(isa: Isa) -> usize {
+    match (isa.multiplies_bytes(), F::SMALL_SCALES) {
+        (false, _) => IN_PLACE_ROWS_MAX,
+        (true, false) => bytes::IN_PLACE_ROWS_MAX / 2,
+        // Multiplying small scales into words is what makes their panel dear.
+        (true, true) => bytes::IN_PLACE_ROWS_MAX,
+    }
+}
 
 /// Weight rows of a panel: two vectors of outputs.
 const PANEL_ROWS: usize = 2 * LANES;
@@ -35,23 +45,28 @@ const ROWS_BLOCK: usize = 48;
 /// Pairs of columns in a unit.
 const PAIRS: usize = UNIT_LEN / 2;
 
-/// `out[r, o] = weight[o] · x[r]`, with `weight.bytes` all rows of the matrix.
+/// `out[r, o] = weight[o] · x[r]`, with `weight.bytes` all rows of the matrix; `scratch` takes over `x`.
+#[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
 pub fn matmul_integers<F: Integers>(
     pool: &WorkerPool,
     isa: Isa,
     out: &mut [f32],
     out_len: usize,
-    x: &Activations,
+    scratch: &mut Activations,
+    x: &[f32],
     rows: usize,
     weight: Rows<'_, F>,
 ) {
-    assert!(out.len() >= rows * out_len, "activations are too short for the matmul");
+    assert!(out.len() >= rows * out_len && x.len() >= rows * weight.cols, "activations are too short for the matmul");
     if rows == 0 {
         return;
     }
+    let few = rows <= in_place_rows_max::<F>(isa);
+    scratch.fill(pool, isa, x, rows, weight.cols, few);
+    let x = &*scratch;
     let out = SharedSlice::new(&mut out[..rows * out_len]);
     let grain = (GRAIN_OPERATIONS / (rows * weight.cols).max(1)).max(1);
-    if rows <= IN_PLACE_ROWS_MAX {
+    if few {
         return pool.run(out_len, grain, |range| in_place_on(isa, &out, out_len, x, rows, weight, range));
     }
     pool.run(out_len.div_ceil(PANEL_ROWS), grain.div_ceil(PANEL_ROWS), |range| {
@@ -319,37 +334,26 @@ instantiate!(fn unpack_on = unpack<F: Integers>(weight: Rows<'_, F>, o: usize, c
 /// Fills the panel with `count` rows from `o`; the others are zero.
 #[inline(always)]
 fn unpack<S: Simd, F: Integers>(simd: S, weight: Rows<'_, F>, o: usize, count: usize, panel: &mut Panel) {
-    let offset = F::OFFSET_BITS.map_or(0, |bits| 1 << bits);
-    let offset = simd.halves(offset, offset);
-    let mut words = [[[0; LANES]; LANES]; GROUP_UNITS];
-    let (mut scales, mut minimums) = ([[0.0; LANES]; LANES], [[0.0; LANES]; LANES]);
+    let mut filled = [[0; GROUP_BYTES_MAX]; LANES];
     for half in 0..2 {
+        let rows = count.saturating_sub(half * LANES).min(LANES);
         for g in 0..panel.groups {
-            for i in 0..LANES {
-                if half * LANES + i >= count {
-                    words.iter_mut().for_each(|unit| unit[i] = [0; LANES]);
-                    (scales[i], minimums[i]) = ([0.0; LANES], [0.0; LANES]);
-                    continue;
+            let mut groups = [&[0; GROUP_BYTES_MAX][..F::GROUP_BYTES]; LANES];
+            let (mut scales, mut minimums) = (Aligned([[0.0; LANES]; LANES]), Aligned([[0.0; LANES]; LANES]));
+            for (i, (group, filled)) in groups.iter_mut().zip(&mut filled).enumerate().take(rows) {
+                *group = group_bytes::<F>(weight.row(o + half * LANES + i), g, filled);
+                // The same group of the row that takes this one's place.
+                for line in 0..F::GROUP_BYTES.div_ceil(64) {
+                    simd.prefetch(group, LANES * weight.row_bytes + 64 * line);
                 }
-                let mut filled = [0; GROUP_BYTES_MAX];
-                let bytes = group_bytes::<F>(weight.row(o + half * LANES + i), g, &mut filled);
-                for (unit, words) in words.iter_mut().enumerate() {
-                    let mut found = weight.format.words(simd, block_of::<F>(bytes, unit), unit % F::BLOCK_UNITS);
-                    if F::OFFSET_BITS.is_some() {
-                        found = simd.sub(found, offset);
-                    }
-                    simd.store_words(found, &mut words[i]);
-                }
-                let (scale, minimum) = weight.format.scales(simd, bytes);
+                let (scale, minimum) = weight.format.scales(simd, group);
                 simd.store(scale, &mut scales[i]);
                 simd.store(minimum, &mut minimums[i]);
             }
-            for (unit, words) in words.iter_mut().enumerate() {
+            for unit in 0..GROUP_UNITS {
                 let at = (half * GROUP_UNITS + unit) * panel.groups + g;
-                simd.transpose(words);
-                for (to, words) in panel.words[at * PAIRS..][..PAIRS].iter_mut().zip(words.iter()) {
-                    **to = *words;
-                }
+                let to = panel.words[at * PAIRS..].first_chunk_mut().expect("a unit of the panel");
+                unpack_unit::<S, F>(simd, weight.format, &groups, unit, to);
                 for i in 0..LANES {
                     panel.scales[at][i] = scales[i][unit];
                     if F::MINIMUMS {
@@ -358,6 +362,30 @@ fn unpack<S: Simd, F: Integers>(simd: S, weight: Rows<'_, F>, o: usize, count: u
                 }
             }
         }
+    }
+}
+
+/// One unit of sixteen rows: their columns become rows.
+#[inline(always)]
+fn unpack_unit<S: Simd, F: Integers>(
+    simd: S,
+    format: F,
+    groups: &[&[u8]; LANES],
+    unit: usize,
+    to: &mut [Aligned<[i32; LANES]>; PAIRS],
+) {
+    let offset = F::OFFSET_BITS.map_or(0, |bits| 1 << bits);
+    let offset = simd.halves(offset, offset);
+    let mut words = [simd.splat_pair(0); LANES];
+    for i in 0..LANES {
+        words[i] = format.words(simd, block_of::<F>(groups[i], unit), unit % F::BLOCK_UNITS);
+        if F::OFFSET_BITS.is_some() {
+            words[i] = simd.sub(words[i], offset);
+        }
+    }
+    simd.transpose(&mut words);
+    for (to, words) in to.iter_mut().zip(words) {
+        simd.store_words(words, to);
     }
 }
 

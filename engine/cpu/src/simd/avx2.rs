@@ -214,11 +214,6 @@ impl Simd for Avx2 {
     fn ints_to_floats(self, x: [__m256i; 2]) -> [__m256; 2] {
         unsafe { [_mm256_cvtepi32_ps(x[0]), _mm256_cvtepi32_ps(x[1])] }
     }
-    #[inline(always)]
-    fn transpose(self, x: &mut [[i32; LANES]; LANES]) {
-        // Off the hot path here: a panel is used for many rows.
-        super::Portable.transpose(x);
-    }
 }
 
 #[inline(always)]

@@ -247,14 +247,10 @@ impl Simd for Avx512 {
         unsafe { _mm512_cvtepi32_ps(x) }
     }
     #[inline(always)]
-    fn transpose(self, x: &mut [[i32; LANES]; LANES]) {
+    fn transpose(self, r: &mut [__m512i; LANES]) {
         unsafe {
-            let mut r = [_mm512_setzero_si512(); LANES];
-            for (r, x) in r.iter_mut().zip(x.iter()) {
-                *r = _mm512_loadu_si512(x.as_ptr().cast());
-            }
             // Four by four within the 128-bit lanes: t[4g + k] has column 4l + k of rows 4g to 4g + 3 in its lane l.
-            let mut t = r;
+            let mut t = *r;
             for g in 0..4 {
                 let (a, b, c, d) = (r[4 * g], r[4 * g + 1], r[4 * g + 2], r[4 * g + 3]);
                 let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
@@ -273,9 +269,6 @@ impl Simd for Avx512 {
                 r[4 + k] = _mm512_shuffle_i32x4::<0x88>(ef, gh);
                 r[8 + k] = _mm512_shuffle_i32x4::<0xdd>(ab, cd);
                 r[12 + k] = _mm512_shuffle_i32x4::<0xdd>(ef, gh);
-            }
-            for (r, x) in r.iter().zip(x) {
-                _mm512_storeu_si512(x.as_mut_ptr().cast(), *r);
             }
         }
     }
@@ -366,12 +359,15 @@ impl ByteDots for Avx512 {
         }
     }
     #[inline(always)]
-    fn sum_each_half(self, x: &[__m512i; LANES / 2]) -> __m512i {
+    fn sum_fours(self, x: &[__m512i; 4]) -> __m512i {
+        sum_four(x, 0)
+    }
+    #[inline(always)]
+    fn sum_halves(self, first: __m512i, second: __m512i) -> __m512i {
         unsafe {
-            // Even ones, odd ones, of the first four vectors, then of the others.
-            let sums = across(sum_four(x, 0), sum_four(x, 4));
+            // Even ones and odd ones of the first four vectors, then of the others.
             let lanes = _mm512_set_epi32(15, 11, 14, 10, 13, 9, 12, 8, 7, 3, 6, 2, 5, 1, 4, 0);
-            _mm512_permutexvar_epi32(lanes, sums)
+            _mm512_permutexvar_epi32(lanes, across(first, second))
         }
     }
 }

@@ -179,8 +179,21 @@ pub trait Simd: Copy {
     fn sum_each(self, x: &[Self::I; LANES]) -> Self::I;
     /// Lanes as the nearest `f32`.
     fn ints_to_floats(self, x: Self::I) -> Self::F;
-    /// Rows become columns.
-    fn transpose(self, x: &mut [[i32; LANES]; LANES]);
+    /// Rows become columns, of pairs of words. Off the hot path where it is not written out: a panel is used many times.
+    #[inline(always)]
+    fn transpose(self, x: &mut [Self::W; LANES]) {
+        let mut rows = [[0; LANES]; LANES];
+        for (row, x) in rows.iter_mut().zip(x.iter()) {
+            self.store_words(*x, row);
+        }
+        for (col, x) in x.iter_mut().enumerate() {
+            let mut column = [0; LANES];
+            for (to, row) in column.iter_mut().zip(&rows) {
+                *to = row[col];
+            }
+            *x = self.load_words(&column);
+        }
+    }
 
     /// Each of sixteen unsigned bytes, the first in the lowest bits.
     #[inline(always)]
@@ -303,8 +316,11 @@ pub trait ByteDots: Simd {
     fn mul_ints(self, a: Self::I, b: Self::I) -> Self::I;
     /// Each of four signed bytes in four lanes.
     fn four_each(self, x: [u8; 4]) -> Self::I;
-    /// Lanes 2i and 2i + 1 are the sums of the first and the second eight lanes of vector i.
-    fn sum_each_half(self, x: &[Self::I; LANES / 2]) -> Self::I;
+    /// In lane 4l + i the sum of lanes 4l to 4l + 3 of vector i.
+    fn sum_fours(self, x: &[Self::I; 4]) -> Self::I;
+    /// What two vectors of `sum_fours` make of eight vectors: lanes 2i and 2i + 1 are the sums of the first and the second
+    /// eight lanes of vector i.
+    fn sum_halves(self, first: Self::I, second: Self::I) -> Self::I;
 }
 
 /// Sum by a tree: lane i and i + 8, then i + 4, i + 2, i + 1.
@@ -491,12 +507,14 @@ mod tests {
         }
         let sums = simd.sum_each(&vectors);
         let shifted = simd.sub_ints(simd.shift_ints_left(sums, 2), simd.load_ints(&std::array::from_fn(|i| i as i32)));
-        let mut square = [[0; LANES]; LANES];
-        for (row, out) in square.iter_mut().enumerate() {
-            *out = std::array::from_fn(|i| i32::from(bytes[row + i]) << row);
+        let mut square = [simd.splat_pair(0); LANES];
+        for (row, words) in square.iter_mut().enumerate() {
+            *words = simd.load_words(&std::array::from_fn(|i| i32::from(bytes[row + i]) << row));
         }
         simd.transpose(&mut square);
-        ints[..LANES].copy_from_slice(&square);
+        for (to, words) in ints.iter_mut().zip(square) {
+            simd.store_words(words, to);
+        }
         for (at, x) in [(16, sums), (17, shifted)] {
             let mut floats = [0.0; LANES];
             simd.store(simd.ints_to_floats(x), &mut floats);
@@ -529,12 +547,14 @@ mod tests {
         for (bytes, to) in bytes.into_iter().zip(all.iter_mut()) {
             simd.store_bytes(bytes, to);
         }
-        let mut vectors = [simd.zeros(); LANES / 2];
-        for i in 0..LANES / 2 {
+        let mut vectors = [simd.zeros(); 8];
+        for i in 0..8 {
             let dot = simd.dot_bytes(simd.zeros(), bytes[i], bytes[12 - i]);
             vectors[i] = simd.add_ints(dot, simd.mul_ints(dot, simd.four_each([x[i], x[i + 1], x[i + 2], x[i + 3]])));
         }
-        let sums = [vectors[3], vectors[6], simd.sum_each_half(&vectors), simd.dot_bytes(vectors[1], whole, whole)];
+        let (fours, _) = vectors.as_chunks::<4>();
+        let halves = simd.sum_halves(simd.sum_fours(&fours[0]), simd.sum_fours(&fours[1]));
+        let sums = [vectors[3], vectors[6], halves, simd.dot_bytes(vectors[1], whole, whole)];
         for (sum, to) in sums.into_iter().zip(ints.as_chunks_mut::<2>().0) {
             // As floats they are rounded: once all of it, once the lower half.
             for (to, part) in to.iter_mut().zip([sum, simd.shift_ints_left(sum, 16)]) {

@@ -205,15 +205,6 @@ impl Simd for Portable {
         }
         out
     }
-    #[inline(always)]
-    fn transpose(self, x: &mut [[i32; LANES]; LANES]) {
-        let rows = *x;
-        for (col, out) in x.iter_mut().enumerate() {
-            for (out, row) in out.iter_mut().zip(&rows) {
-                *out = row[col];
-            }
-        }
-    }
 }
 
 impl ByteDots for Portable {
@@ -300,10 +291,21 @@ impl ByteDots for Portable {
         out
     }
     #[inline(always)]
-    fn sum_each_half(self, x: &[Self::I; LANES / 2]) -> Self::I {
+    fn sum_fours(self, x: &[Self::I; 4]) -> Self::I {
         let mut out = [0; LANES];
-        for (i, x) in x.as_flattened().iter().enumerate() {
-            out[i / (LANES / 2)] = x.wrapping_add(out[i / (LANES / 2)]);
+        for (i, x) in x.iter().enumerate() {
+            for (lane, x) in x.iter().enumerate() {
+                out[lane / 4 * 4 + i] = x.wrapping_add(out[lane / 4 * 4 + i]);
+            }
+        }
+        out
+    }
+    #[inline(always)]
+    fn sum_halves(self, first: Self::I, second: Self::I) -> Self::I {
+        let mut out = [0; LANES];
+        for (i, out) in out.iter_mut().enumerate() {
+            let (fours, vector, half) = (if i < 8 { first } else { second }, i / 2 % 4, i % 2);
+            *out = fours[8 * half + vector].wrapping_add(fours[8 * half + 4 + vector]);
         }
         out
     }
