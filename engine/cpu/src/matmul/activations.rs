@@ -22,7 +22,7 @@ const _: () = assert!(
 /// Rows of activations, ready to be multiplied. Grows with the largest step and stays.
 #[derive(Default)]
 pub struct Activations {
-    /// Units of a row, filled up with zeros to whole groups.
+    /// Units of a row.
     units: usize,
     few: Few,
     many: Many,
@@ -88,18 +88,25 @@ pub struct Lane<'a> {
 impl Activations {
     /// Takes over rows of `cols` elements, few of them or many.
     pub fn fill(&mut self, pool: &WorkerPool, isa: Isa, x: &[f32], rows: usize, cols: usize, few: bool) {
-        self.units = cols.div_ceil(UNIT_LEN).next_multiple_of(GROUP_UNITS);
+        self.units = cols.div_ceil(UNIT_LEN);
+        let units = self.groups() * GROUP_UNITS;
         if few {
-            self.few.fill(isa, x, rows, cols, self.units);
+            self.few.fill(isa, x, rows, cols, units);
         } else {
-            self.many.fill(pool, isa, x, rows, cols, self.units);
+            self.many.fill(pool, isa, x, rows, cols, units);
         }
     }
 
-    /// Groups of a row.
+    /// Groups of a row; the last one is filled up with zeros.
     #[inline(always)]
     pub fn groups(&self) -> usize {
-        self.units / GROUP_UNITS
+        self.units.div_ceil(GROUP_UNITS)
+    }
+
+    /// Groups in which there is something in a lane.
+    #[inline(always)]
+    pub fn groups_of_lane(&self, lane: usize) -> usize {
+        (self.units + GROUP_UNITS - 1 - lane) / GROUP_UNITS
     }
 
     /// Group `index` of one of few rows.

@@ -118,8 +118,11 @@ fn fused_tile<S: Simd, F: Floats, const W: usize, const X: usize>(
         for i in 0..W {
             let block = &w_rows[i][u / F::BLOCK_UNITS * F::BLOCK_BYTES..][..F::BLOCK_BYTES];
             if u.is_multiple_of(F::BLOCK_UNITS) {
+                // Beyond a row's end lies the next one, which is being read too: the one after all of these is wanted.
+                let at = u / F::BLOCK_UNITS * F::BLOCK_BYTES;
+                let ahead = if at + AHEAD < weight.row_bytes { AHEAD } else { AHEAD + (W - 1) * weight.row_bytes };
                 for line in 0..F::BLOCK_BYTES.div_ceil(64) {
-                    simd.prefetch(block, AHEAD + 64 * line);
+                    simd.prefetch(block, ahead + 64 * line);
                 }
             }
             let w = weight.format.unit(simd, block, u % F::BLOCK_UNITS);

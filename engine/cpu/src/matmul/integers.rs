@@ -444,7 +444,7 @@ fn tile<S: Simd, const MINIMUMS: bool, const W: usize, const X: usize>(
         x_lanes[j] = x.lane(first + r + j, lane);
     }
     let mut lanes = [[simd.splat(0.0); X]; W];
-    for g in 0..groups {
+    for g in 0..x.groups_of_lane(lane) {
         let mut at = [0; W];
         for (i, at) in at.iter_mut().enumerate() {
             *at = ((half + i) * GROUP_UNITS + lane) * groups + g;
