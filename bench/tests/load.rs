@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use orchestratord_bench::load::{self, Api, Arrivals, Measure, Plan, Report};
@@ -9,7 +10,15 @@ use orchestratord_bench::null_server::{self, Options};
 
 const INTERVAL_US: u64 = 2_000;
 
+/// One test at a time: processor time is counted by the names of this process's threads, and a server that another test
+/// stops takes what its threads had used with it.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn run(settings: &[&str], change: impl FnOnce(&mut Plan)) -> Report {
+    let _turn = turn();
     let settings = settings.iter().copied().chain(["log_level=warn"]).map(str::to_owned).collect();
     let options = Options { listen: ([127, 0, 0, 1], 0).into(), interval_us: INTERVAL_US, settings };
     let server = null_server::start(&options).expect("the server starts");
@@ -69,6 +78,7 @@ fn refusals_are_counted_and_are_no_failures() {
 /// Some servers close after every answer, without a word beforehand: that is their right, and costs them a connection.
 #[test]
 fn a_server_that_closes_between_answers_has_not_failed() {
+    let _turn = turn();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
     std::thread::spawn(move || {
