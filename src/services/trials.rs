@@ -111,7 +111,7 @@ impl Trials {
             }
             let began = Instant::now();
             let report = engine.step(&mut Nobody)?;
-            speed.observe(StepObservation {
+            speed.observe_trial(StepObservation {
                 rows_decode: report.rows_decode,
                 rows_prefill: report.rows_prefill,
                 context_cells: report.context_cells,

@@ -20,6 +20,10 @@ const FREE: u64 = 8;
 const PACE_WEIGHT: f64 = 0.02;
 const OFF_MAX: f64 = 7.0;
 
+/// The first steps in earnest weigh more, as in a mean that begins with this many at the pace of the trials: what was tried
+/// out while nobody wanted anything may say little of it, and fifty steps are too many to find that out.
+const PACE_STEPS_BEFORE: f64 = 10.0;
+
 /// How much of the pace is kept from the shape, as a power. All of it, and both could drift apart without end, for only their
 /// product is seen; nothing of it, and a machine that turned slow would bend the shape where steps are seen.
 const PACE_KEPT_APART: f64 = 0.5;
@@ -53,6 +57,8 @@ pub struct StepModel {
     weights: [f64; TERMS],
     covariance: [[f64; TERMS]; TERMS],
     observations: u64,
+    /// Observations since the last trial.
+    in_earnest: u64,
     /// Actual over fitted, lately.
     pace: f64,
     /// Of (actual - predicted) / predicted.
@@ -78,6 +84,7 @@ impl StepModel {
             weights,
             covariance,
             observations: 0,
+            in_earnest: 0,
             pace: 1.0,
             variance: 0.04,
             unit_us: step_us.max(1.0),
@@ -93,6 +100,12 @@ impl StepModel {
         next.weights = self.weights.map(|w| w * scale);
         next.covariance.iter_mut().flatten().for_each(|c| *c *= PRIOR_VARIANCE);
         next
+    }
+
+    /// A step that nobody waited for.
+    pub fn observe_trial(&mut self, step: StepObservation) {
+        self.observe(step);
+        self.in_earnest = 0;
     }
 
     pub fn observe(&mut self, step: StepObservation) {
@@ -118,12 +131,13 @@ impl StepModel {
             }
         }
         self.observations += 1;
+        self.in_earnest += 1;
         self.fastest_us = (self.fastest_us * FASTEST_DRIFT).min(step.duration_us);
         if self.observations > FREE {
             let predicted = (fitted * self.pace).max(self.fastest_us * 0.5);
             let off = (step.duration_us / predicted - 1.0).min(OFF_MAX);
             self.variance += SPREAD_WEIGHT * (off.min(1.0).powi(2) - self.variance);
-            self.pace *= 1.0 + PACE_WEIGHT * off;
+            self.pace *= 1.0 + off * PACE_WEIGHT.max(1.0 / (self.in_earnest as f64 + PACE_STEPS_BEFORE));
         }
     }
 
@@ -262,6 +276,21 @@ mod tests {
             let elsewhere = slower(decode, prefill, cells);
             assert!((1.1..2.1).contains(&elsewhere), "{elsewhere}");
         }
+    }
+
+    #[test]
+    fn what_trials_did_not_know_is_learned_within_twenty_steps() {
+        let mut model = StepModel::new(1000.0);
+        let step = |rows_decode, context_cells: u32, factor| StepObservation {
+            rows_decode,
+            rows_prefill: 0,
+            context_cells: context_cells.into(),
+            duration_us: factor * truth(rows_decode.into(), 0.0, context_cells.into()),
+        };
+        (0..60).for_each(|n| model.observe_trial(step(1 + n % 8, n, 1.0)));
+        (0..20).for_each(|n| model.observe(step(1, n, 1.5)));
+        let off = model.step_us(1.0, 0.0, 20.0) / (1.5 * truth(1.0, 0.0, 20.0));
+        assert!((0.9..1.1).contains(&off), "{off}");
     }
 
     /// Other programs take the processor for a while, again and again: what counts is how long all steps together take.
