@@ -67,10 +67,15 @@ fn fused<S: Simd, F: Floats>(
     range: Range<usize>,
 ) {
     let mut o = range.start;
-    // As few rows at once as keep the FMA units busy: memory likes to be read in order.
-    while rows == 1 && o + 2 <= range.end {
+    // As few rows at once as keep the FMA units busy: memory likes to be read in order. Narrow vectors are two chains of
+    // additions each, of which there must be more.
+    while rows == 1 && S::MANY_REGISTERS && o + 2 <= range.end {
         fused_tile::<S, F, 2, 1>(simd, out, out_len, x, 0, weight, o);
         o += 2;
+    }
+    while rows == 1 && o + 8 <= range.end {
+        fused_tile::<S, F, 8, 1>(simd, out, out_len, x, 0, weight, o);
+        o += 8;
     }
     while o + 4 <= range.end {
         // What comes after the first four rows of activations finds the weights in the first cache.

@@ -89,11 +89,18 @@ pub fn group_of<'a, F: Integers>(
     match bytes.get(..F::GROUP_BYTES) {
         Some(bytes) => (bytes, units),
         None => {
-            filled.fill(0);
-            filled[..bytes.len()].copy_from_slice(bytes);
+            fill_up(bytes, filled);
             (&filled[..F::GROUP_BYTES], units)
         }
     }
+}
+
+/// The last bytes of a matrix, and zeros.
+#[cold]
+#[inline(never)]
+fn fill_up(bytes: &[u8], filled: &mut [u8; GROUP_BYTES_MAX]) {
+    filled.fill(0);
+    filled[..bytes.len()].copy_from_slice(bytes);
 }
 
 /// The bytes of a group of units; `filled` takes the last one of a row that is no whole group.

@@ -63,6 +63,24 @@ impl Simd for Avx2 {
         unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(x))))) }
     }
     #[inline(always)]
+    fn sum_rows(self, x: &[[f32; LANES]; LANES]) -> Self::F {
+        let mut sums = [0.0; LANES];
+        for (sum, row) in sums.iter_mut().zip(x) {
+            unsafe {
+                let [low, high] = self.load(row);
+                let eight = _mm256_add_ps(low, high);
+                let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+                let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+                *sum = _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+            }
+        }
+        self.load(&sums)
+    }
+    #[inline(always)]
+    fn prefetch(self, x: &[u8], ahead: usize) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().wrapping_add(ahead).cast()) }
+    }
+    #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {
         unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
     }

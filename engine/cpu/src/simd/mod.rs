@@ -219,7 +219,7 @@ pub trait Simd: Copy {
     fn halves_of_blocks<const STRIDE: usize, const AT: usize>(self, blocks: &[u8]) -> Self::F {
         let mut halves = [0u8; 32];
         for (half, block) in halves.as_chunks_mut::<2>().0.iter_mut().zip(blocks.chunks_exact(STRIDE)) {
-            *half = [block[AT], block[AT + 1]];
+            *half = *block[AT..AT + 2].first_chunk().expect("two of a block");
         }
         self.load_f16(&halves)
     }
