@@ -2,6 +2,7 @@
 
 pub mod blocking;
 pub mod clock;
+pub mod doorbell;
 pub mod http;
 pub mod log;
 pub mod notify;

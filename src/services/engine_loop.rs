@@ -82,14 +82,14 @@ impl EngineThread {
         let stepped = self.step_all();
         if self.pool.state() == PoolState::Stopped {
             // An engine that broke meanwhile has not been replaced: nothing may be asked of it.
-            self.pool.hub.ring_all();
+            let_know(&self.pool);
             return false;
         }
         self.publish(now_us);
-        self.pool.hub.ring_all();
+        let_know(&self.pool);
         if !stepped && !self.try_out() {
             let pool = &self.pool;
-            pool.doorbell.sleep(NAP, || pool.has_controls() || pool.queue.has_arrivals());
+            pool.doorbell.sleep(Some(NAP), || pool.has_controls() || pool.queue.has_arrivals());
         }
         true
     }
@@ -306,7 +306,7 @@ impl EngineThread {
                 self.scheduler.note_freed();
             }
         }
-        pool.hub.ring_all();
+        let_know(&pool);
         let options = EngineOptions {
             slots_max: pool.rules.slots_max,
             step_rows_max: pool.rules.step_rows_max,
@@ -346,8 +346,17 @@ impl EngineThread {
     }
 }
 
+/// Wakes whoever has something to do after this turn, once for all of it: the reactors, and the scribe.
+fn let_know(pool: &Pool) {
+    pool.hub.ring_all();
+    pool.scribe.ring();
+}
+
+/// Ends a task in the middle of a turn; the scribe is rung at the end of it.
 fn end(pool: &Pool, task: &Arc<LiveTask>, outcome: Outcome, now_us: u64) {
-    task.end(outcome, &pool.scribe, now_us);
+    if task.conclude(outcome, now_us) {
+        pool.scribe.post(task.clone());
+    }
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
@@ -551,7 +560,7 @@ pub fn watch(pool: &Pool) {
         }
         let running = pool.running.lock().expect("nothing panics under this lock").clone();
         for task in running {
-            end(pool, &task, Outcome::Failed(OrchestratorError::DecodeTimeout { timeout_ms }), now_us);
+            task.end(Outcome::Failed(OrchestratorError::DecodeTimeout { timeout_ms }), &pool.scribe, now_us);
         }
     }
 }

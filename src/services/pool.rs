@@ -5,8 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, OnceLock, RwLock};
-use std::thread::Thread;
+use std::sync::{Arc, Mutex, RwLock};
 
 use crossbeam_queue::ArrayQueue;
 use hdrhistogram::Histogram;
@@ -25,6 +24,7 @@ use crate::admission::{QueueWithMetrics, Waiting};
 use crate::config::{Config, EngineChoice};
 use crate::domain::error::OrchestratorError;
 use crate::infra::clock::Clock;
+use crate::infra::doorbell::Doorbell;
 use crate::infra::reactor::WakeHub;
 use crate::infra::stream::StreamWriter;
 use crate::metrics::{Metrics, Verification};
@@ -96,37 +96,6 @@ pub struct SessionKvView {
     pub bytes: u64,
     /// Share of the session's last context that need not be computed again.
     pub warmth: f64,
-}
-
-/// Wakes the engine thread when it sleeps.
-#[derive(Default)]
-pub struct Doorbell {
-    thread: OnceLock<Thread>,
-    asleep: AtomicBool,
-}
-
-impl Doorbell {
-    pub fn ring(&self) {
-        if self.asleep.swap(false, SeqCst)
-            && let Some(thread) = self.thread.get()
-        {
-            thread.unpark();
-        }
-    }
-
-    /// Called by the engine thread once.
-    pub fn belongs_to_this_thread(&self) {
-        self.thread.get_or_init(std::thread::current);
-    }
-
-    /// Sleeps until it is rung or `timeout` is over, unless `has_work` says otherwise after the flag is up.
-    pub fn sleep(&self, timeout: std::time::Duration, has_work: impl FnOnce() -> bool) {
-        self.asleep.store(true, SeqCst);
-        if !has_work() {
-            std::thread::park_timeout(timeout);
-        }
-        self.asleep.store(false, SeqCst);
-    }
 }
 
 /// Latencies of one pool since its start, for health.

@@ -6,10 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::thread::JoinHandle;
 
+use crossbeam_queue::SegQueue;
 use serde_json::json;
 
 use super::artifacts::{ArtifactService, canonical};
@@ -24,17 +25,55 @@ use crate::api::types::{Envelope, ErrorContext};
 use crate::domain::error::OrchestratorError;
 use crate::domain::task::{FinishReason, Pooling, Prompt, ResponseFormat, Workload};
 use crate::infra::clock::Clock;
+use crate::infra::doorbell::Doorbell;
 use crate::infra::storage::ArtifactId;
 use crate::metrics::Metrics;
 
-/// Hands ended tasks to the thread. There are never more of them than tasks alive.
+/// Hands ended tasks to the thread, which ends with the last of these. There are never more tasks on the way than alive.
 #[derive(Clone)]
-pub struct Scribe(mpsc::Sender<Arc<LiveTask>>);
+pub struct Scribe(Arc<Door>);
+
+struct Door(Arc<Tray>);
+
+/// What lies between the others and the thread.
+#[derive(Default)]
+struct Tray {
+    ended: SegQueue<Arc<LiveTask>>,
+    closed: AtomicBool,
+    bell: Doorbell,
+}
 
 impl Scribe {
-    pub fn send(&self, task: Arc<LiveTask>) {
-        // The thread ends when the last sender is gone; it cannot be gone while we hold one.
-        let _ = self.0.send(task);
+    /// Hands a task over. No system call: `ring` follows when the caller has no more of them.
+    pub fn post(&self, task: Arc<LiveTask>) {
+        self.0.0.ended.push(task);
+    }
+
+    /// Lets the thread know.
+    pub fn ring(&self) {
+        self.0.0.bell.ring();
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        self.0.closed.store(true, SeqCst);
+        self.0.bell.ring();
+    }
+}
+
+impl Tray {
+    /// Waits for a task; none when nobody can hand over any more.
+    fn next(&self) -> Option<Arc<LiveTask>> {
+        loop {
+            // Looked at before the tray: what was put there before the end is still taken.
+            let closed = self.closed.load(SeqCst);
+            let task = self.ended.pop();
+            if task.is_some() || closed {
+                return task;
+            }
+            self.bell.sleep(None, || !self.ended.is_empty() || self.closed.load(SeqCst));
+        }
     }
 }
 
@@ -67,10 +106,12 @@ const PAGE_LEN_MAX: usize = 1024 * 1024;
 ///
 /// When no thread can be started.
 pub fn spawn(desk: Desk) -> std::io::Result<(Scribe, JoinHandle<()>)> {
-    let (sender, receiver) = mpsc::channel::<Arc<LiveTask>>();
+    let tray = Arc::new(Tray::default());
+    let scribe = Scribe(Arc::new(Door(tray.clone())));
     let thread = std::thread::Builder::new().name("scribe".into()).spawn(move || {
+        tray.bell.belongs_to_this_thread();
         let mut page = Page::default();
-        for task in receiver {
+        while let Some(task) = tray.next() {
             // A defect in one transcript is no reason for all later streams to stay open.
             let written = catch_unwind(AssertUnwindSafe(|| desk.write_end(&task, &mut page)));
             if written.is_err() && !task.stream.is_finished() {
@@ -81,7 +122,7 @@ pub fn spawn(desk: Desk) -> std::io::Result<(Scribe, JoinHandle<()>)> {
             }
         }
     })?;
-    Ok((Scribe(sender), thread))
+    Ok((scribe, thread))
 }
 
 impl Desk {
@@ -121,7 +162,7 @@ impl Desk {
             }
         }
         self.log(task, outcome, tokens_out, decode_ms);
-        task.stream.finish(tail.as_slice().into());
+        task.stream.finish(tail);
     }
 
     /// The end of a stream whose transcript could not be written.
@@ -130,7 +171,7 @@ impl Desk {
         tracing::error!(task_id = %task.spec.task_id, message, "the scribe panicked");
         let error = OrchestratorError::Internal(message);
         streaming::write_tail(&mut page.tail, task.stream.event_count(), "error", &self.error_data(&error));
-        task.stream.finish(page.tail.as_slice().into());
+        task.stream.finish(&page.tail);
     }
 
     /// Canonical data of an `error` event.

@@ -118,16 +118,25 @@ impl LiveTask {
         }
     }
 
-    /// Ends the task, unless somebody has done so already; the scribe writes the terminal event. One that waits gives its
-    /// place back here and now: the engine may be in a long step.
+    /// Ends the task, unless somebody has done so already; the scribe writes the terminal event.
     pub fn end(self: &Arc<Self>, outcome: Outcome, scribe: &Scribe, now_us: u64) -> bool {
+        let ended = self.conclude(outcome, now_us);
+        if ended {
+            scribe.post(self.clone());
+            scribe.ring();
+        }
+        ended
+    }
+
+    /// The same, but for the scribe: true for the one caller who owes it the task. One that waits gives its place back here
+    /// and now: the engine may be in a long step.
+    pub fn conclude(&self, outcome: Outcome, now_us: u64) -> bool {
         if !self.stream.close() {
             return false;
         }
         self.gate.leave(now_us, self.spec.priority, &self.place, &self.promise);
         self.times.ended_us.store(now_us.max(1), Relaxed);
         assert!(self.outcome.set(outcome).is_ok(), "only the one who closed the stream says why");
-        scribe.send(self.clone());
         true
     }
 

@@ -105,7 +105,7 @@ fn finish(stream: &TaskStream) {
     assert!(stream.close());
     let mut tail = frame(stream.event_count(), "end");
     tail.extend_from_slice(sse::LAST_CHUNK);
-    stream.finish(tail.into());
+    stream.finish(&tail);
 }
 
 struct Server {

@@ -1,13 +1,16 @@
 //! The append-only log of one task: finished bytes, one writer, any reader at its own offset.
 //!
 //! Every event is appended already framed (one SSE event in one HTTP chunk), so a reader writes the
-//! log's own memory to its socket. The terminal event lies apart in `tail`, because whoever ends the
-//! task (engine, cancel, eviction, watchdog, drain) writes it, and the first to do so wins.
+//! log's own memory to its socket. The terminal event does not come from the writer, because whoever ends the
+//! task (engine, cancel, eviction, watchdog, drain) sees to it, and the first to do so wins.
 //!
 //! ```text
-//! body:  [started][token][token][metrics][token]…      segments, committed by compare-and-swap
-//! tail:  [end | error][last chunk]                      set once, after the body was closed
+//! body:     [started][token][token][metrics][token]…      segments, committed by compare-and-swap
+//! settled:  [started][token]…[token][end | error][last chunk]      set once, after the body was closed
 //! ```
+//!
+//! An ended task is remembered for minutes, and its log then takes the memory of its bytes, no more: who comes from now on
+//! reads the settled form; the segments go when the last of those is done who were reading them.
 //!
 //! Memory order. Three pairs of threads must not miss each other, and all are store-then-load on either
 //! side, so all these accesses are sequentially consistent: a writer commits then looks for readers while
@@ -15,65 +18,26 @@
 //! flight while a reader counts itself in flight then looks at the flag; and a cancel says who waits then
 //! looks who has read a closed body out while a reader says that it has then looks who waits.
 
-// The log hands out slices of memory that another thread is still filling further on; only this module
-// knows which part is finished.
+// A span is a pointer into memory that its guards keep alive.
 #![allow(unsafe_code)]
 
-use std::cell::UnsafeCell;
+mod segments;
+
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use monoio::buf::IoBuf;
 
+use self::segments::{NoRoom, Position, Segments};
 use crate::infra::reactor::{WakeAddress, WakeHub};
 
 /// Readers of one task at a time. One cache line of addresses that the engine scans per commit.
 pub const READERS_MAX: usize = 8;
 
-/// First segment, which lies in the log itself: most logs need no other. Each further one is twice as long up to
-/// `SEGMENT_LEN_MAX`. Together 32 MiB: more than the frames of any context this server admits.
-const SEGMENT_LEN_FIRST: usize = 2 * 1024;
-const SEGMENT_LEN_MAX: usize = 4 * 1024 * 1024;
-const SEGMENT_COUNT: usize = 19;
-
 /// The committed word: closed 1 bit | events 24 bits | segment 7 bits | offset 32 bits.
 const CLOSED: u64 = 1 << 63;
 const EVENTS_SHIFT: u32 = 39;
 const EVENTS_MASK: u64 = (1 << 24) - 1;
-
-struct Segment<B: ?Sized> {
-    /// Bytes in use, known when the writer has moved on to the next segment.
-    used: AtomicU32,
-    bytes: B,
-}
-
-type Inline = Segment<[UnsafeCell<u8>; SEGMENT_LEN_FIRST]>;
-type Further = Segment<Box<[UnsafeCell<u8>]>>;
-
-// SAFETY: bytes at and past the committed position belong to the one writer; bytes before it are never
-// written again and may be read by anyone who has loaded that position.
-unsafe impl Sync for Inline {}
-// SAFETY: as above.
-unsafe impl Sync for Further {}
-
-/// A place in the log: segment and offset in it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct Position {
-    segment: u32,
-    offset: u32,
-}
-
-impl Position {
-    const START: Position = Position { segment: 0, offset: 0 };
-
-    fn pack(self) -> u64 {
-        u64::from(self.segment) << 32 | u64::from(self.offset)
-    }
-
-    fn unpack(value: u64) -> Position {
-        Position { segment: (value >> 32) as u32 & 0x7f, offset: value as u32 }
-    }
-}
 
 fn events_of(committed: u64) -> u32 {
     (committed >> EVENTS_SHIFT & EVENTS_MASK) as u32
@@ -81,22 +45,61 @@ fn events_of(committed: u64) -> u32 {
 
 /// The log and who reads it. See the module's text.
 pub struct TaskStream {
-    first: Inline,
-    further: [OnceLock<Further>; SEGMENT_COUNT - 1],
+    /// Until the log is settled; readers and the writer hold it, too.
+    segments: Mutex<Option<Arc<Segments>>>,
+    settled: OnceLock<Settled>,
     committed: AtomicU64,
     /// End of the first event, which is sent even on a muted stream.
     preamble_end: AtomicU64,
-    tail: OnceLock<Box<[u8]>>,
     muted: AtomicBool,
     aborted: AtomicBool,
     opened: AtomicBool,
+    /// One bit per reader: it has claimed all of a closed body.
+    read_out: AtomicU8,
     in_flight: AtomicU32,
     /// Who waits until a closed body is read out, or until nothing is in flight; 0 is nobody.
     quiet_waiter: AtomicU64,
     readers: [AtomicU64; READERS_MAX],
-    /// One bit per reader: it has claimed all of a closed body.
-    read_out: AtomicU8,
     hub: WakeHub,
+}
+
+/// A log that has its end.
+struct Settled {
+    bytes: Box<[u8]>,
+    /// Where the terminal event begins.
+    tail_at: usize,
+}
+
+impl Settled {
+    fn new(segments: &Segments, committed: Position, tail: &[u8]) -> Settled {
+        let slices = || slices(segments, Position::START, committed);
+        let mut bytes = Vec::with_capacity(slices().map(<[u8]>::len).sum::<usize>() + tail.len());
+        slices().for_each(|slice| bytes.extend_from_slice(slice));
+        let tail_at = bytes.len();
+        bytes.extend_from_slice(tail);
+        Settled { bytes: bytes.into_boxed_slice(), tail_at }
+    }
+
+    fn tail(&self) -> &[u8] {
+        &self.bytes[self.tail_at..]
+    }
+
+    /// The body from `at` on; of a muted stream its first event alone. Positions count in one segment here.
+    fn slice_from(&self, at: Position, muted: bool) -> Option<(&[u8], Position)> {
+        let body = &self.bytes[..self.tail_at];
+        let end = if muted && !body.is_empty() { frame_len(body) } else { body.len() };
+        let slice = body.get(at.offset as usize..end).filter(|slice| !slice.is_empty())?;
+        Some((slice, Position { segment: 0, offset: end as u32 }))
+    }
+}
+
+/// All that is committed from `at` on.
+fn slices(segments: &Segments, mut at: Position, committed: Position) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let (slice, next) = segments.slice_from(at, committed)?;
+        at = next;
+        Some(slice)
+    })
 }
 
 /// Why a reader was not let in: `READERS_MAX` others are reading this task.
@@ -115,27 +118,28 @@ pub enum AppendError {
 /// The only way to append. Not `Clone`: it moves with the task from the reactor to the engine thread.
 pub struct StreamWriter {
     stream: Arc<TaskStream>,
+    segments: Arc<Segments>,
 }
 
 impl TaskStream {
     /// An empty log and its writer.
     pub fn new(hub: WakeHub) -> (Arc<TaskStream>, StreamWriter) {
+        let segments = Segments::new();
         let stream = Arc::new(TaskStream {
-            first: Segment { used: AtomicU32::new(0), bytes: [const { UnsafeCell::new(0) }; SEGMENT_LEN_FIRST] },
-            further: [const { OnceLock::new() }; SEGMENT_COUNT - 1],
+            segments: Mutex::new(Some(segments.clone())),
+            settled: OnceLock::new(),
             committed: AtomicU64::new(0),
             preamble_end: AtomicU64::new(0),
-            tail: OnceLock::new(),
             muted: AtomicBool::new(false),
             aborted: AtomicBool::new(false),
             opened: AtomicBool::new(false),
+            read_out: AtomicU8::new(0),
             in_flight: AtomicU32::new(0),
             quiet_waiter: AtomicU64::new(0),
             readers: [const { AtomicU64::new(0) }; READERS_MAX],
-            read_out: AtomicU8::new(0),
             hub,
         });
-        let writer = StreamWriter { stream: stream.clone() };
+        let writer = StreamWriter { stream: stream.clone(), segments };
         (stream, writer)
     }
 
@@ -154,15 +158,23 @@ impl TaskStream {
     }
 
     /// Publishes the terminal event, framed and followed by the last chunk, and wakes the readers.
-    pub fn finish(&self, tail: Box<[u8]>) {
+    pub fn finish(&self, tail: &[u8]) {
         assert!(self.is_closed(), "a tail belongs to a closed body");
-        assert!(self.tail.set(tail).is_ok(), "a stream has one end");
+        let segments = self.segments().clone().expect("a stream has one end");
+        let committed = Position::unpack(self.committed.load(SeqCst));
+        assert!(self.settled.set(Settled::new(&segments, committed, tail)).is_ok(), "a stream has one end");
+        // Whoever finds none left finds the settled form, which was set before.
+        *self.segments() = None;
         self.rouse_readers();
     }
 
     /// True when the terminal event can be read.
     pub fn is_finished(&self) -> bool {
-        self.tail.get().is_some()
+        self.settled.get().is_some()
+    }
+
+    fn segments(&self) -> MutexGuard<'_, Option<Arc<Segments>>> {
+        self.segments.lock().expect("nothing panics under this lock")
     }
 
     /// True when every reader has claimed all of the closed body: what was committed is what was sent.
@@ -212,13 +224,6 @@ impl TaskStream {
         self.readers.iter().filter(|r| r.load(SeqCst) != 0).count()
     }
 
-    /// Bytes of memory that the log holds.
-    pub fn memory_bytes(&self) -> usize {
-        SEGMENT_LEN_FIRST
-            + self.further.iter().filter_map(|s| s.get()).map(|s| s.bytes.len()).sum::<usize>()
-            + self.tail.get().map_or(0, |t| t.len())
-    }
-
     /// Marks every reader's reactor for the next ring. No system call.
     pub fn post_readers(&self) {
         for reader in &self.readers {
@@ -243,8 +248,12 @@ impl TaskStream {
         let Some(place) = place else { return Err(ReadersFull) };
         self.read_out.fetch_and(!(1 << place), SeqCst);
         self.opened.store(true, SeqCst);
-        let at = last_event_id.map_or(Position::START, |id| self.position_after(id));
-        Ok(StreamReader { stream: self.clone(), at, place, tail_done: false })
+        let segments = self.segments().clone();
+        let mut reader = StreamReader { stream: self.clone(), segments, at: Position::START, place, tail_done: false };
+        if let Some(id) = last_event_id {
+            reader.skip(u64::from(id) + 1);
+        }
+        Ok(reader)
     }
 
     /// Every committed event's framed bytes, in order, the terminal one last.
@@ -256,52 +265,19 @@ impl TaskStream {
 
     /// The same in pieces of whole frames, where they lie.
     pub fn read_all(&self, mut each: impl FnMut(&[u8])) {
-        let committed = Position::unpack(self.committed.load(SeqCst));
-        let mut at = Position::START;
-        while let Some((slice, next)) = self.slice_from(at, committed) {
-            each(slice);
-            at = next;
-        }
-        if let Some(tail) = self.tail.get() {
-            each(tail);
+        // The guard goes with this line: `each` may take its time.
+        let segments = self.segments().clone();
+        match segments {
+            Some(segments) => {
+                let committed = Position::unpack(self.committed.load(SeqCst));
+                slices(&segments, Position::START, committed).for_each(each);
+            }
+            None => each(&self.settled().bytes),
         }
     }
 
-    /// Finished bytes from `at` to the end of its segment or of what is committed.
-    fn slice_from(&self, at: Position, committed: Position) -> Option<(&[u8], Position)> {
-        let mut at = at;
-        while at < committed {
-            let (bytes, used) = self.segment(at.segment as usize).expect("a committed segment exists");
-            let last = at.segment == committed.segment;
-            let end = if last { committed.offset } else { used.load(SeqCst) };
-            if at.offset == end {
-                at = Position { segment: at.segment + 1, offset: 0 };
-                continue;
-            }
-            let cells = &bytes[at.offset as usize..end as usize];
-            // SAFETY: all of it lies before the committed position, so the writer will not touch it again,
-            // and UnsafeCell<u8> has the layout of u8.
-            let slice = unsafe { std::slice::from_raw_parts(cells.as_ptr().cast::<u8>(), cells.len()) };
-            return Some((slice, Position { segment: at.segment, offset: end }));
-        }
-        None
-    }
-
-    /// Where the event after number `id` begins: ids count from 0, so `id + 1` frames are skipped.
-    fn position_after(&self, id: u32) -> Position {
-        let committed = Position::unpack(self.committed.load(SeqCst));
-        let mut left = u64::from(id) + 1;
-        let mut at = Position::START;
-        while left > 0 {
-            let Some((slice, next)) = self.slice_from(at, committed) else { return committed };
-            let mut used = 0;
-            while left > 0 && used < slice.len() {
-                used += frame_len(&slice[used..]);
-                left -= 1;
-            }
-            at = Position { offset: next.offset - (slice.len() - used) as u32, ..next };
-        }
-        at
+    fn settled(&self) -> &Settled {
+        self.settled.get().expect("a log without segments is settled")
     }
 }
 
@@ -325,12 +301,10 @@ impl StreamWriter {
         if before & CLOSED != 0 {
             return Err(AppendError::Closed);
         }
-        let at = stream.room_for(Position::unpack(before), frame.len())?;
-        let (bytes, _) = stream.segment(at.segment as usize).expect("room_for made it");
-        let cells = &bytes[at.offset as usize..at.offset as usize + frame.len()];
-        // SAFETY: these cells lie past the committed position, `&mut self` makes this the only writer, and
-        // no reader is shown them before the compare-and-swap below.
-        unsafe { std::ptr::copy_nonoverlapping(frame.as_ptr(), cells.as_ptr() as *mut u8, frame.len()) };
+        let at = self.segments.room_for(Position::unpack(before), frame.len()).map_err(|NoRoom| AppendError::Full)?;
+        // SAFETY: it lies past the committed position, `&mut self` makes this the only writer, and no reader is shown it
+        // before the compare-and-swap below.
+        unsafe { self.segments.write(at, frame) };
         let after = Position { offset: at.offset + frame.len() as u32, ..at };
         let events = u64::from(events_of(before)) + 1;
         assert!(events < EVENTS_MASK, "a context has fewer tokens than that");
@@ -352,41 +326,6 @@ impl StreamWriter {
     }
 }
 
-impl TaskStream {
-    /// A segment's bytes and how many are in use; none where the log has not come to.
-    fn segment(&self, index: usize) -> Option<(&[UnsafeCell<u8>], &AtomicU32)> {
-        match index.checked_sub(1) {
-            None => Some((&self.first.bytes, &self.first.used)),
-            Some(place) => self.further[place].get().map(|segment| (&*segment.bytes, &segment.used)),
-        }
-    }
-
-    /// Where a frame of `len` bytes goes: frames never wrap, so a segment's rest may stay unused.
-    fn room_for(&self, at: Position, len: usize) -> Result<Position, AppendError> {
-        let index = at.segment as usize;
-        let (bytes, used) = self.segment(index).expect("the writer is in it");
-        if at.offset as usize + len <= bytes.len() {
-            return Ok(at);
-        }
-        if index + 1 == SEGMENT_COUNT {
-            return Err(AppendError::Full);
-        }
-        used.store(at.offset, SeqCst);
-        self.further[index].get_or_init(|| Segment::new(index + 1, len));
-        Ok(Position { segment: at.segment + 1, offset: 0 })
-    }
-}
-
-impl Further {
-    fn new(index: usize, at_least: usize) -> Further {
-        let len = (SEGMENT_LEN_FIRST << index.min(16)).min(SEGMENT_LEN_MAX).max(at_least);
-        let bytes: Box<[u8]> = vec![0; len].into_boxed_slice();
-        // SAFETY: UnsafeCell<u8> has the layout of u8, and the box is handed over whole.
-        let bytes = unsafe { Box::from_raw(Box::into_raw(bytes) as *mut [UnsafeCell<u8>]) };
-        Segment { bytes, used: AtomicU32::new(0) }
-    }
-}
-
 /// What a reader may do next.
 pub enum Claim {
     /// Write these bytes, then claim again.
@@ -400,6 +339,8 @@ pub enum Claim {
 /// One connection's place in a log. Dropping it gives the place back.
 pub struct StreamReader {
     stream: Arc<TaskStream>,
+    /// None for one that came to a settled log: it reads that.
+    segments: Option<Arc<Segments>>,
     at: Position,
     place: usize,
     tail_done: bool,
@@ -421,9 +362,15 @@ impl StreamReader {
         let guard = InFlight(stream.clone());
         let muted = stream.muted.load(SeqCst);
         let committed = stream.committed.load(SeqCst);
-        let limit = if muted { stream.preamble_end.load(SeqCst) } else { committed };
-        if let Some((slice, next)) = stream.slice_from(self.at, Position::unpack(limit)) {
-            let span = Span { ptr: slice.as_ptr(), len: slice.len(), _guard: guard };
+        let found = match &self.segments {
+            Some(segments) => {
+                let limit = if muted { stream.preamble_end.load(SeqCst) } else { committed };
+                segments.slice_from(self.at, Position::unpack(limit))
+            }
+            None => stream.settled().slice_from(self.at, muted),
+        };
+        if let Some((slice, next)) = found {
+            let span = Span { ptr: slice.as_ptr(), len: slice.len(), _guard: guard, _segments: self.segments.clone() };
             self.at = next;
             return Claim::Bytes(span);
         }
@@ -431,12 +378,32 @@ impl StreamReader {
             if stream.read_out.fetch_or(1 << self.place, SeqCst) >> self.place & 1 == 0 {
                 stream.wake_quiet_waiter();
             }
-            if let Some(tail) = stream.tail.get() {
+            if let Some(tail) = stream.settled.get().map(Settled::tail) {
                 self.tail_done = true;
-                return Claim::Bytes(Span { ptr: tail.as_ptr(), len: tail.len(), _guard: guard });
+                return Claim::Bytes(Span { ptr: tail.as_ptr(), len: tail.len(), _guard: guard, _segments: None });
             }
         }
         Claim::Wait
+    }
+
+    /// Leaves out the next events, as many of them as there are.
+    fn skip(&mut self, events: u64) {
+        let stream = self.stream.clone();
+        let committed = Position::unpack(stream.committed.load(SeqCst));
+        let mut left = events;
+        while left > 0 {
+            let found = match &self.segments {
+                Some(segments) => segments.slice_from(self.at, committed),
+                None => stream.settled().slice_from(self.at, false),
+            };
+            let Some((slice, next)) = found else { return };
+            let mut used = 0;
+            while left > 0 && used < slice.len() {
+                used += frame_len(&slice[used..]);
+                left -= 1;
+            }
+            self.at = Position { offset: next.offset - (slice.len() - used) as u32, ..next };
+        }
     }
 
     /// True when the connection must be dropped even in the middle of a write.
@@ -471,17 +438,19 @@ pub struct Span {
     ptr: *const u8,
     len: usize,
     _guard: InFlight,
+    /// Where the bytes are, unless the stream itself has them.
+    _segments: Option<Arc<Segments>>,
 }
 
 impl Span {
     pub fn as_slice(&self) -> &[u8] {
-        // SAFETY: `ptr` and `len` came from one finished slice of the log that `_guard` keeps alive.
+        // SAFETY: `ptr` and `len` came from one finished slice, in segments or a stream that this keeps alive.
         unsafe { std::slice::from_raw_parts(self.ptr, self.len) }
     }
 }
 
-// SAFETY: the log's segments and tail never move and are never written again once committed, and the
-// guard keeps them alive as long as the buffer is with the kernel.
+// SAFETY: segments and the settled form never move and are never written again once committed, and the span
+// keeps them alive as long as the buffer is with the kernel.
 unsafe impl IoBuf for Span {
     fn read_ptr(&self) -> *const u8 {
         self.ptr
@@ -494,6 +463,7 @@ unsafe impl IoBuf for Span {
 
 #[cfg(test)]
 mod tests {
+    use super::segments::SEGMENT_LEN_FIRST;
     use super::*;
     use crate::infra::http::sse;
 
@@ -539,7 +509,7 @@ mod tests {
             }
         }
         assert!(stream.close());
-        stream.finish(tail(5000));
+        stream.finish(&tail(5000));
         expected.extend_from_slice(&tail(5000));
         seen.extend(drain(&mut early));
         assert!(seen == expected);
@@ -567,7 +537,7 @@ mod tests {
         let frames: Vec<_> = (0..400).map(|id| frame(id, "hello")).collect();
         frames.iter().for_each(|f| writer.append(f).unwrap());
         stream.close();
-        stream.finish(tail(400));
+        stream.finish(&tail(400));
         for last in [0, 1, 34, 35, 36, 107, 398, 399, 400, 9999] {
             let mut expected: Vec<u8> = frames.iter().skip(last as usize + 1).flatten().copied().collect();
             expected.extend_from_slice(&tail(400));
@@ -594,7 +564,7 @@ mod tests {
         stream.mute();
         assert!(drain(&mut reader) == frame(0, "a"));
         stream.close();
-        stream.finish(tail(3));
+        stream.finish(&tail(3));
         assert!(drain(&mut reader) == *tail(3));
     }
 
@@ -634,6 +604,40 @@ mod tests {
     }
 
     #[test]
+    fn segments_go_with_the_last_of_those_who_were_reading_them() {
+        let (stream, mut writer, address) = stream();
+        let mut early = stream.attach(address, None).unwrap();
+        writer.append(&frame(0, "a")).unwrap();
+        let segments = Arc::downgrade(&writer.segments);
+        stream.close();
+        stream.finish(&tail(1));
+        let Claim::Bytes(span) = early.claim() else { panic!("there are bytes") };
+        let late = stream.attach(address, None).unwrap();
+        drop((early, writer));
+        assert!(segments.upgrade().is_some(), "a span may be with the kernel");
+        assert!(span.as_slice() == frame(0, "a"));
+        drop(span);
+        assert!(segments.upgrade().is_none());
+        drop(late);
+    }
+
+    #[test]
+    fn who_comes_late_to_a_muted_stream_gets_its_first_and_its_last_event() {
+        let (stream, mut writer, address) = stream();
+        (0..3).for_each(|id| writer.append(&frame(id, "a")).unwrap());
+        stream.mute();
+        stream.close();
+        stream.finish(&tail(3));
+        assert!(drain(&mut stream.attach(address, None).unwrap()) == [&frame(0, "a")[..], &tail(3)].concat());
+        assert!(drain(&mut stream.attach(address, Some(1)).unwrap()) == *tail(3));
+        let (empty, _writer, address) = self::stream();
+        empty.mute();
+        empty.close();
+        empty.finish(&tail(0));
+        assert!(drain(&mut empty.attach(address, None).unwrap()) == *tail(0));
+    }
+
+    #[test]
     fn readers_are_counted_and_bounded() {
         let (stream, _writer, address) = stream();
         assert!(!stream.was_opened());
@@ -654,7 +658,7 @@ mod tests {
         let writing = std::thread::spawn(move || {
             (0..count).for_each(|id| writer.append(&frame(id, "abcdefgh")).unwrap());
             stream.close();
-            stream.finish(tail(count));
+            stream.finish(&tail(count));
         });
         let mut seen = Vec::new();
         loop {

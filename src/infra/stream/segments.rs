@@ -1,0 +1,146 @@
+//! Memory of a log while it is written: segments that never move, each but the first twice as long as the one before.
+//!
+//! Only finished bytes are ever handed out. Which those are, the log's committed position says; this file does the
+//! pointer work, and trusts that position.
+
+// Hands out slices of memory that another thread is still filling further on.
+#![allow(unsafe_code)]
+
+use std::cell::UnsafeCell;
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
+
+/// First segment: most logs need no other. Each further one is twice as long up to `SEGMENT_LEN_MAX`. Together 32 MiB: more
+/// than the frames of any context this server admits.
+pub(super) const SEGMENT_LEN_FIRST: usize = 2 * 1024;
+const SEGMENT_LEN_MAX: usize = 4 * 1024 * 1024;
+pub(super) const SEGMENT_COUNT: usize = 19;
+
+/// A place in the log: segment and offset in it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Position {
+    pub segment: u32,
+    pub offset: u32,
+}
+
+impl Position {
+    pub const START: Position = Position { segment: 0, offset: 0 };
+
+    /// In 39 bits.
+    pub fn pack(self) -> u64 {
+        u64::from(self.segment) << 32 | u64::from(self.offset)
+    }
+
+    pub fn unpack(value: u64) -> Position {
+        Position { segment: (value >> 32) as u32 & 0x7f, offset: value as u32 }
+    }
+}
+
+/// A byte that is written at most once, and read by nobody before.
+type Cell = UnsafeCell<MaybeUninit<u8>>;
+
+/// The first segment lies in the struct itself: one allocation, of which only the pages and lines are touched that are
+/// written.
+pub(super) struct Segments {
+    /// Bytes in use, known when the writer has moved on.
+    first_used: AtomicU32,
+    further: OnceLock<Box<[OnceLock<Further>; SEGMENT_COUNT - 1]>>,
+    first: [Cell; SEGMENT_LEN_FIRST],
+}
+
+struct Further {
+    used: AtomicU32,
+    cells: Box<[Cell]>,
+}
+
+// SAFETY: bytes at and past the committed position belong to the one writer; bytes before it are never written again and
+// may be read by anyone who has loaded that position.
+unsafe impl Sync for Segments {}
+// SAFETY: as above.
+unsafe impl Sync for Further {}
+
+/// Why there is no room: the last segment is full.
+pub(super) struct NoRoom;
+
+impl Segments {
+    pub fn new() -> Arc<Segments> {
+        let mut segments = Arc::<Segments>::new_uninit();
+        let place = Arc::get_mut(&mut segments).expect("nobody else has it yet").as_mut_ptr();
+        // SAFETY: `place` is valid for writes, and with these two every field is initialised: `first` may hold anything.
+        unsafe {
+            ptr::addr_of_mut!((*place).first_used).write(AtomicU32::new(0));
+            ptr::addr_of_mut!((*place).further).write(OnceLock::new());
+            segments.assume_init()
+        }
+    }
+
+    /// A segment's cells and how many are in use; none where the log has not come to.
+    fn segment(&self, index: usize) -> Option<(&[Cell], &AtomicU32)> {
+        match index.checked_sub(1) {
+            None => Some((&self.first, &self.first_used)),
+            Some(place) => self.further.get()?[place].get().map(|segment| (&*segment.cells, &segment.used)),
+        }
+    }
+
+    /// Where a frame of `len` bytes goes: frames never wrap, so a segment's rest may stay unused.
+    ///
+    /// # Errors
+    ///
+    /// Past the last segment.
+    pub fn room_for(&self, at: Position, len: usize) -> Result<Position, NoRoom> {
+        let index = at.segment as usize;
+        let (cells, used) = self.segment(index).expect("the writer is in it");
+        if at.offset as usize + len <= cells.len() {
+            return Ok(at);
+        }
+        if index + 1 == SEGMENT_COUNT {
+            return Err(NoRoom);
+        }
+        used.store(at.offset, SeqCst);
+        let further = self.further.get_or_init(|| Box::new([const { OnceLock::new() }; SEGMENT_COUNT - 1]));
+        further[index].get_or_init(|| Further::new(index + 1, len));
+        Ok(Position { segment: at.segment + 1, offset: 0 })
+    }
+
+    /// Writes a frame where `room_for` has found room.
+    ///
+    /// # Safety
+    ///
+    /// The place lies past the committed position, and nobody else writes.
+    pub unsafe fn write(&self, at: Position, frame: &[u8]) {
+        let (cells, _) = self.segment(at.segment as usize).expect("room_for made it");
+        let cells = &cells[at.offset as usize..at.offset as usize + frame.len()];
+        // SAFETY: by the caller's word nobody reads or writes these cells now; UnsafeCell allows it to us.
+        unsafe { ptr::copy_nonoverlapping(frame.as_ptr(), cells.as_ptr() as *mut u8, frame.len()) };
+    }
+
+    /// Finished bytes from `at` to the end of its segment or of what is committed, and where they end.
+    pub fn slice_from(&self, mut at: Position, committed: Position) -> Option<(&[u8], Position)> {
+        while at < committed {
+            let (cells, used) = self.segment(at.segment as usize).expect("a committed segment exists");
+            let last = at.segment == committed.segment;
+            let end = if last { committed.offset } else { used.load(SeqCst) };
+            if at.offset == end {
+                at = Position { segment: at.segment + 1, offset: 0 };
+                continue;
+            }
+            let cells = &cells[at.offset as usize..end as usize];
+            // SAFETY: all of it lies before the committed position, so it was written and the writer will not touch it
+            // again; a cell has the layout of u8.
+            let slice = unsafe { std::slice::from_raw_parts(cells.as_ptr().cast::<u8>(), cells.len()) };
+            return Some((slice, Position { segment: at.segment, offset: end }));
+        }
+        None
+    }
+}
+
+impl Further {
+    fn new(index: usize, at_least: usize) -> Further {
+        let len = (SEGMENT_LEN_FIRST << index.min(16)).min(SEGMENT_LEN_MAX).max(at_least);
+        // SAFETY: a cell may hold anything.
+        let cells = unsafe { Box::<[Cell]>::new_uninit_slice(len).assume_init() };
+        Further { used: AtomicU32::new(0), cells }
+    }
+}
