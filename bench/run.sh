@@ -12,7 +12,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 ROUNDS=${ROUNDS:-3} WINDOW=${WINDOW:-2} OUT=${OUT:-bench/record}
-CASES=${CASES:-post post-70 stream-1 stream-64 stream-1000 saturated idle real-2 real-64 real-1000}
+CASES=${CASES:-post post-70 stream-1 stream-64 stream-1000 saturated crowd long overload idle real-2 real-64 real-1000}
 SERVER_CPU=${SERVER_CPU:-0} CLIENT_CPU=${CLIENT_CPU:-1}
 LLAMA_SERVER=${LLAMA_SERVER:-}
 ulimit -n "$(ulimit -Hn)"
@@ -59,7 +59,12 @@ stop() {
   wait "$server" 2>/dev/null || true
   server=
 }
-load() { taskset -c "$CLIENT_CPU" "$bench" load --address "$address" --pid "$server" --window "$WINDOW" --json "$lines" "$@"; }
+# The window is WINDOW seconds, or LASTS.
+load() { taskset -c "$CLIENT_CPU" "$bench" load --address "$address" --pid "$server" --window "${LASTS:-$WINDOW}" --json "$lines" "$@"; }
+
+# A task that has ended is remembered for a while: memory is taken for the first second, and used again ever after. What a
+# request costs is measured when our server has come to its bounds, of tasks (16 384) and of transcripts (256 MiB).
+STEADY=${STEADY:-5}
 
 # measure CASE MEASURE CONNECTIONS INTERVAL_US MAX_TOKENS SLOTS [OPTIONS]: every server in turn.
 measure() {
@@ -97,24 +102,64 @@ real() {
     done
     [ -n "$up" ] || { echo "$name did not come up:" && tail "$work/out" "$work/log" && exit 1; }
     sleep 0.3
-    WINDOW=$((WINDOW * 2)) load --server "$name" --case "$case" --api "$api" --connections "$connections" \
+    LASTS=$((WINDOW * 2)) load --server "$name" --case "$case" --api "$api" --connections "$connections" \
       --max-tokens "$tokens" --prompt-len 60 --warmup 2
     stop
   done
 }
 
+# crowd: ten thousand open streams, of which 4096 decode, with and without Prometheus beside them.
+crowd() {
+  settings=(--set on_time_probability_floor=0 --set tasks_max=32768)
+  for case in crowd crowd-scraped; do
+    local scrape=() && [ "$case" = crowd ] || scrape=(--scrape-hz 20)
+    start ours stream 200000 1900 4096
+    LASTS=$((WINDOW * 2)) load --server ours --case "$case" --measure stream --connections 10000 --max-tokens 1900 --grid-us 200000 \
+      --warmup 8 "${scrape[@]}"
+    stop
+  done
+  settings=()
+}
+
+# long: streams, and beside them long prompts that a second client sends.
+long() {
+  for case in calm long; do
+    start ours stream 5000 1900 256
+    if [ "$case" = long ]; then
+      taskset -c "$CLIENT_CPU" "$bench" load --address "$address" --measure post --rate 100 --prompt-len 6000 --max-tokens 1 \
+        --connections 16 --seed 2 --warmup 1 --window 5 >"$work/second" &
+    fi
+    load --server ours --case "$case" --measure stream --connections 64 --max-tokens 1900 --grid-us 5000 --scrape-hz 20
+    ! [ "$case" = long ] || { wait -n "$!" && grep -q ' 0 failed' "$work/second"; } || { cat "$work/second" && exit 1; }
+    stop
+  done
+}
+
+# overload: tasks of 64 tokens for 64 slots and a queue of 64, at half of what the engine can do and at twice that.
+overload() {
+  settings=(--set queue_capacity=64 --set on_time_probability_floor=0)
+  start ours stream 5000 64 64
+  LASTS=$((WINDOW * 2)) load --server ours --case half --measure stream --connections 1000 --max-tokens 64 --rate 100 --warmup 2
+  LASTS=$((WINDOW * 2)) load --server ours --case twice --measure stream --connections 1000 --max-tokens 64 --rate 400 --warmup 2
+  stop
+  settings=()
+}
+
 wants() { [[ " $CASES " == *" $1 "* ]]; }
 for round in $(seq "$ROUNDS"); do
   echo "== round $round of $ROUNDS, $((SECONDS - began)) s"
-  ! wants post || measure post post 64 1000 1 256
+  ! wants post || measure post post 64 1000 1 256 --warmup "$STEADY"
   if wants post-70; then
     rate=$(grep '"server":"axum","case":"post",' "$lines" | tail -n 1 | grep -o '"requests_per_second":[0-9]*' | cut -d: -f2)
-    measure post-70 post 256 1000 1 256 --rate $((${rate:-50000} * 7 / 10))
+    measure post-70 post 256 1000 1 256 --warmup "$STEADY" --rate $((${rate:-50000} * 7 / 10))
   fi
   ! wants stream-1 || measure stream-1 stream 1 2000 1900 16 --grid-us 2000
   ! wants stream-64 || measure stream-64 stream 64 5000 1900 64 --grid-us 5000
   ! wants stream-1000 || measure stream-1000 stream 1000 20000 1900 1024 --grid-us 20000
   ! wants saturated || measure saturated stream 1000 2000 1900 1024
+  ! wants crowd || crowd
+  ! wants long || long
+  ! wants overload || overload
 done
 # Tokens an hour apart are late by any deadline: nobody is refused for that here.
 settings=(--set on_time_probability_floor=0)

@@ -83,6 +83,9 @@ struct LoadArgs {
     /// Process of the server: measures what it spends.
     #[arg(long)]
     pid: Option<u32>,
+    /// Scrapes of our server's metrics in a second, beside the load.
+    #[arg(long)]
+    scrape_hz: Option<f64>,
     /// Name of the server in the report.
     #[arg(long, default_value = "server")]
     server: String,
@@ -118,6 +121,7 @@ impl LoadArgs {
             key: self.key.clone(),
             grid: self.grid_us.map(Duration::from_micros),
             pid: self.pid,
+            scrapes_per_second: self.scrape_hz,
             server: self.server.clone(),
             case: self.case.clone(),
         }

@@ -39,8 +39,7 @@ pub fn configuration(options: &Options) -> Result<Config, String> {
         ("api_keys", "bench-key-of-no-value".into()),
         ("slots_max", "4096".into()),
         ("step_rows_max", "4096".into()),
-        ("queue_capacity", "65536".into()),
-        ("tasks_max", "131072".into()),
+        ("queue_capacity", "8192".into()),
         ("log_level", "info".into()),
     ];
     let mut flags: Vec<(String, String)> = fixed.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();

@@ -46,6 +46,7 @@ fn plan() -> Plan {
         key: "bench-key-of-no-value".into(),
         grid: Some(Duration::from_micros(INTERVAL_US)),
         pid: Some(std::process::id()),
+        scrapes_per_second: Some(50.0),
         server: "ours".into(),
         case: "test".into(),
     }
@@ -56,6 +57,7 @@ fn streams_are_whole_and_their_tokens_come_after_the_schedule() {
     let report = run(&[], |_| {});
     assert!(report.requests >= 8 && report.tokens > report.requests, "{report:?}");
     assert!(report.push_to_read.count > 0 && report.push_to_read.max_us < 1e6, "{report:?}");
+    assert!(report.scrape.count > 10 && report.scrape.max_us < 1e6, "{report:?}");
     assert!(report.cpu_ns["reactor"] > 0 && report.cpu_ns["engine"] > 0, "{report:?}");
 }
 
@@ -97,6 +99,7 @@ fn a_server_that_closes_between_answers_has_not_failed() {
         window: Duration::from_millis(300),
         grid: None,
         pid: None,
+        scrapes_per_second: None,
         ..plan()
     };
     let report = load::run(&plan).expect("the load runs");

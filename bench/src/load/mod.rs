@@ -8,6 +8,7 @@ mod client;
 pub(crate) mod http;
 mod process;
 mod report;
+mod scrape;
 mod sse;
 
 pub use report::{Report, Summary};
@@ -24,6 +25,7 @@ use crate::pace::now_ns;
 use client::{Client, Ended, Progress};
 use process::Spending;
 use report::Latencies;
+use scrape::Scraper;
 
 /// After a refusal a closed loop asks again this much later.
 const AFTER_REFUSAL_NS: u64 = 20_000_000;
@@ -67,6 +69,8 @@ pub struct Plan {
     pub grid: Option<Duration>,
     /// A server on this machine whose spending is to be measured.
     pub pid: Option<u32>,
+    /// Scrapes of our server's metrics in a second, beside the load.
+    pub scrapes_per_second: Option<f64>,
     pub server: String,
     pub case: String,
 }
@@ -138,7 +142,7 @@ impl Tally {
 ///
 /// # Errors
 ///
-/// When the sockets cannot be had, or the process to be watched is not there. What the server does wrong is
+/// When the sockets cannot be had, the process to be watched is not there, or the metrics are not what they should be. What the server does wrong is
 /// counted in the report instead.
 pub fn run(plan: &Plan) -> Result<Report, String> {
     let spent_before = plan.pid.map(Spending::of).transpose()?;
@@ -150,7 +154,9 @@ pub fn run(plan: &Plan) -> Result<Report, String> {
     let from = plan.pid.map(Spending::of).transpose()?;
     let opened_ns = now_ns();
     (load.tally.open, load.tally.opened_ns) = (true, opened_ns);
+    let scraper = plan.scrapes_per_second.map(|rate| Scraper::start(plan.address, rate));
     load.run_until(ends_ns)?;
+    let scraped = scraper.map_or_else(|| Ok(Default::default()), Scraper::finish)?;
     let to = plan.pid.map(Spending::of).transpose()?;
     let seconds = (now_ns() - opened_ns) as f64 / 1e9;
     let mut streams_open_at_end = 0;
@@ -182,6 +188,8 @@ pub fn run(plan: &Plan) -> Result<Report, String> {
         per_token: tally.per_token.summary(),
         push_to_read: tally.push_to_read.summary(),
         refusal: tally.refusal.summary(),
+        scrape: scraped.summary(),
+        loop_lag_max_us: scraped.loop_lag_max_us,
         cpu_ns: match (&from, &to) {
             (Some(from), Some(to)) => to.since(from),
             _ => Default::default(),

@@ -75,6 +75,12 @@ pub struct Report {
     /// From the schedule's point at which the engine had the token to its arrival here.
     pub push_to_read: Summary,
     pub refusal: Summary,
+    /// From when a scrape of the metrics was due to its whole answer.
+    #[serde(default)]
+    pub scrape: Summary,
+    /// Worst delay of a reactor's timer that a scrape has shown, microseconds.
+    #[serde(default)]
+    pub loop_lag_max_us: u64,
     /// Processor time of the server during the measurement, nanoseconds by thread.
     pub cpu_ns: BTreeMap<String, u64>,
     pub resident_bytes_before: u64,
@@ -119,6 +125,7 @@ impl Report {
             ("per token", &self.per_token),
             ("push to read", &self.push_to_read),
             ("refusal", &self.refusal),
+            ("scrape", &self.scrape),
         ] {
             if s.count > 0 {
                 println!(
@@ -126,6 +133,9 @@ impl Report {
                     s.p50_us, s.p90_us, s.p99_us, s.p999_us, s.max_us
                 );
             }
+        }
+        if self.scrape.count > 0 {
+            println!("  a reactor's timer was {} us late at worst", self.loop_lag_max_us);
         }
         if self.cpu_total_ns() > 0 {
             let each = if self.tokens > 0 { "token" } else { "request" };

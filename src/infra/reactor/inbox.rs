@@ -94,7 +94,13 @@ impl Inbox {
     /// Makes posts known; at most one system call until the reactor has drained.
     pub fn ring(&self) {
         // The load keeps a reactor that was not touched from costing a locked instruction.
-        if self.dirty.load(SeqCst) && self.dirty.swap(false, SeqCst) && !self.notified.swap(true, SeqCst) {
+        if self.dirty.load(SeqCst) && self.dirty.swap(false, SeqCst) {
+            self.notify();
+        }
+    }
+
+    fn notify(&self) {
+        if !self.notified.swap(true, SeqCst) {
             let one = 1u64.to_ne_bytes();
             // SAFETY: the descriptor is open and eight bytes are read from `one`.
             unsafe { libc::write(self.descriptor.as_raw_fd(), one.as_ptr().cast(), 8) };
@@ -106,16 +112,21 @@ impl Inbox {
         self.descriptor.try_clone()
     }
 
-    /// Called by the reactor when the descriptor is readable: hands out every marked slot.
-    pub(super) fn drain(&self, mut each: impl FnMut(u32)) {
+    /// Called by the reactor when the descriptor is readable: hands out marked slots, oldest first, `most` of them. When there
+    /// are more, the descriptor is readable again at once.
+    pub fn drain(&self, most: usize, mut each: impl FnMut(u32)) {
         let mut count = [0u8; 8];
         // SAFETY: the descriptor is open and non-blocking, and eight bytes fit into `count`.
         unsafe { libc::read(self.descriptor.as_raw_fd(), count.as_mut_ptr().cast(), 8) };
         // Before the queue is read: whoever posts after this will write again.
         self.notified.store(false, SeqCst);
-        while let Some(slot) = self.ready.pop() {
+        for _ in 0..most {
+            let Some(slot) = self.ready.pop() else { return };
             self.marked[slot as usize].store(false, SeqCst);
             each(slot);
+        }
+        if !self.ready.is_empty() {
+            self.notify();
         }
     }
 }
@@ -171,8 +182,20 @@ mod tests {
 
     fn drained(inbox: &Inbox) -> Vec<u32> {
         let mut slots = Vec::new();
-        inbox.drain(|slot| slots.push(slot));
+        inbox.drain(usize::MAX, |slot| slots.push(slot));
         slots
+    }
+
+    #[test]
+    fn what_a_turn_leaves_rings_again() {
+        let inbox = Inbox::new(4).unwrap();
+        (0..4).for_each(|slot| inbox.post(slot));
+        inbox.ring();
+        let mut slots = Vec::new();
+        inbox.drain(3, |slot| slots.push(slot));
+        assert_eq!((&slots[..], rings_waiting(&inbox)), (&[0, 1, 2][..], 1));
+        inbox.drain(3, |slot| slots.push(slot));
+        assert_eq!((&slots[..], rings_waiting(&inbox)), (&[0, 1, 2, 3][..], 0));
     }
 
     #[test]
@@ -238,7 +261,7 @@ mod tests {
             let mut wait = libc::pollfd { fd: inbox.descriptor.as_raw_fd(), events: libc::POLLIN, revents: 0 };
             // SAFETY: one pollfd that lives through the call. It waits as a reactor does: for a ring alone.
             unsafe { libc::poll(&raw mut wait, 1, 1000) };
-            inbox.drain(|slot| seen[slot as usize] = raised[slot as usize].load(SeqCst));
+            inbox.drain(3, |slot| seen[slot as usize] = raised[slot as usize].load(SeqCst));
         }
         posters.into_iter().for_each(|p| p.join().unwrap());
     }

@@ -30,6 +30,10 @@ use crate::infra::http::response::{Framing, Persistence};
 /// Pause after an accept that failed for want of descriptors or memory: trying at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
+/// Connections that are woken before the reactor looks at its sockets again. Thousands may have a token at once, each costs
+/// some microseconds, and who asks for anything meanwhile should not wait for all of them.
+const POSTS_PER_TURN: usize = 128;
+
 /// Connections that are one too many and are told so at the same time; more are dropped without a word.
 const TURNED_AWAY_MAX: u32 = 64;
 const TURN_AWAY: Duration = Duration::from_secs(1);
@@ -143,7 +147,7 @@ async fn deliver_posts(descriptor: std::os::fd::OwnedFd, inbox: Arc<Inbox>, tabl
     let door = UnixStream::from_std(descriptor.into()).expect("a descriptor can be waited on");
     loop {
         // In any order with posts: what was posted before this is drained now, what comes later rings again.
-        inbox.drain(|slot| table.post(slot));
+        inbox.drain(POSTS_PER_TURN, |slot| table.post(slot));
         if door.readable(false).await.is_err() {
             monoio::time::sleep(ACCEPT_PAUSE).await;
         }
