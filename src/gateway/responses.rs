@@ -152,7 +152,7 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
     let loaded = model(call.state, &model_name)?;
     check_turns(&messages, "input", &loaded)?;
     let told = |name: &str, default: Value| f.peek(name).unwrap_or(default);
-    let (tools_told, choice_told) = (told("tools", json!([])), told("tool_choice", json!("auto")));
+    let (tools_told, choice_told) = (as_told(told("tools", json!([]))), told("tool_choice", json!("auto")));
     let tools = tools::response(&mut f, &loaded)?;
     let parallel = tools.as_ref().is_none_or(|t| t.parallel);
     let sampling = Sampling {
@@ -181,7 +181,9 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
     };
     let (format, text) = take_text(&mut f)?;
     let metadata: Value = f.take("metadata")?.unwrap_or_else(|| json!({}));
-    let session_key = f.take("prompt_cache_key")?;
+    let session_key: Option<String> = f.take("prompt_cache_key")?;
+    // Who asks: told again, and of no other use here.
+    let (user, safety_identifier): (Option<String>, Option<String>) = (f.take("user")?, f.take("safety_identifier")?);
     refuse_what_is_not_done(&mut f)?;
     f.finish()?;
     let ask = Ask {
@@ -201,15 +203,18 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
         has_instructions: instructions.is_some(),
         background,
         priority,
-        session_key,
         note: json!({
             "previous_response_id": previous,
+            "prompt_cache_key": session_key,
+            "user": user,
+            "safety_identifier": safety_identifier,
             "metadata": metadata,
             "text": text,
             "tools": tools_told,
             "tool_choice": choice_told,
             "parallel_tool_calls": parallel,
         }),
+        session_key,
     };
     let admitted = admit(call, ask).await?;
     let task = admitted.tasks[0].clone();
@@ -234,8 +239,21 @@ fn refuse_what_is_not_done(f: &mut Fields) -> Result<(), Refusal> {
     f.only("include", &[json!([])], "nothing more can be included")?;
     f.only("reasoning", &[json!({})], "is not supported: this model does not think aloud")?;
     // A response is kept as long as its task is, whatever is said; its transcript is an artifact.
-    f.pass_over(&["store", "user", "safety_identifier", "stream_options", "prompt_cache_retention"]);
+    f.pass_over(&["store", "stream_options", "prompt_cache_retention"]);
     Ok(())
+}
+
+/// Functions as a response repeats them: with every field that the dialect's types have, said or not.
+fn as_told(mut tools: Value) -> Value {
+    for tool in tools.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+        for (name, unsaid) in [("description", Value::Null), ("parameters", Value::Null), ("strict", json!(false))] {
+            let field = tool.entry(name).or_insert(Value::Null);
+            if field.is_null() {
+                *field = unsaid;
+            }
+        }
+    }
+    tools
 }
 
 /// GET /v1/responses/{id}: where it stands, and what it has said so far; with `stream=true` its events, from the beginning or
