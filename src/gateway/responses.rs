@@ -11,7 +11,7 @@ use super::admit::{Admitted, Ask, admit, model};
 use super::chat::{Content, answered, check_turns, function_call, prompt};
 use super::fields::Fields;
 use super::format::{TEXT_FORMAT, take_text};
-use super::openai::fresh_seed;
+use super::openai::{fresh_seed, take_priority};
 use super::refusal::{Refusal, Shape};
 use super::response::{item_id, new_item, object, output_item, said, task_of, text_part};
 use super::tools::{self, Item, Parser, Piece, call_id, gather, items_of, parser_of};
@@ -19,7 +19,7 @@ use super::view::{Dialect, End, Token, reply};
 use crate::api::data;
 use crate::api::types::{self, check_sampling};
 use crate::domain::error::OrchestratorError;
-use crate::domain::task::{Message, Priority, Prompt, Sampling};
+use crate::domain::task::{Message, Prompt, Sampling};
 use crate::infra::http::Response;
 use crate::infra::reactor::Reply;
 use crate::services::task::{LiveTask, Outcome};
@@ -174,11 +174,7 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
     }
     let stream = f.take("stream")?.unwrap_or(false);
     let background = f.take("background")?.unwrap_or(false);
-    let priority = match f.take::<String>("service_tier")?.as_deref() {
-        None | Some("auto" | "default" | "priority") => Priority::Interactive,
-        Some("flex") => Priority::Batch,
-        Some(_) => return Err(Refusal::field("service_tier", "must be auto, default, priority or flex")),
-    };
+    let priority = take_priority(&mut f)?;
     let (format, text) = take_text(&mut f)?;
     let metadata: Value = f.take("metadata")?.unwrap_or_else(|| json!({}));
     let session_key: Option<String> = f.take("prompt_cache_key")?;
