@@ -160,6 +160,41 @@ fn turns_that_are_none_are_refused() {
 }
 
 #[test]
+fn a_body_that_is_no_object_is_refused_and_told_so() {
+    let (_server, gateway) = with_gateway(Settings::default());
+    for path in [CHAT, TEXT, "/v1/embeddings", "/v1/responses", "/tokenize", "/detokenize", "/apply-template"] {
+        for (body, says) in [
+            ("", "empty"),
+            ("hello", "not JSON"),
+            ("{\"model\": ", "not JSON"),
+            ("[1]", "not an object"),
+            ("7", "not an object"),
+        ] {
+            let request = Request { body: body.into(), ..Request::post(path, &json!({})) };
+            let error = gateway_refusal(&gateway.send(&request).expect("an answer"), 400, "invalid_value");
+            assert!(error["message"].as_str().expect("a message").contains(says), "{path} {body:?}: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_stream_says_once_who_speaks_and_has_one_id() {
+    let (_server, gateway) = with_gateway(Settings::default());
+    let streamed = chunks(&gateway, CHAT, &chat(json!({ "n": 2, "stream_options": { "include_usage": true } })));
+    for index in [0, 1] {
+        let own = streamed.iter().filter_map(|c| c["choices"].as_array()?.iter().find(|c| c["index"] == index));
+        let own: Vec<&Value> = own.collect();
+        let (first, rest) = own.split_first().expect("chunks");
+        assert_eq!(first["delta"], json!({ "role": "assistant", "content": "" }));
+        assert!(rest.iter().all(|c| c["delta"].get("role").is_none()), "{rest:?}");
+        let (last, before) = rest.split_last().expect("chunks");
+        assert!(last["finish_reason"].is_string() && before.iter().all(|c| c["finish_reason"].is_null()));
+        assert!(last["delta"].get("content").is_none());
+    }
+    assert!(streamed.iter().all(|c| c["id"] == streamed[0]["id"] && c["created"] == streamed[0]["created"]));
+}
+
+#[test]
 fn prompts_of_mixed_kinds_are_refused() {
     let (_server, gateway) = with_gateway(Settings::default());
     for input in [
@@ -177,6 +212,15 @@ fn prompts_of_mixed_kinds_are_refused() {
     ] {
         check_refused(&gateway, TEXT, &completion(json!({ "prompt": input })), "prompt");
         check_refused(&gateway, "/v1/embeddings", &json!({ "model": "wren", "input": input }), "input");
+    }
+    for (path, body, param) in [
+        (TEXT, completion(json!({ "prompt": [[]] })), "prompt"),
+        ("/v1/embeddings", json!({ "model": "wren", "input": [[]] }), "input"),
+        ("/v1/embeddings", json!({ "model": "wren", "input": [9_999_999] }), "input"),
+    ] {
+        let error = gateway_refusal(&ask(&gateway, path, &body), 400, "invalid_value");
+        let message = error["message"].as_str().expect("a message");
+        assert!(error["param"] == param && message.contains(&format!("`{param}`")), "{error}");
     }
     let vectors = |input: Value| told(&gateway, "/v1/embeddings", &json!({ "model": "wren", "input": input }));
     let same = vectors(json!(["This is a test", "This is a test", "Another"]));
@@ -245,7 +289,9 @@ fn a_context_that_fills_up_ends_an_answer_and_a_prompt_too_long_for_it_is_refuse
     ] {
         let error = gateway_refusal(&ask(&gateway, path, &body), 400, "context_length_exceeded");
         assert_eq!(error["param"], param, "{path}: {error}");
-        assert!(error["message"].as_str().expect("a message").contains("256"), "says how much there is: {error}");
+        let message = error["message"].as_str().expect("a message");
+        assert!(message.contains("256"), "says how much there is: {error}");
+        assert!(!message.contains("`prompt`") || param == "prompt", "nobody sent a field of that name: {error}");
     }
     let message = json!({ "model": "wren", "max_tokens": 8, "messages": turns });
     assert_eq!(ask(&gateway, MESSAGES, &message).status, 400);
@@ -387,6 +433,10 @@ fn a_template_is_shown_functions_and_where_the_answer_begins_where_they_are_want
         { "role": "tool", "name": "look_up", "tool_call_id": "call_1", "content": "An animal." },
     ]);
     assert!(text(json!({ "messages": turns })).contains("An animal."));
+    // Arguments that were cut short in an earlier answer are the client's to mend.
+    let mut cut = turns.clone();
+    cut[1]["tool_calls"][0]["function"]["arguments"] = json!("{");
+    check_refused(&gateway, CHAT, &chat(json!({ "messages": cut })), "messages");
     told(&gateway, CHAT, &chat(json!({ "messages": turns, "tools": [function], "max_tokens": 8 })));
 }
 
