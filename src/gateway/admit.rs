@@ -195,10 +195,12 @@ pub(super) fn abandon(state: &AppState, task: &Arc<LiveTask>) {
 /// `prompt` and `ctx` are our names for what the dialect calls otherwise.
 pub(super) fn in_the_dialect(error: OrchestratorError, prompt_param: &'static str) -> Refusal {
     let too_long = matches!(&error, OrchestratorError::InvalidParams(message) if message.contains(" ctx "));
-    let refusal = Refusal::from(error);
+    // In the message, too: nobody has sent a field of our name.
+    let refusal = Refusal::from(error).renamed("prompt", prompt_param).renamed("messages", prompt_param);
     match refusal.param() {
-        Some("prompt" | "ctx" | "max_tokens") if too_long => refusal.about(prompt_param, "context_length_exceeded"),
-        Some("prompt" | "messages") => refusal.about(prompt_param, "invalid_value"),
+        Some(param) if too_long && (param == prompt_param || ["ctx", "max_tokens"].contains(&param)) => {
+            refusal.about(prompt_param, "context_length_exceeded")
+        }
         _ => refusal,
     }
 }

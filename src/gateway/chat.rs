@@ -39,6 +39,9 @@ struct Turn {
     tool_calls: Option<Vec<CallWire>>,
     tool_call_id: Option<String>,
     function_call: Option<Value>,
+    /// Two servers' words for a turn that is to be gone on with. Other fields are what answers have, and go past.
+    prefix: Option<bool>,
+    partial: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -78,6 +81,9 @@ fn message(turn: Turn, before: &[Message]) -> Result<Message, Refusal> {
     };
     if turn.function_call.is_some() {
         return Err(refuse("function_call: is the older form of tool_calls: send those".into()));
+    }
+    if turn.prefix == Some(true) || turn.partial == Some(true) {
+        return Err(refuse("a turn that is to be gone on with: an answer is a turn of its own here".into()));
     }
     let calls = turn.tool_calls.unwrap_or_default();
     if !calls.is_empty() && role != "assistant" {

@@ -13,6 +13,7 @@ use super::admit::{Admitted, abandon, deadline_ms, fresh_id, in_the_dialect, mod
 use super::completions::Prompts;
 use super::fields::Fields;
 use super::format::RESPONSE_FORMAT;
+use super::openai::take_priority;
 use super::refusal::Refusal;
 use super::view::{Dialect, End, Token, reply};
 use crate::api::data;
@@ -49,7 +50,7 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
     }
     let encoding = f.take("encoding_format")?.unwrap_or(Encoding::Float);
     let dimensions: Option<u32> = f.take("dimensions")?;
-    let tier: Option<String> = f.take("service_tier")?;
+    let priority = take_priority(&mut f)?;
     f.pass_over(&["user"]);
     f.finish()?;
     let loaded = model(call.state, &name)?;
@@ -57,7 +58,6 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
     if dimensions.is_some_and(|wanted| wanted == 0 || wanted as usize > longest) {
         return Err(Refusal::field("dimensions", format!("must be from 1 to {longest} with this model")));
     }
-    let priority = if tier.as_deref() == Some("flex") { Priority::Batch } else { Priority::Interactive };
     let embedding = Embedding { pooling: None, dimensions };
     let admitted = admit(call, &name, &prompts, embedding, priority).await?;
     let vectors = vec![Value::Null; prompts.len()];

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 
 use super::refusal::Refusal;
 use crate::api::types::from_json;
+use crate::domain::error::OrchestratorError;
 
 /// The fields of a JSON object that have not been taken yet.
 pub(super) struct Fields(Map<String, Value>);
@@ -14,7 +15,13 @@ impl Fields {
     ///
     /// When the body is not a JSON object.
     pub fn read(body: &mut [u8]) -> Result<Fields, Refusal> {
-        Ok(Fields(from_json::<Map<String, Value>>(body)?))
+        match from_json::<Value>(body)? {
+            Value::Object(fields) => Ok(Fields(fields)),
+            _ => Err(OrchestratorError::InvalidParams(
+                "the body is JSON, but not an object: send its fields in {}".into(),
+            )
+            .into()),
+        }
     }
 
     /// Takes a field; one that is null is one that was not sent.

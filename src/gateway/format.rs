@@ -14,13 +14,24 @@ pub(super) const TEXT_FORMAT: &str = "text.format";
 /// Takes `response_format`.
 ///
 /// A schema is followed to the letter whether `strict` is true or not; that it can be is found out before the task is
-/// queued. `regex` and `grammar` are taken as `/v1/tasks` has them.
+/// queued. `regex` and `grammar` are taken as `/v1/tasks` has them, and a `schema` beside `json_object` as llama.cpp's
+/// clients send it.
 ///
 /// # Errors
 ///
 /// Naming the field.
 pub(super) fn take_response_format(f: &mut Fields) -> Result<ResponseFormat, Refusal> {
     let Some(mut wire) = f.take::<Value>(RESPONSE_FORMAT)? else { return Ok(ResponseFormat::Text) };
+    if wire["type"] == "json_object"
+        && let Some(schema) = wire.as_object_mut().and_then(|wire| wire.remove("schema"))
+    {
+        let others: Vec<&str> = wire.as_object().into_iter().flat_map(Map::keys).map(String::as_str).collect();
+        if others != ["type"] {
+            return Err(Refusal::field(RESPONSE_FORMAT, "has other fields than `type` and `schema`"));
+        }
+        wire = serde_json::json!({"type": "json_schema", "json_schema": {"schema": schema}});
+        return response_format::parse(&wire).map_err(|why| Refusal::field(RESPONSE_FORMAT, why));
+    }
     if wire["type"] == "json_schema"
         && let Some(inner) = wire["json_schema"].as_object_mut()
     {

@@ -117,6 +117,8 @@ fn turn_of(turn: Turn, messages: &mut Vec<Message>) -> Result<(), Refusal> {
 }
 
 fn refuse_what_is_not_done(f: &mut Fields) -> Result<(), Refusal> {
+    // All of a prompt may be cached, always.
+    f.pass_over(&["cache_control"]);
     f.only("thinking", &[json!({"type": "disabled"})], "is not supported: this model does not think aloud")?;
     f.only("mcp_servers", &[json!([])], "are not supported by this server")
 }
@@ -133,7 +135,7 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
     let messages = conversation(&mut f, &loaded)?;
     let tools = tools::anthropic(&mut f, &loaded)?;
     let stop: Vec<String> = f.take("stop_sequences")?.unwrap_or_default();
-    check_stop(&stop).map_err(|e| Refusal::from(e).about("stop_sequences", "invalid_value"))?;
+    check_stop(&stop).map_err(|e| Refusal::from(e).renamed("stop", "stop_sequences"))?;
     let sampling = Sampling {
         temperature: f.take("temperature")?.unwrap_or(1.0),
         top_k: f.take("top_k")?.unwrap_or(0),
@@ -153,8 +155,8 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
     }
     let stream = f.take("stream")?.unwrap_or(false);
     refuse_what_is_not_done(&mut f)?;
-    // Who asks, which tier is paid for, and what may be cached: all of a prompt may, always.
-    f.pass_over(&["metadata", "service_tier", "cache_control"]);
+    // Who asks, and which tier is paid for.
+    f.pass_over(&["metadata", "service_tier"]);
     f.finish()?;
     let ask = Ask {
         model: model_name,

@@ -65,11 +65,7 @@ impl Common {
             Some(OneOrMany::Many(stops)) => stops,
         };
         check_stop(&stop)?;
-        let priority = match f.take::<String>("service_tier")?.as_deref() {
-            None | Some("auto" | "default" | "priority") => Priority::Interactive,
-            Some("flex") => Priority::Batch,
-            Some(_) => return Err(Refusal::field("service_tier", "must be auto, default, priority or flex")),
-        };
+        let priority = take_priority(f)?;
         // Neither changes what is answered: who asks, and labels for an account that this server does not keep.
         f.pass_over(&["user", "safety_identifier", "metadata", "store", "prompt_cache_retention"]);
         Ok(Common {
@@ -83,6 +79,19 @@ impl Common {
             stream,
             include_usage: options.is_some_and(|o| o.include_usage == Some(true)),
         })
+    }
+}
+
+/// What `service_tier` says about the queue.
+///
+/// # Errors
+///
+/// Naming it.
+pub(super) fn take_priority(f: &mut Fields) -> Result<Priority, Refusal> {
+    match f.take::<String>("service_tier")?.as_deref() {
+        None | Some("auto" | "default" | "priority") => Ok(Priority::Interactive),
+        Some("flex") => Ok(Priority::Batch),
+        Some(_) => Err(Refusal::field("service_tier", "must be auto, default, priority or flex")),
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use serde_json::{Value, json};
 
 use crate::domain::ids::{TaskId, Uuid};
-use crate::domain::task::{FinishReason, Prompt};
+use crate::domain::task::{FinishReason, Priority, Prompt};
 use crate::infra::http::sse;
 use crate::services::task::{LiveTask, Outcome};
 use crate::state::AppState;
@@ -148,35 +148,49 @@ pub(super) fn object(state: &AppState, task: &LiveTask) -> Value {
     });
     // What the request said besides what the task knows.
     let note: Value = spec.note.as_deref().and_then(|n| serde_json::from_str(n).ok()).unwrap_or_default();
-    let now_us = state.clock.now_us();
-    let age_ms = now_us.saturating_sub(task.accepted_us) / 1000;
-    json!({
+    let (now_us, unix_ms) = (state.clock.now_us(), state.clock.unix_ms());
+    let unix_s = |then_us: u64| unix_ms.saturating_sub(now_us.saturating_sub(then_us) / 1000) / 1000;
+    let completed_at = (status == "completed").then(|| unix_s(task.times.ended_us.load(Relaxed)));
+    let mut object = json!({
         "id": id_of(spec.task_id),
         "object": "response",
-        "created_at": (state.clock.unix_ms().saturating_sub(age_ms)) / 1000,
+        "created_at": unix_s(task.accepted_us),
+        "completed_at": completed_at,
         "status": status,
         "background": !spec.cancel_on_disconnect,
         "error": error,
         "incomplete_details": (status == "incomplete").then(|| json!({"reason": "max_output_tokens"})),
         "instructions": instructions,
         "max_output_tokens": spec.max_tokens,
+        "max_tool_calls": null,
         "model": task.loaded.model_ref,
         "output": output,
         "parallel_tool_calls": note["parallel_tool_calls"],
+        "presence_penalty": spec.sampling.presence_penalty,
+        "frequency_penalty": spec.sampling.frequency_penalty,
         "previous_response_id": note["previous_response_id"],
+        "prompt_cache_key": note["prompt_cache_key"],
         "reasoning": {"effort": null, "summary": null},
+        "safety_identifier": note["safety_identifier"],
+        // The one that was used: every other is the class of those who wait for the answer.
+        "service_tier": if spec.priority == Priority::Batch { "flex" } else { "default" },
         "store": true,
         "temperature": spec.sampling.temperature,
         "text": note["text"],
         "tool_choice": note["tool_choice"],
         "tools": note["tools"],
+        "top_logprobs": 0,
         "top_p": spec.sampling.top_p,
         "truncation": "disabled",
         "usage": usage,
-        "user": null,
         "metadata": note["metadata"],
         "orchestratord": times(task),
-    })
+    });
+    // The one field that the dialect's document has as left out and not as null.
+    if note["user"].is_string() {
+        object["user"] = note["user"].clone();
+    }
+    object
 }
 
 #[cfg(test)]

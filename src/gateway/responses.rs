@@ -11,7 +11,7 @@ use super::admit::{Admitted, Ask, admit, model};
 use super::chat::{Content, answered, check_turns, function_call, prompt};
 use super::fields::Fields;
 use super::format::{TEXT_FORMAT, take_text};
-use super::openai::fresh_seed;
+use super::openai::{fresh_seed, take_priority};
 use super::refusal::{Refusal, Shape};
 use super::response::{item_id, new_item, object, output_item, said, task_of, text_part};
 use super::tools::{self, Item, Parser, Piece, call_id, gather, items_of, parser_of};
@@ -19,7 +19,7 @@ use super::view::{Dialect, End, Token, reply};
 use crate::api::data;
 use crate::api::types::{self, check_sampling};
 use crate::domain::error::OrchestratorError;
-use crate::domain::task::{Message, Priority, Prompt, Sampling};
+use crate::domain::task::{Message, Prompt, Sampling};
 use crate::infra::http::Response;
 use crate::infra::reactor::Reply;
 use crate::services::task::{LiveTask, Outcome};
@@ -152,7 +152,7 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
     let loaded = model(call.state, &model_name)?;
     check_turns(&messages, "input", &loaded)?;
     let told = |name: &str, default: Value| f.peek(name).unwrap_or(default);
-    let (tools_told, choice_told) = (told("tools", json!([])), told("tool_choice", json!("auto")));
+    let (tools_told, choice_told) = (as_told(told("tools", json!([]))), told("tool_choice", json!("auto")));
     let tools = tools::response(&mut f, &loaded)?;
     let parallel = tools.as_ref().is_none_or(|t| t.parallel);
     let sampling = Sampling {
@@ -174,14 +174,12 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
     }
     let stream = f.take("stream")?.unwrap_or(false);
     let background = f.take("background")?.unwrap_or(false);
-    let priority = match f.take::<String>("service_tier")?.as_deref() {
-        None | Some("auto" | "default" | "priority") => Priority::Interactive,
-        Some("flex") => Priority::Batch,
-        Some(_) => return Err(Refusal::field("service_tier", "must be auto, default, priority or flex")),
-    };
+    let priority = take_priority(&mut f)?;
     let (format, text) = take_text(&mut f)?;
     let metadata: Value = f.take("metadata")?.unwrap_or_else(|| json!({}));
-    let session_key = f.take("prompt_cache_key")?;
+    let session_key: Option<String> = f.take("prompt_cache_key")?;
+    // Who asks: told again, and of no other use here.
+    let (user, safety_identifier): (Option<String>, Option<String>) = (f.take("user")?, f.take("safety_identifier")?);
     refuse_what_is_not_done(&mut f)?;
     f.finish()?;
     let ask = Ask {
@@ -201,15 +199,18 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
         has_instructions: instructions.is_some(),
         background,
         priority,
-        session_key,
         note: json!({
             "previous_response_id": previous,
+            "prompt_cache_key": session_key,
+            "user": user,
+            "safety_identifier": safety_identifier,
             "metadata": metadata,
             "text": text,
             "tools": tools_told,
             "tool_choice": choice_told,
             "parallel_tool_calls": parallel,
         }),
+        session_key,
     };
     let admitted = admit(call, ask).await?;
     let task = admitted.tasks[0].clone();
@@ -234,8 +235,21 @@ fn refuse_what_is_not_done(f: &mut Fields) -> Result<(), Refusal> {
     f.only("include", &[json!([])], "nothing more can be included")?;
     f.only("reasoning", &[json!({})], "is not supported: this model does not think aloud")?;
     // A response is kept as long as its task is, whatever is said; its transcript is an artifact.
-    f.pass_over(&["store", "user", "safety_identifier", "stream_options", "prompt_cache_retention"]);
+    f.pass_over(&["store", "stream_options", "prompt_cache_retention"]);
     Ok(())
+}
+
+/// Functions as a response repeats them: with every field that the dialect's types have, said or not.
+fn as_told(mut tools: Value) -> Value {
+    for tool in tools.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+        for (name, unsaid) in [("description", Value::Null), ("parameters", Value::Null), ("strict", json!(false))] {
+            let field = tool.entry(name).or_insert(Value::Null);
+            if field.is_null() {
+                *field = unsaid;
+            }
+        }
+    }
+    tools
 }
 
 /// GET /v1/responses/{id}: where it stands, and what it has said so far; with `stream=true` its events, from the beginning or

@@ -13,22 +13,36 @@ use crate::infra::http::Response;
 
 /// POST /tokenize: the tokens of `prompt` (or `content`), or of `messages` as the model's template writes them.
 ///
+/// Whether the tokens that the model puts in front of any text are among them is what the server says whose word it is: vLLM's
+/// `prompt` has them, llama.cpp's `content` does not.
+///
 /// # Errors
 ///
 /// Naming the field.
 pub(super) async fn tokenize(call: &Call<'_>, body: &mut [u8]) -> Result<Response, Refusal> {
     let mut f = Fields::read(body)?;
     let loaded = model(call.state, &model_name(call, &mut f)?)?;
-    let text: Option<String> = f.take("prompt")?.or(f.take("content")?);
+    let (text, is_bare) = match (f.take::<String>("prompt")?, f.take::<String>("content")?) {
+        (Some(_), Some(_)) => return Err(Refusal::field("content", "is another word for prompt: send one of them")),
+        (None, Some(content)) => (Some(content), true),
+        (prompt, None) => (prompt, false),
+    };
     let with_names: bool = f.take("return_token_strs")?.unwrap_or(false);
-    let add_special: bool = f.take("add_special_tokens")?.or(f.take("add_special")?).unwrap_or(true);
+    let add_special: Option<bool> = f.take("add_special_tokens")?.or(f.take("add_special")?);
+    if text.is_none() && add_special.is_some() {
+        return Err(Refusal::field("add_special_tokens", "belongs to prompt: a template has its own"));
+    }
+    let add_special = add_special.unwrap_or(!is_bare);
     let tokenizer = loaded.model.tokenizer();
     let tokens = match text {
         Some(text) if text.len() <= call.state.config.tokenize_inline_len_max => {
             tokenizer.encode(&text, add_special, false).into()
         }
         Some(text) if add_special => count_tokens(call, &loaded, &Prompt::Text(text)).await?,
-        Some(_) => return Err(Refusal::field("add_special_tokens", "cannot be left out for a text this long")),
+        Some(_) => {
+            let what = "cannot be left out for a text this long: send \"add_special_tokens\": true";
+            return Err(Refusal::field("add_special_tokens", what));
+        }
         None => {
             let messages = chat::messages(&mut f, &loaded)?;
             let tools = tools::chat(&mut f, &loaded)?;

@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
+import { appendFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import OpenAI from "openai";
 import { VERSION } from "openai/version";
@@ -10,6 +11,17 @@ const KEY = "a-key-for-clients";
 const messages = [{ role: "user", content: "Hello! Who are you?" }];
 const short = { model: "wren", messages, temperature: 0, max_tokens: 40 };
 const long = { model: "wren", messages, max_tokens: 1900, ignore_eos: true };
+
+// What was sent and taken, for check_requests.py.
+async function recorded(url, options) {
+  const response = await fetch(url, options);
+  const file = process.env.RECORDED_REQUESTS;
+  if (file && options.method?.toUpperCase() === "POST" && response.status === 200) {
+    const line = { path: new URL(url).pathname, body: JSON.parse(options.body || "{}") };
+    appendFileSync(file, `${JSON.stringify(line)}\n`);
+  }
+  return response;
+}
 
 async function withServer(settings, run) {
   const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith("ORCH_")));
@@ -22,7 +34,7 @@ async function withServer(settings, run) {
     await until("the gateway's address", () => /gateway .*\/v1\n/.test(said));
     const main = said.match(/address +(http:\S+)/)[1];
     await run({
-      client: (options) => new OpenAI({ baseURL: said.match(/gateway +(http:\S+)/)[1], apiKey: KEY, maxRetries: 0, ...options }),
+      client: (options) => new OpenAI({ baseURL: said.match(/gateway +(http:\S+)/)[1], apiKey: KEY, maxRetries: 0, fetch: recorded, ...options }),
       metric: async (name) => {
         const lines = (await (await fetch(`${main}/metrics`)).text()).split("\n");
         return lines.filter((l) => l.startsWith(`${name}{`)).reduce((sum, l) => sum + Number(l.split(" ").pop()), 0);

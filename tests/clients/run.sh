@@ -30,4 +30,8 @@ run_node() {
   CHAT_TEMPLATE="$PWD/tests/templates/hermes.jinja" timeout 300 node "$installed/openai_node.mjs"
 }
 
+export RECORDED_REQUESTS="$installed/requests.jsonl"
+rm -f "$RECORDED_REQUESTS"
 for client in $wanted; do "run_$client"; done
+# What they sent is held against the document, by a validator of Python's.
+case " $wanted " in *" python "*) "$installed/venv/bin/python" tests/clients/check_requests.py "$RECORDED_REQUESTS" ;; esac

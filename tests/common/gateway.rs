@@ -33,6 +33,9 @@ pub fn endless_chat(changes: Value) -> Value {
 pub fn ask(client: &Client, path: &str, body: &Value) -> Answer {
     let answer = client.send(&Request::post(path, body)).unwrap_or_else(|error| panic!("{path}: {error:#}"));
     gateway_contract::check_answer("POST", path, answer.status, &answer.body);
+    if answer.status == 200 {
+        gateway_contract::check_request(path, body);
+    }
     answer
 }
 
@@ -44,7 +47,9 @@ pub fn told(client: &Client, path: &str, body: &Value) -> Value {
 }
 
 pub fn open_stream(client: &Client, path: &str, body: &Value) -> EventStream {
-    open_stream_with(client, &Request::post(path, body))
+    let stream = open_stream_with(client, &Request::post(path, body));
+    gateway_contract::check_request(path, body);
+    stream
 }
 
 pub fn open_stream_with(client: &Client, request: &Request) -> EventStream {

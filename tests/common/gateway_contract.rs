@@ -18,8 +18,36 @@ pub fn document() -> &'static Value {
         let text = std::fs::read_to_string(&path).expect("the document is there");
         let mut document: Value = serde_yaml_ng::from_str(&text).unwrap_or_else(|e| panic!("{path}: {e}"));
         close(&mut document);
+        open_bases(&mut document);
         document
     })
+}
+
+/// What is a part of something larger cannot be closed by itself: it would refuse the other parts' fields.
+fn open_bases(document: &mut Value) {
+    let mut bases = Vec::new();
+    close_wholes(document, &mut bases);
+    for base in bases {
+        let base = document.pointer_mut(base.trim_start_matches('#')).expect("it is there");
+        base.as_object_mut().expect("a schema").remove("additionalProperties");
+    }
+}
+
+/// Closes what `allOf` makes as a whole, opens its parts, and gathers those that stand elsewhere.
+fn close_wholes(value: &mut Value, bases: &mut Vec<String>) {
+    match value {
+        Value::Object(map) => {
+            map.values_mut().for_each(|value| close_wholes(value, bases));
+            let Some(parts) = map.get_mut("allOf").and_then(Value::as_array_mut) else { return };
+            for part in parts.iter_mut().filter_map(Value::as_object_mut) {
+                part.remove("additionalProperties");
+                bases.extend(part.get("$ref").and_then(Value::as_str).map(str::to_owned));
+            }
+            map.insert("unevaluatedProperties".to_owned(), Value::Bool(false));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|value| close_wholes(value, bases)),
+        _ => {}
+    }
 }
 
 fn close(value: &mut Value) {
@@ -48,6 +76,23 @@ pub fn check_answer(method: &str, path: &str, status: u16, body: &[u8]) {
     let Some(schema) = content["application/json"].get("schema") else { return };
     let body = serde_json::from_slice(body).unwrap_or_else(|e| panic!("{at}: {e}"));
     check(schema, &body, &at);
+}
+
+/// The schema of what is sent to a path.
+pub fn request_schema(method: &str, path: &str) -> &'static Value {
+    let operation = &follow(path_item(path).unwrap_or_else(|| panic!("{path}: not in the document")))[method];
+    &operation["requestBody"]["content"]["application/json"]["schema"]
+}
+
+/// Holds a body that the server took against the document: it takes nothing that is not described there.
+pub fn check_request(path: &str, body: &Value) {
+    let mut sent = body.clone();
+    // A field that is null was not sent.
+    sent.as_object_mut().expect("an object").retain(|_, value| !value.is_null());
+    let schema = request_schema("post", path);
+    if !schema.is_null() {
+        check(schema, &sent, &format!("POST {path}, taken"));
+    }
 }
 
 /// Holds an event of a stream against the document; events without a name are `message`.
