@@ -8,7 +8,7 @@ pub(in crate::gateway) struct Family {
     /// Texts that all stand in the family's templates, and texts that stand in none of them.
     signs: &'static [&'static str],
     not: &'static [&'static str],
-    /// What comes before a call, or before a list of them.
+    /// What comes before a call, or before a list of them, whose bracket may be part of it.
     pub open: &'static str,
     /// A call may come without `open` where it is the first that is said.
     pub open_is_optional: bool,
@@ -147,6 +147,18 @@ const FAMILIES: &[Family] = &[
         inner: "",
         ..HERMES
     },
+    // Phi-4-mini as templates have it that ask for the word which it was trained to say; vLLM's examples have one.
+    Family {
+        name: "phi4-functools",
+        signs: &["functools["],
+        not: &[],
+        open: "functools[",
+        close: "",
+        form: Form::List,
+        inner: "",
+        between: ", ",
+        ..HERMES
+    },
     // Phi-4-mini as Microsoft's template has it: a list; and as others have it who ask for objects.
     Family {
         name: "phi4",
@@ -218,6 +230,11 @@ pub(in crate::gateway) fn family_of(template: &str) -> Option<&'static Family> {
 }
 
 impl Family {
+    /// Whether `open` has the bracket of a list in it, so that its first object follows.
+    pub fn opens_list(&self) -> bool {
+        self.form == Form::List && self.open.ends_with('[')
+    }
+
     /// Every mark, some of which are control tokens in a model's vocabulary.
     pub fn marks(&self) -> impl Iterator<Item = &'static str> {
         let inner = match self.form {
@@ -253,6 +270,7 @@ mod tests {
             ("<tool_call>\\n<function=example>\\n<parameter=a>", Some("qwen3-coder")),
             ("<tool_call>{{ tc.name }}<arg_key>{{ k }}</arg_key><arg_value>{{ v }}</arg_value>", Some("glm")),
             ("'<|tool|>' + message['tools'] + '<|/tool|>'", Some("phi4")),
+            ("a list such as functools[{\"name\": …, \"arguments\": …}] <|tool|>", Some("phi4-functools")),
             ("'<|tool|>' + (tool['function'] | tojson) + '<|/tool|>' <|tool_call|>{", Some("phi4-object")),
             (
                 "{% for tool in tools %}<｜tool▁call▁begin｜>' + tool['type'] + '<｜tool▁sep｜>' + name + '```json'",

@@ -125,6 +125,7 @@ impl Writer<'_> {
         let open = self.mark(family.again.unwrap_or(family.open));
         let close = self.mark(family.close);
         let calls = match family.form {
+            Form::List if family.opens_list() => format!("{inner} f {} \"]\" {close}", more("f")),
             Form::List => format!("{inner} \"[\" f {} \"]\" {close}", more("f")),
             Form::Elements(elements) if elements.end == family.close => format!("f {}", more(&format!("{open} f"))),
             Form::Object if family.close.is_empty() => format!("f {}", more("f")),
@@ -278,6 +279,7 @@ mod tests {
         let two_coders = format!("{coder}\n{coder}");
         let glm = "<tool_call>n\n<arg_key>a</arg_key>\n<arg_value>7</arg_value>\n</tool_call>";
         let phi = r#"<|tool_call|>[{"name": "n", "arguments": {"a": 7}}]<|/tool_call|>"#;
+        let functools = r#"functools[{"name": "n", "arguments": {"a": 7}}]"#;
         let deepseek = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>n\n```json\n{\"a\": 7}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>";
         let deepseek_31 = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>n<｜tool▁sep｜>{\"a\": 7}<｜tool▁call▁end｜><｜tool▁calls▁end｜>";
         let mistral = r#"[TOOL_CALLS] [{"name": "n", "arguments": {"a": 7}}]"#;
@@ -313,6 +315,15 @@ mod tests {
             ("glm", Wanted::Required, true, glm, true),
             ("glm", Wanted::Required, true, &format!("{glm}\n{glm}"), true),
             ("glm", Wanted::Required, true, &glm.replace('7', "x"), false),
+            ("phi4-functools", Wanted::Required, true, functools, true),
+            (
+                "phi4-functools",
+                Wanted::Required,
+                true,
+                &format!("{},{}", &functools[..functools.len() - 1], &functools[9..]),
+                false,
+            ),
+            ("phi4-functools", Wanted::Required, true, &functools.replace('7', "\"x\""), false),
             ("phi4", Wanted::Required, true, phi, true),
             ("phi4", Wanted::Required, true, &phi.replace('7', "\"x\""), false),
             ("deepseek", Wanted::Required, true, deepseek, true),
@@ -339,6 +350,9 @@ mod tests {
             ("llama3", "{\"name\": \"n\", \"parameters\": {\"a\": 7}}", true),
             ("llama3", "<|python_tag|>{\"name\": \"n\", \"parameters\": {\"a\": 7}}", true),
             ("llama3", "{\"name\": \"rm\", \"parameters\": {}}", false),
+            ("phi4-functools", "In Python, import functools.", true),
+            ("phi4-functools", "functools[{\"name\": \"time\", \"arguments\": {}}]", true),
+            ("phi4-functools", "functools[0]", false),
             ("mistral", "Just text [1].", true),
             ("mistral", "[TOOL_CALLS] [{\"name\": \"time\", \"arguments\": {}}]", true),
             ("mistral", "[TOOL_CALLS] [{\"name\": \"rm\", \"arguments\": {}}]", false),

@@ -47,6 +47,8 @@ pub(in crate::gateway) struct Parser {
     state: State,
     /// What has not gone out, as it was written.
     held: String,
+    /// Bytes of white space that `held` begins with, in text.
+    white_len: usize,
     object: Object,
     /// Of a call that is made of elements.
     reader: Option<Reader>,
@@ -58,6 +60,11 @@ pub(in crate::gateway) struct Parser {
     pub call_count: usize,
     /// Characters to be read before those that come: of what turned out to be no call.
     again: VecDeque<char>,
+    /// How many may still be.
+    again_left: usize,
+    /// Characters taken, those that were read again as often as they were.
+    #[cfg(test)]
+    step_count: usize,
     out: Vec<Piece>,
 }
 
@@ -69,9 +76,13 @@ pub(in crate::gateway) struct Callable {
     pub parameters: serde_json::Value,
 }
 
-/// Bytes that may be held back for a call whose name has not come. What is held and was none is read again, so this bounds
-/// the work, too.
+/// Bytes that may be held back for a call whose name has not come.
 const HELD_LEN_MAX: usize = 16 * 1024;
+
+/// How often a character is read again, on average. What is held and was no call may have another beginning in it, and that
+/// one too: without a bound, an answer of nothing but beginnings would be read once for each of them. Eight beginnings that
+/// lie within each other are more than a model writes by accident; of an answer with more, some may be text that were calls.
+const READ_AGAIN_MAX: usize = 8;
 
 impl Parser {
     /// For an answer in which these functions may be called. A call of another one is text.
@@ -81,6 +92,7 @@ impl Parser {
             functions,
             state: State::Text,
             held: String::new(),
+            white_len: 0,
             object: Object::default(),
             reader: None,
             called: 0,
@@ -88,6 +100,9 @@ impl Parser {
             is_first: true,
             call_count: 0,
             again: VecDeque::new(),
+            again_left: 0,
+            #[cfg(test)]
+            step_count: 0,
             out: Vec::new(),
         }
     }
@@ -95,11 +110,12 @@ impl Parser {
     /// Takes more of the answer, and gives what is known now.
     pub fn push(&mut self, text: &str) -> Vec<Piece> {
         for c in text.chars() {
+            self.again_left += READ_AGAIN_MAX;
             self.again.push_back(c);
             while let Some(c) = self.again.pop_front() {
                 self.step(c);
                 if self.held.len() > HELD_LEN_MAX {
-                    self.give_up_held();
+                    self.let_go();
                 }
             }
         }
@@ -119,6 +135,10 @@ impl Parser {
     }
 
     fn step(&mut self, c: char) {
+        #[cfg(test)]
+        {
+            self.step_count += 1;
+        }
         match self.state {
             State::Text => self.text(c),
             State::Opened => self.opened(c),
@@ -132,26 +152,35 @@ impl Parser {
     }
 
     fn text(&mut self, c: char) {
-        if self.family.open_is_optional && self.is_first && c == '{' && self.held.trim().is_empty() {
+        let is_white = self.held.len() == self.white_len;
+        if self.family.open_is_optional && self.is_first && c == '{' && is_white {
             self.state = State::Opened;
             return self.opened(c);
         }
         self.held.push(c);
+        if is_white && c.is_whitespace() {
+            return self.white_len = self.held.len();
+        }
         loop {
-            let candidate = self.held.trim_start();
+            let candidate = &self.held[self.white_len..];
             if candidate == self.family.open {
-                return self.state = State::Opened;
+                return self.open();
             }
             if self.family.open.starts_with(candidate) {
                 return;
             }
             // Something is not part of it: all up to the next place where it may begin goes out.
             self.is_first = false;
-            let white = self.held.len() - candidate.len();
             let first_len = candidate.chars().next().map_or(0, char::len_utf8);
-            let gone: String = self.held.drain(..white + first_len).collect();
+            let gone: String = self.held.drain(..self.white_len + first_len).collect();
+            self.white_len = self.held.len() - self.held.trim_start().len();
             self.say_text(&gone);
         }
+    }
+
+    fn open(&mut self) {
+        self.state = State::Opened;
+        self.in_list = self.family.opens_list();
     }
 
     fn opened(&mut self, c: char) {
@@ -319,9 +348,21 @@ impl Parser {
         if candidate.is_empty() || ends.clone().any(|mark| *mark == candidate) {
             self.held.clear();
         } else if candidate == open {
-            self.state = State::Opened;
+            self.open();
         } else if !open.starts_with(candidate) && !ends.any(|mark| mark.starts_with(candidate)) {
             self.give_up_held();
+        }
+    }
+
+    /// More is held than may be.
+    fn let_go(&mut self) {
+        match self.state {
+            // White space, and at most the beginning of a mark after it.
+            State::Text => {
+                let white: String = self.held.drain(..std::mem::take(&mut self.white_len)).collect();
+                self.say_text(&white);
+            }
+            _ => self.give_up_held(),
         }
     }
 
@@ -336,7 +377,13 @@ impl Parser {
         self.in_list = false;
         self.is_first = false;
         self.object = Object::default();
+        self.white_len = 0;
         let held = std::mem::take(&mut self.held);
+        let count = held.chars().count();
+        if count > self.again_left {
+            return self.say_text(&held);
+        }
+        self.again_left -= count;
         // Its first character is text for certain; in what follows there may be another beginning. Not by recursion: there
         // may be as many beginnings as the answer has room for.
         let mut rest = held.chars();

@@ -133,6 +133,18 @@ const CASES: &[(&str, &str, Said)] = &[
         ("", &[("weather", WEATHER), ("time", "{}")]),
     ),
     (
+        "phi4-functools",
+        "I look: functools[{\"name\": \"weather\", \"arguments\": {\"city\": \"Paris\", \"unit\": \"celsius\"}}, {\"name\": \"time\"}]",
+        ("I look:", &[("weather", WEATHER), ("time", "{}")]),
+    ),
+    (
+        "phi4-functools",
+        "functools[\n  {\"name\": \"time\", \"arguments\": {\"a\": [1]}}\n]\nfunctools[{\"name\": \"time\"}]",
+        ("", &[("time", r#"{"a": [1]}"#), ("time", "{}")]),
+    ),
+    ("phi4-functools", "import functools\nfunctools[0]", ("import functools\nfunctools[0]", &[])),
+    ("phi4-functools", "functools[[{\"name\": \"time\"}]]", ("functools[[{\"name\": \"time\"}]]", &[])),
+    (
         "phi4-object",
         "<|tool_call|>{\"name\": \"weather\", \"arguments\": {\"city\": \"Paris\", \"unit\": \"celsius\"}}<|/tool_call|>",
         ("", &[("weather", WEATHER)]),
@@ -210,22 +222,66 @@ fn arguments_go_out_as_they_come_and_text_is_held_no_longer_than_needed() {
     assert_eq!((parser.finish(), parser.call_count), (vec![], 1));
 }
 
-/// Each beginning is read as one, and given up, within the one before it.
-#[test]
-fn beginnings_within_beginnings_are_text_however_many_there_are() {
-    for (family, beginning, end) in [
-        ("hermes", "<tool_call>{\"a\":", "}"),
-        ("llama3", "<|python_tag|>{\"a\":", "}"),
-        ("mistral", "[TOOL_CALLS][{\"a\":", "}]"),
-    ] {
-        let said = beginning.repeat(1_200) + "1" + &end.repeat(1_200);
-        let began = std::time::Instant::now();
-        let (text, calls) = read(family, &[&said]);
-        assert!(text == said && calls.is_empty(), "{family}");
-        assert!(began.elapsed().as_secs() < 20, "{family}: {:?}", began.elapsed());
+/// Reads an answer a few bytes at a time, as tokens come; how many characters were taken for each that was said.
+fn read_counted(family: &str, said: &str) -> (String, Vec<String>, f64) {
+    let mut parser = Parser::new(by_name(family), functions());
+    let mut pieces = Vec::new();
+    let chars: Vec<char> = said.chars().collect();
+    for token in chars.chunks(4) {
+        pieces.extend(parser.push(&token.iter().collect::<String>()));
     }
-    let long =
-        format!("<tool_call>{{\"name\": \"time\", \"arguments\": {{\"a\": \"{}\"}}}}</tool_call>", "x".repeat(100_000));
-    let (text, calls) = read("hermes", &[&long]);
-    assert_eq!((text.as_str(), calls.len()), ("", 1), "arguments are not held back, so they have no bound");
+    pieces.extend(parser.finish());
+    let (mut text, mut calls) = (String::new(), Vec::new());
+    for piece in pieces {
+        match piece {
+            Piece::Text(more) => text.push_str(&more),
+            Piece::Call(_) => calls.push(String::new()),
+            Piece::Arguments(more) => calls.last_mut().expect("arguments follow a name").push_str(&more),
+        }
+    }
+    (text, calls, parser.step_count as f64 / chars.len() as f64)
+}
+
+#[test]
+fn a_long_call_is_read_once() {
+    for (family, head, tail) in [
+        ("hermes", "<tool_call>{\"name\": \"time\", \"arguments\": ", "}</tool_call>"),
+        ("llama3", "{\"name\": \"time\", \"parameters\": ", "}"),
+        ("phi4-functools", "functools[{\"name\": \"time\", \"arguments\": ", "}]"),
+        ("mistral-args", "[TOOL_CALLS]time[ARGS]", ""),
+    ] {
+        // With what would begin a call where text is, in its strings.
+        let arguments = format!("{{\"a\": [\"{}\", {{}}]}}", format!("x{head}").replace('"', "\\\"").repeat(5_000));
+        let (text, calls, reads) = read_counted(family, &format!("{head}{arguments}{tail}"));
+        assert!(text.is_empty() && calls == [arguments], "{family}: {text:?}");
+        assert_eq!(reads, 1.0, "{family}");
+    }
+    let body = "x </parameter ".repeat(10_000);
+    let coder =
+        format!("<tool_call>\n<function=weather>\n<parameter=city>\n{body}\n</parameter>\n</function>\n</tool_call>");
+    let (_, calls, reads) = read_counted("qwen3-coder", &coder);
+    assert_eq!((calls, reads), (vec![json!({ "city": body }).to_string().replace("\":\"", "\": \"")], 1.0));
+}
+
+/// Each beginning is read as one, and given up, within the one before it: what that costs has a bound for each character.
+#[test]
+fn what_never_is_a_call_is_text_and_read_a_bounded_number_of_times() {
+    let most = 1.0 + READ_AGAIN_MAX as f64;
+    for (family, said) in [
+        ("hermes", "<tool_call>{\"a\":".repeat(4_000) + "1" + &"}".repeat(4_000)),
+        ("hermes", "<tool_call>{\"a\":[\"".repeat(4_000)),
+        ("llama3", "<|python_tag|>{\"a\":".repeat(4_000) + "1" + &"}".repeat(4_000)),
+        ("mistral", "[TOOL_CALLS][{\"a\":".repeat(4_000) + "1" + &"}]".repeat(4_000)),
+        ("glm", "<tool_call>".repeat(8_000)),
+        ("hermes", " ".repeat(100_000) + "<tool_call>" + &" ".repeat(100_000) + "x"),
+        ("hermes", "< ".repeat(50_000)),
+    ] {
+        let (text, calls, reads) = read_counted(family, &said);
+        assert!(text == said && calls.is_empty(), "{family}: {:?}", &said[..20]);
+        assert!(reads <= most, "{family}: {:?} was read {reads} times", &said[..20]);
+    }
+    // A call that begins within one that was none is found, though.
+    let said = "<tool_call>{\"a\": \"<tool_call>{\"name\": \"time\"}</tool_call>";
+    let (text, calls, _) = read_counted("hermes", said);
+    assert_eq!((text.as_str(), calls), ("<tool_call>{\"a\": \"", vec!["{}".to_owned()]));
 }
