@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 const MESSAGES: &str = "/v1/messages";
 const RESPONSES: &str = "/v1/responses";
+const COUNT: &str = "/v1/messages/count_tokens";
 
 fn message(changes: Value) -> Value {
     let mut body = json!({
@@ -134,6 +135,62 @@ fn a_message_has_a_system_prompt_and_blocks() {
     );
     let nobody = gateway.without_key().send(&Request::post(MESSAGES, &message(json!({})))).expect("an answer");
     assert_eq!((nobody.status, &nobody.json().expect("JSON")["type"]), (401, &json!("error")));
+}
+
+/// As Claude Code sends it, but for the tools.
+#[test]
+fn a_message_of_an_agent_may_say_what_a_model_without_thoughts_does_anyway() {
+    let (_server, gateway) = with_gateway(Settings::default());
+    let asked = json!([
+        { "role": "user", "content": "Hello! Who are you?" },
+        { "role": "system", "content": "Be brief." },
+    ]);
+    let agent = json!({
+        "messages": asked,
+        "temperature": 0,
+        "thinking": { "type": "adaptive" },
+        "context_management": { "edits": [{ "type": "clear_thinking_20251015", "keep": "all" }] },
+        "output_config": { "effort": "high" },
+    });
+    let whole = told(&gateway, MESSAGES, &message(agent.clone()));
+    // The system's turn is the model's to read, where it stands.
+    let plain = told(&gateway, MESSAGES, &message(json!({ "messages": [asked[0]], "temperature": 0 })));
+    let tokens = |answer: &Value| {
+        answer["usage"]["input_tokens"].as_u64().expect("a count")
+            + answer["usage"]["cache_read_input_tokens"].as_u64().expect("a count")
+    };
+    assert!(tokens(&whole) > tokens(&plain), "{whole} {plain}");
+    let counted =
+        told(&gateway, COUNT, &json!({ "model": "wren", "messages": asked, "thinking": { "type": "adaptive" } }));
+    assert_eq!(counted["input_tokens"].as_u64(), Some(tokens(&whole)));
+    for (changes, says) in [
+        (json!({ "output_config": { "format": { "type": "json_schema", "schema": {} } } }), "output_config"),
+        (json!({ "context_management": { "edits": [{ "type": "clear_tool_uses_20250919" }] } }), "context_management"),
+        (json!({ "messages": [{ "role": "tool", "content": "x" }] }), "roles are"),
+    ] {
+        let answer = ask(&gateway, MESSAGES, &message(changes));
+        let error = answer.json().expect("JSON")["error"]["message"].as_str().expect("a message").to_owned();
+        assert!(answer.status == 400 && error.contains(says), "{error}");
+    }
+}
+
+/// As Codex sends it, but for the tools.
+#[test]
+fn a_response_of_an_agent_may_say_what_a_model_without_thoughts_does_anyway() {
+    let (_server, gateway) = with_gateway(Settings::default());
+    let part = |text: &str| json!([{ "type": "input_text", "text": text }]);
+    let agent = json!({
+        "input": [
+            { "type": "message", "id": "msg_1", "role": "developer", "content": part("Be brief.") },
+            { "type": "message", "id": "msg_2", "role": "user", "content": part("Hello! Who are you?") },
+        ],
+        "reasoning": { "effort": "none", "summary": "auto" },
+        "include": ["reasoning.encrypted_content"],
+        "client_metadata": { "turn_id": "1" },
+        "store": false,
+    });
+    let whole = told(&gateway, RESPONSES, &response(agent));
+    assert_eq!(whole["status"], "completed", "{whole}");
 }
 
 #[test]

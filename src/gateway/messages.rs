@@ -56,6 +56,7 @@ enum Block {
 
 /// The system prompt and the turns.
 fn conversation(f: &mut Fields, loaded: &Loaded) -> Result<Vec<Message>, Refusal> {
+    pass_over_thoughts(f)?;
     let mut messages = Vec::new();
     if let Some(system) = f.take::<Content>("system")? {
         messages.push(Message::new("system", system.into_text("system")?));
@@ -77,11 +78,43 @@ fn conversation(f: &mut Fields, loaded: &Loaded) -> Result<Vec<Message>, Refusal
     Ok(messages)
 }
 
+/// What agents say of a model's thoughts, where it is true of one that has none: it may think as much as it likes, or with as
+/// much effort; what it thought is left out of later turns.
+///
+/// # Errors
+///
+/// When something is asked for beside that.
+fn pass_over_thoughts(f: &mut Fields) -> Result<(), Refusal> {
+    if f.peek("thinking").is_some_and(|thinking| thinking["type"] == "adaptive") {
+        f.pass_over(&["thinking"]);
+    }
+    if let Some(Value::Object(mut output)) = f.peek("output_config") {
+        output.remove("effort");
+        if let Some((name, _)) = output.into_iter().next() {
+            return Err(Refusal::field("output_config", format!("{name}: only effort is read here")));
+        }
+        f.pass_over(&["output_config"]);
+    }
+    if let Some(Value::Object(management)) = f.peek("context_management") {
+        let edits = management.get("edits").and_then(Value::as_array);
+        let is_thoughts = |edit: &Value| edit["type"].as_str().is_some_and(|kind| kind.starts_with("clear_thinking_"));
+        if !edits.is_some_and(|edits| edits.iter().all(is_thoughts)) {
+            return Err(Refusal::field(
+                "context_management",
+                "has edits other than of thoughts: nothing is left out of a prompt",
+            ));
+        }
+        f.pass_over(&["context_management"]);
+    }
+    Ok(())
+}
+
 /// One turn of the dialect: results of tools are turns of their own for the model.
 fn turn_of(turn: Turn, messages: &mut Vec<Message>) -> Result<(), Refusal> {
     let role = turn.role.as_str();
-    if !["user", "assistant"].contains(&role) {
-        return Err(Refusal::field("messages", format!("role {role:?}: roles are user and assistant")));
+    // Agents tell of what has changed in turns of the system, between the others.
+    if !["user", "assistant", "system"].contains(&role) {
+        return Err(Refusal::field("messages", format!("role {role:?}: roles are user, assistant and system")));
     }
     let blocks = match turn.content {
         Blocks::Text(text) => vec![Block::Text { text }],

@@ -148,6 +148,7 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
     if messages.len() == before {
         return Err(Refusal::field("input", "must make a turn"));
     }
+    pass_over_thoughts(&mut f);
     let model_name: String = f.need("model")?;
     let loaded = model(call.state, &model_name)?;
     check_turns(&messages, "input", &loaded)?;
@@ -228,6 +229,25 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
         items: Vec::new(),
     };
     reply(call, admitted, stream, dialect)
+}
+
+/// What agents say of a model's thoughts, where it is true of one that has none: they need not be summed up, nor be told in a
+/// form that can be sent again. And what a client tells itself.
+fn pass_over_thoughts(f: &mut Fields) {
+    let says_nothing = |reasoning: &Value| {
+        reasoning.as_object().is_some_and(|fields| {
+            fields
+                .iter()
+                .all(|(name, value)| name == "summary" || (name == "effort" && (value.is_null() || value == "none")))
+        })
+    };
+    if f.peek("reasoning").is_some_and(|reasoning| says_nothing(&reasoning)) {
+        f.pass_over(&["reasoning"]);
+    }
+    if f.peek("include") == Some(json!(["reasoning.encrypted_content"])) {
+        f.pass_over(&["include"]);
+    }
+    f.pass_over(&["client_metadata"]);
 }
 
 fn refuse_what_is_not_done(f: &mut Fields) -> Result<(), Refusal> {

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Other people's clients against the gateway. Needs cargo, and python3 with venv or node with npm (both, to be complete);
 # installs the clients, pinned, into the target folder. ORCHESTRATORD_BIN names a binary that exists already.
-#   tests/clients/run.sh [python] [node]
+#   tests/clients/run.sh [python] [node] [litellm] [agents]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-wanted=${*:-python node}
+wanted=${*:-python node litellm agents}
 target=$(cargo metadata --no-deps --format-version 1 | grep -o '"target_directory":"[^"]*"' | cut -d'"' -f4)
 installed="$target/clients"
 mkdir -p "$installed"
@@ -28,6 +28,21 @@ run_node() {
   # A module is looked up from where the script lies.
   cp tests/clients/*.mjs "$installed/"
   CHAT_TEMPLATE="$PWD/tests/templates/hermes.jinja" timeout 300 node "$installed/openai_node.mjs"
+}
+
+# It wants another version of OpenAI's client than the one that is tried above.
+run_litellm() {
+  [ -x "$installed/litellm/bin/pip" ] || python3 -m venv "$installed/litellm"
+  "$installed/litellm/bin/pip" install --quiet --disable-pip-version-check litellm==1.110.2
+  timeout 300 "$installed/litellm/bin/python" tests/clients/litellm_python.py
+}
+
+# Programs of half a gigabyte.
+run_agents() {
+  local agents="$installed/agents"
+  [ -d "$agents/node_modules/@openai/codex" ] || npm install --silent --no-save --no-audit --no-fund --prefix "$agents" \
+    @anthropic-ai/claude-code@2.1.197 @openai/codex@0.171.0
+  PATH="$agents/node_modules/.bin:$PATH" timeout 600 python3 tests/clients/agents.py
 }
 
 export RECORDED_REQUESTS="$installed/requests.jsonl"

@@ -1,0 +1,92 @@
+"""Claude Code and Codex against the gateway: a turn each, with tools to choose from, as their programs send it.
+
+wren's context is too short for what agents say before a turn. Here it is told that it has a longer one: what it then says is
+noise, but it is asked, answers, and is understood.
+"""
+
+import json
+import os
+import pathlib
+import re
+import struct
+import subprocess
+import tempfile
+
+from server import KEY, Server
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+ASKED = "Hello! Who are you?"
+CONTEXT_KEY = b"llama.context_length"
+# Of a value in GGUF's metadata: 32 bits without a sign.
+U32 = 4
+
+
+def with_context(length, path):
+    """wren, with another length of context in its metadata."""
+    model = bytearray((ROOT / "engine/models/wren.gguf").read_bytes())
+    at = model.index(CONTEXT_KEY) + len(CONTEXT_KEY)
+    assert struct.unpack_from("<I", model, at) == (U32,)
+    struct.pack_into("<I", model, at + 4, length)
+    path.write_bytes(model)
+
+
+def run(command, home, **variables):
+    """What a program prints, with a home of its own and nothing of ours in its environment."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(home), **variables}
+    done = subprocess.run(command, env=environment, cwd=home, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, f"{command[0]} ended with {done.returncode}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+    return done.stdout
+
+
+def claude_code_is_answered(server, model, home):
+    version = run(["claude", "--version"], home).split()[0]
+    variables = {
+        "ANTHROPIC_BASE_URL": server.gateway,
+        "ANTHROPIC_AUTH_TOKEN": KEY,
+        "ANTHROPIC_MODEL": model,
+        "ANTHROPIC_DEFAULT_HAIKU_MODEL": model,
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "CLAUDE_CODE_MAX_OUTPUT_TOKENS": "60",
+        # An answer that ends where it must is asked for again otherwise.
+        "CLAUDE_CODE_MAX_RETRIES": "0",
+    }
+    command = ["claude", "-p", ASKED, "--output-format", "stream-json", "--verbose", "--tools", "Read", "--system-prompt", "Be brief."]
+    events = [json.loads(line) for line in run(command, home, **variables).splitlines()]
+    said = [block.get("text") for e in events if e["type"] == "assistant" for block in e["message"]["content"]]
+    assert any(said), events
+    assert any(e["message"]["model"] == model for e in events if e["type"] == "assistant"), events
+    print(f"claude-code {version}: passed")
+
+
+def codex_is_answered(server, model, home):
+    version = run(["codex", "--version"], home).split()[-1]
+    config = home / ".codex"
+    config.mkdir()
+    (home / "brief.md").write_text("Be brief.")
+    documented = re.search(r"```toml\n(model = .*?)```", (ROOT / "docs/clients.md").read_text(), re.S)[1]
+    assert "http://127.0.0.1:8081" in documented and '"NAME"' in documented
+    text = documented.replace("http://127.0.0.1:8081", server.gateway).replace("NAME", model)
+    (config / "config.toml").write_text(f'model_instructions_file = "{home}/brief.md"\n{text}')
+    said = run(["codex", "exec", "--skip-git-repo-check", "--json", ASKED], home, ORCH_KEY=KEY)
+    events = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    answers = [e["item"]["text"] for e in events if e.get("item", {}).get("type") == "agent_message"]
+    assert any(answers), events
+    assert events[-1]["type"] == "turn.completed" and events[-1]["usage"]["output_tokens"] > 0, events
+    print(f"codex {version}: passed")
+
+
+with tempfile.TemporaryDirectory() as folder:
+    folder = pathlib.Path(folder)
+    with_context(65536, folder / "long.gguf")
+    settings = {
+        "model": folder / "long.gguf",
+        "chat_template": ROOT / "tests/templates/hermes.jinja",
+        "kv_blocks_max": 65536 // 16,
+        "gateway_max_tokens": 60,
+    }
+    with Server(**settings) as server:
+        for test in (claude_code_is_answered, codex_is_answered):
+            home = folder / test.__name__
+            home.mkdir()
+            test(server, "long", home)
+        assert server.metric("tokens_out_total") > 0
