@@ -56,3 +56,30 @@ fn what_cannot_be_followed_is_refused_with_a_reason() {
         assert!(envelope["message"].as_str().expect("text").contains("response_format"), "{envelope}");
     }
 }
+
+/// A list that is written from the right keeps all of its ends open, so that the next mask soon takes longer than it may.
+#[test]
+fn a_format_that_cannot_be_followed_any_further_ends_its_stream_with_the_reason() {
+    let server = server();
+    let list = |order: &str| {
+        let grammar = format!("start: list \"~\"\nlist: {order} | one\none: few | /[a-z ]/\nfew: /[a-d]/");
+        task_with(
+            json!({ "response_format": { "type": "grammar", "grammar": grammar }, "max_tokens": 40, "temperature": 0 }),
+        )
+    };
+    let (text, events) = text_of(&server, &list("one list"));
+    let token_count = events.iter().filter(|e| e.name == "token").count();
+    let last = events.last().expect("events");
+    assert!(token_count > 0 && text.chars().all(|c| c.is_ascii_lowercase() || c == ' '), "{text:?}");
+    let error: Value = serde_json::from_str(&last.data).expect("JSON");
+    assert_eq!(
+        (last.name.as_str(), &error["code"], &error["retriable"]),
+        ("error", &json!("INVALID_PARAMS"), &json!(false))
+    );
+    let says = error["message"].as_str().expect("a message");
+    assert!(says.contains("response_format") && says.contains(&format!("after {token_count} tokens")), "{says}");
+    // Written from the left it is the same list, and its answer begins with the same words.
+    let (whole, events) = text_of(&server, &list("list one"));
+    assert_eq!(events.last().expect("events").name, "end");
+    assert!(whole.len() > text.len() && whole.starts_with(&text), "{whole:?}");
+}

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Record, drain, engine, model, request, wren};
-use orchestratord_engine::{Grammar, Model, SequenceRequest};
+use orchestratord_engine::{FinishReason, Grammar, Model, SequenceRequest};
 use serde_json::{Value, json};
 
 /// Ends by itself: every length in it has a bound.
@@ -126,6 +126,26 @@ fn what_cannot_be_followed_is_refused_with_a_reason() {
         assert!(!error.is_empty() && !error.contains('\n'), "{grammar:?}: {error}");
     }
     assert!(model.constraint(Grammar::JsonObject).is_ok());
+}
+
+/// Letters that two rules know, in a list that is written from the right: all of its ends are open at once, so a mask takes longer
+/// with every letter, until it takes longer than it may. Written from the left, the same list is followed to the end.
+#[test]
+fn a_grammar_that_cannot_be_followed_any_further_ends_its_own_answer_and_no_other() {
+    let model = model(wren());
+    let list = |order: &str| format!("start: list \"~\"\nlist: {order} | one\none: few | /[a-z ]/\nfew: /[a-d]/");
+    let (right, left) = (list("one list"), list("list one"));
+    let mut engine = engine(&model, |_| ());
+    let mut record = Record::default();
+    for (id, grammar) in [(1, &right), (2, &left)] {
+        let mut request = asked(&model, id, Grammar::Lark(grammar), 0.0);
+        request.max_tokens = 40;
+        engine.admit(request).expect("room");
+    }
+    drain(&mut engine, &mut record);
+    assert_eq!((record.reasons[&1], record.reasons[&2]), (FinishReason::ConstraintFailed, FinishReason::Length));
+    let (cut, whole) = (&record.tokens[&1], &record.tokens[&2]);
+    assert!(!cut.is_empty() && cut.len() < whole.len() && whole.starts_with(cut), "{cut:?} {whole:?}");
 }
 
 #[test]

@@ -105,6 +105,10 @@ pub fn run(arguments: &ArgMatches) -> Result<(), Failure> {
         FinishReason::Stop => "stop",
         FinishReason::Length => "length",
         FinishReason::ConstraintFailed => {
+            // What there is of the answer stands in the line.
+            if !json {
+                writeln!(out).map_err(Failure::output)?;
+            }
             return Err(Failure::Failed("the grammar cannot be followed any further: make it simpler".to_owned()));
         }
     };

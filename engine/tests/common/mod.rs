@@ -64,6 +64,7 @@ pub struct Record {
     pub logits: HashMap<u64, Vec<Vec<u32>>>,
     pub tokens: HashMap<u64, Vec<u32>>,
     pub finished: Vec<u64>,
+    pub reasons: HashMap<u64, FinishReason>,
     pub vectors: HashMap<u64, Vec<f32>>,
 }
 
@@ -77,8 +78,9 @@ impl TokenSink for Record {
         self.vectors.insert(id, vector.to_vec());
     }
 
-    fn finished(&mut self, id: u64, _: FinishReason) {
+    fn finished(&mut self, id: u64, reason: FinishReason) {
         self.finished.push(id);
+        self.reasons.insert(id, reason);
     }
 
     fn logits(&mut self, id: u64, logits: &[f32]) {
