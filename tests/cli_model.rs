@@ -231,6 +231,17 @@ fn a_completion_takes_the_form_that_is_asked_for() {
     assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// A list that is written from the right, with letters that two rules know: its masks soon take longer than they may.
+#[test]
+fn a_grammar_that_cannot_be_followed_any_further_is_said_with_exit_code_1_in_a_line_of_its_own() {
+    let grammar = "start: list \"~\"\nlist: one list | one\none: few | /[a-z ]/\nfew: /[a-d]/";
+    let output = run(&["complete", "--prompt", "Once", "--max-tokens", "40", "--grammar", grammar]);
+    let (said, why) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(1), "{said}{why}");
+    assert!(said.len() > 1 && said.find('\n') == Some(said.len() - 1), "{said:?}");
+    assert!(why.contains("grammar") && why.contains("simpler"), "{why}");
+}
+
 #[test]
 fn bench_measures_each_shape_and_says_what_it_needs() {
     let shapes = ["bench", "--json", "--prompt", "16", "--decode", "4", "--rounds", "1", "--sequences", "1,3"];

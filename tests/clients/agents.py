@@ -1,4 +1,4 @@
-"""Claude Code and Codex against the gateway: a turn each, with tools to choose from, as their programs send it.
+"""Claude Code and Codex against the gateway: two turns each, with tools to choose from, as their programs send them.
 
 wren's context is too short for what agents say before a turn. Here it is told that it has a longer one: what it then says is
 noise, but it is asked, answers, and is understood.
@@ -51,10 +51,10 @@ def claude_code_is_answered(server, model, home):
         "CLAUDE_CODE_MAX_RETRIES": "0",
     }
     command = ["claude", "-p", ASKED, "--output-format", "stream-json", "--verbose", "--tools", "Read", "--system-prompt", "Be brief."]
-    events = [json.loads(line) for line in run(command, home, **variables).splitlines()]
-    said = [block.get("text") for e in events if e["type"] == "assistant" for block in e["message"]["content"]]
-    assert any(said), events
-    assert any(e["message"]["model"] == model for e in events if e["type"] == "assistant"), events
+    for more in ([], ["--continue"]):
+        events = [json.loads(line) for line in run(command + more, home, **variables).splitlines()]
+        answers = [e["message"] for e in events if e["type"] == "assistant" and e["message"]["model"] == model]
+        assert any(block.get("text") for answer in answers for block in answer["content"]), events
     print(f"claude-code {version}: passed")
 
 
@@ -67,11 +67,11 @@ def codex_is_answered(server, model, home):
     assert "http://127.0.0.1:8081" in documented and '"NAME"' in documented
     text = documented.replace("http://127.0.0.1:8081", server.gateway).replace("NAME", model)
     (config / "config.toml").write_text(f'model_instructions_file = "{home}/brief.md"\n{text}')
-    said = run(["codex", "exec", "--skip-git-repo-check", "--json", ASKED], home, ORCH_KEY=KEY)
-    events = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
-    answers = [e["item"]["text"] for e in events if e.get("item", {}).get("type") == "agent_message"]
-    assert any(answers), events
-    assert events[-1]["type"] == "turn.completed" and events[-1]["usage"]["output_tokens"] > 0, events
+    for more in ([], ["resume", "--last"]):
+        said = run(["codex", "exec", *more, "--skip-git-repo-check", "--json", ASKED], home, ORCH_KEY=KEY)
+        events = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+        assert any(e["item"]["text"] for e in events if e.get("item", {}).get("type") == "agent_message"), events
+        assert events[-1]["type"] == "turn.completed" and events[-1]["usage"]["output_tokens"] > 0, events
     print(f"codex {version}: passed")
 
 
