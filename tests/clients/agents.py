@@ -1,4 +1,4 @@
-"""Claude Code and Codex against the gateway: two turns each, with tools to choose from, as their programs send them.
+"""Claude Code, Codex and continue against the gateway: two turns each, with tools to choose from, as their programs send them.
 
 wren's context is too short for what agents say before a turn. Here it is told that it has a longer one: what it then says is
 noise, but it is asked, answers, and is understood.
@@ -38,6 +38,14 @@ def run(command, home, **variables):
     return done.stdout
 
 
+def documented(fence, begins, server, model):
+    """What docs/clients.md has for a client, with our address, key and model in it."""
+    text = re.search(rf"```{fence}\n({begins}.*?)```", (ROOT / "docs/clients.md").read_text(), re.S)[1]
+    assert "http://127.0.0.1:8081" in text
+    text = text.replace("http://127.0.0.1:8081", server.gateway).replace("apiKey: KEY", f"apiKey: {KEY}")
+    return text.replace("NAME", model).replace("wren", model)
+
+
 def claude_code_is_answered(server, model, home):
     version = run(["claude", "--version"], home).split()[0]
     variables = {
@@ -63,9 +71,7 @@ def codex_is_answered(server, model, home):
     config = home / ".codex"
     config.mkdir()
     (home / "brief.md").write_text("Be brief.")
-    documented = re.search(r"```toml\n(model = .*?)```", (ROOT / "docs/clients.md").read_text(), re.S)[1]
-    assert "http://127.0.0.1:8081" in documented and '"NAME"' in documented
-    text = documented.replace("http://127.0.0.1:8081", server.gateway).replace("NAME", model)
+    text = documented("toml", "model = ", server, model)
     (config / "config.toml").write_text(f'model_instructions_file = "{home}/brief.md"\n{text}')
     for more in ([], ["resume", "--last"]):
         said = run(["codex", "exec", *more, "--skip-git-repo-check", "--json", ASKED], home, ORCH_KEY=KEY)
@@ -73,6 +79,15 @@ def codex_is_answered(server, model, home):
         assert any(e["item"]["text"] for e in events if e.get("item", {}).get("type") == "agent_message"), events
         assert events[-1]["type"] == "turn.completed" and events[-1]["usage"]["output_tokens"] > 0, events
     print(f"codex {version}: passed")
+
+
+def continue_is_answered(server, model, home):
+    version = run(["cn", "--version"], home).strip()
+    (home / "config.yaml").write_text(documented("yaml", "name: orchestratord", server, model))
+    for more in ([], ["--resume"]):
+        command = ["cn", "-p", ASKED, "--config", "config.yaml", *more]
+        assert run(command, home, CONTINUE_TELEMETRY_ENABLED="0").strip()
+    print(f"continue {version}: passed")
 
 
 with tempfile.TemporaryDirectory() as folder:
@@ -85,7 +100,7 @@ with tempfile.TemporaryDirectory() as folder:
         "gateway_max_tokens": 60,
     }
     with Server(**settings) as server:
-        for test in (claude_code_is_answered, codex_is_answered):
+        for test in (claude_code_is_answered, codex_is_answered, continue_is_answered):
             home = folder / test.__name__
             home.mkdir()
             test(server, "long", home)

@@ -40,8 +40,8 @@ run_litellm() {
 # Programs of half a gigabyte.
 run_agents() {
   local agents="$installed/agents"
-  [ -d "$agents/node_modules/@openai/codex" ] || npm install --silent --no-save --no-audit --no-fund --prefix "$agents" \
-    @anthropic-ai/claude-code@2.1.197 @openai/codex@0.171.0
+  [ -d "$agents/node_modules/@continuedev/cli" ] || npm install --silent --no-save --no-audit --no-fund --prefix "$agents" \
+    @anthropic-ai/claude-code@2.1.197 @openai/codex@0.171.0 @continuedev/cli@1.5.47
   PATH="$agents/node_modules/.bin:$PATH" timeout 600 python3 tests/clients/agents.py
 }
 
