@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
@@ -173,6 +173,49 @@ fn an_interrupted_chat_cancels_its_answer_and_goes_on() {
     assert!(output.status.success());
     let text = said(&output);
     assert!(text.contains("(canceled)") && text.ends_with("nothing was said yet\n"), "{text}");
+}
+
+/// A Ctrl-C that was meant for an answer may come when it has just ended.
+#[test]
+fn in_a_terminal_one_interrupt_at_the_prompt_does_not_cost_the_conversation() {
+    const CTRL_C: &[u8] = b"\x03";
+    let server = server();
+    let chat = format!("{} chat --url http://{} --key {KEY} --max-tokens 8", binary().display(), server.address());
+    // `script` is a terminal for its command, and hands on what is typed and printed.
+    let mut child = Command::new("script")
+        .args(["--quiet", "--return", "--flush", "--command", &chat, "/dev/null"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("script, of util-linux, is there");
+    let printed = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
+    let mut output = child.stdout.take().expect("stdout is piped");
+    let kept = printed.clone();
+    let reader = std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(len @ 1..) = output.read(&mut buffer) {
+            kept.lock().expect("whole").push_str(&String::from_utf8_lossy(&buffer[..len]));
+        }
+    });
+    let times = |part: &str| printed.lock().expect("whole").matches(part).count();
+    let mut keys = child.stdin.take().expect("stdin is piped");
+    wait_until("the prompt", || times("> ") == 1);
+    keys.write_all(b"Hello!\r").expect("it reads");
+    wait_until("the prompt after an answer", || times("> ") == 2);
+    keys.write_all(CTRL_C).expect("it reads");
+    wait_until("the hint", || times("Ctrl-C again") == 1);
+    keys.write_all(b"/history\r").expect("it goes on");
+    wait_until("the history", || times("user: Hello!") == 1);
+    keys.write_all(b"Hello!\r").expect("it reads");
+    // What was said at the first one does not hold any more.
+    wait_until("one more answer", || metric(&server, "tasks_started_total", &[]) == 2.0 && times("> ") == 5);
+    for hints in [2, 2] {
+        keys.write_all(CTRL_C).expect("it reads");
+        wait_until("the hint", || times("Ctrl-C again") == hints);
+    }
+    let status = child.wait().expect("it ends");
+    reader.join().expect("all was read");
+    assert!(!status.success(), "it was ended by the second one: {status}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! `chat`: a conversation in the terminal, with a server that is there or with one that is started for it.
 //!
-//! Ctrl-C while an answer comes cancels its task and not the program; at the prompt it ends the program, as Ctrl-D does.
+//! Ctrl-C while an answer comes cancels its task and not the program. One that comes a moment later, at the prompt, must not cost
+//! the conversation either: it takes a second one to end the program there.
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::net::SocketAddr;
@@ -11,6 +12,7 @@ use std::time::Instant;
 use clap::{Arg, ArgMatches, Command, value_parser};
 use serde_json::{Value, json};
 use signal_hook::consts::SIGINT;
+use signal_hook::iterator::Signals;
 
 use super::remote::{Events, Remote, refusal, with_server};
 use super::{Failure, model};
@@ -20,7 +22,7 @@ use crate::config::Config;
 const HELP: &str = "/stats  what the last answer took, and what is left of the budgets
 /history  the conversation so far
 /clear  begin anew
-/quit  (or Ctrl-D) end; Ctrl-C cancels an answer that is coming";
+/quit  (or Ctrl-D) end; Ctrl-C cancels an answer that is coming, and twice at the prompt it ends";
 
 pub fn command() -> Command {
     let command = Command::new("chat").about("Talk to a model in the terminal").after_help(HELP);
@@ -84,6 +86,21 @@ struct Stats {
     transcript: Value,
 }
 
+/// Says at the first Ctrl-C at the prompt that the next one ends the program.
+fn warn_once(at_prompt: Arc<AtomicBool>, ends: Arc<AtomicBool>) -> Result<(), Failure> {
+    let mut signals = Signals::new([SIGINT]).map_err(Failure::failed)?;
+    let body = move || {
+        for _ in signals.forever() {
+            if at_prompt.load(SeqCst) && !ends.swap(true, SeqCst) {
+                let mut out = std::io::stdout().lock();
+                let _ = out.write_all(b"\n(Ctrl-C again, Ctrl-D or /quit ends)\n> ").and_then(|()| out.flush());
+            }
+        }
+    };
+    std::thread::Builder::new().name("interrupts".into()).spawn(body).map_err(Failure::failed)?;
+    Ok(())
+}
+
 struct Chat<'a> {
     remote: &'a Remote,
     model_ref: String,
@@ -99,8 +116,10 @@ struct Chat<'a> {
     last: Option<Stats>,
     /// Ctrl-C was pressed while an answer came.
     interrupted: Arc<AtomicBool>,
-    /// Ctrl-C does what it does by default.
+    /// No answer comes.
     at_prompt: Arc<AtomicBool>,
+    /// Ctrl-C does what it does by default.
+    ends: Arc<AtomicBool>,
     is_terminal: bool,
 }
 
@@ -110,9 +129,15 @@ impl<'a> Chat<'a> {
         let engine = &capabilities["engines"][0];
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let serves = || Failure::Failed("the server serves no model now: look at its pool's health".into());
-        let (interrupted, at_prompt) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(true)));
-        signal_hook::flag::register_conditional_default(SIGINT, at_prompt.clone()).map_err(Failure::failed)?;
+        let is_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+        let flag = |set: bool| Arc::new(AtomicBool::new(set));
+        // Who sends it to a script means the script.
+        let (interrupted, at_prompt, ends) = (flag(false), flag(true), flag(!is_terminal));
+        signal_hook::flag::register_conditional_default(SIGINT, ends.clone()).map_err(Failure::failed)?;
         signal_hook::flag::register(SIGINT, interrupted.clone()).map_err(Failure::failed)?;
+        if is_terminal {
+            warn_once(at_prompt.clone(), ends.clone())?;
+        }
         Ok(Chat {
             remote,
             model_ref: text(&engine["models"][0]["model_ref"]).ok_or_else(serves)?,
@@ -128,7 +153,8 @@ impl<'a> Chat<'a> {
             last: None,
             interrupted,
             at_prompt,
-            is_terminal: std::io::stdin().is_terminal() && std::io::stdout().is_terminal(),
+            ends,
+            is_terminal,
         })
     }
 
@@ -138,6 +164,7 @@ impl<'a> Chat<'a> {
         }
         let mut lines = std::io::stdin().lock().lines();
         loop {
+            self.ends.store(!self.is_terminal, SeqCst);
             if self.is_terminal {
                 self.print("> ")?;
             }
@@ -167,6 +194,7 @@ impl<'a> Chat<'a> {
     fn answer(&mut self, said: &str) -> Result<(), Failure> {
         self.turns.push(("user", said.to_owned()));
         self.interrupted.store(false, SeqCst);
+        self.ends.store(false, SeqCst);
         self.at_prompt.store(false, SeqCst);
         let answered = self.ask();
         self.at_prompt.store(true, SeqCst);
