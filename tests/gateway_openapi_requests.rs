@@ -72,6 +72,9 @@ fn legal(path: &str, field: &str) -> Option<Value> {
         "include" | "mcp_servers" => json!([]),
         "reasoning" | "cache_control" => json!({}),
         "thinking" => json!({ "type": "disabled" }),
+        "context_management" => json!({ "edits": [{ "type": "clear_thinking_20251015", "keep": "all" }] }),
+        "output_config" => json!({ "effort": "high" }),
+        "client_metadata" => json!({ "a": "b" }),
         "tokens" => json!([5, 6]),
         // Of a response that the test makes.
         "previous_response_id" => Value::Null,

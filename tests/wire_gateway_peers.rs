@@ -466,7 +466,7 @@ fn messages_that_cannot_be_answered_are_refused_in_their_own_words() {
         (json!({ "messages": null }), "messages"),
         (json!({ "messages": [] }), "messages"),
         (json!({ "messages": [{ "role": "user", "content": [image] }] }), "messages"),
-        (json!({ "messages": [{ "role": "system", "content": "x" }] }), "messages"),
+        (json!({ "messages": [{ "role": "tool", "content": "x" }] }), "messages"),
         (json!({ "thinking": { "type": "enabled", "budget_tokens": 50 } }), "thinking"),
         (json!({ "stop_sequences": [""] }), "stop_sequences"),
         (json!({ "max_tokens": 0 }), "max_tokens"),
