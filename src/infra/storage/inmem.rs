@@ -15,7 +15,7 @@ pub struct InMemStore {
 
 #[derive(Default)]
 struct Inner {
-    documents: HashMap<ContentDigest, Document>,
+    documents: HashMap<ContentDigest, Document, ahash::RandomState>,
     /// Disposable ones, oldest first.
     disposable: VecDeque<ContentDigest>,
     bytes: usize,
