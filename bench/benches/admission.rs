@@ -7,7 +7,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use orchestratord::admission::{Place, QueueWithMetrics, Waits};
 use orchestratord::config::AdmissionPolicy;
 use orchestratord::domain::task::Priority;
-use orchestratord::infra::reactor::WakeHub;
+use orchestratord::infra::reactor::{Inbox, WakeAddress, WakeHub};
 use orchestratord::infra::stream::{Claim, TaskStream};
 use orchestratord::metrics::{Labels, Metrics};
 use orchestratord::services::streaming::FrameBuffers;
@@ -64,5 +64,27 @@ fn stream(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, ring, stream);
+/// Streams that got a token are marked, their reactor is rung once, and it finds out whom to wake: both halves, with the
+/// system calls of both, on one thread.
+fn wake(c: &mut Criterion) {
+    let mut group = c.benchmark_group("wake");
+    for streams in [1usize, 64, 1000] {
+        let inbox = Inbox::new(streams).expect("there are descriptors");
+        let hub = WakeHub::new(vec![inbox.clone()]);
+        let addresses: Vec<_> = (0..streams).map(|slot| WakeAddress::of(0, slot as u32)).collect();
+        group.throughput(Throughput::Elements(streams as u64));
+        group.bench_function(format!("post, ring and drain {streams}"), |b| {
+            b.iter(|| {
+                addresses.iter().for_each(|address| hub.post(*address));
+                hub.ring_all();
+                let mut woken = 0;
+                inbox.drain(usize::MAX, |slot| woken += black_box(slot).min(1));
+                woken
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, ring, stream, wake);
 criterion_main!(benches);

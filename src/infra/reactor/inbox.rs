@@ -28,6 +28,11 @@ pub struct WakeAddress {
 }
 
 impl WakeAddress {
+    /// A connection by its reactor and its slot there.
+    pub fn of(reactor: u16, slot: u32) -> WakeAddress {
+        WakeAddress { reactor, slot }
+    }
+
     /// Never 0, so that 0 can stand for nobody in an atomic.
     pub fn pack(self) -> u64 {
         1 << 63 | u64::from(self.reactor) << 32 | u64::from(self.slot)
