@@ -8,9 +8,10 @@
 
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
+use std::ops::Deref;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// First segment: most logs need no other. Each further one is twice as long up to `SEGMENT_LEN_MAX`. Together 32 MiB: more
 /// than the frames of any context this server admits.
@@ -64,8 +65,52 @@ unsafe impl Sync for Further {}
 /// Why there is no room: the last segment is full.
 pub(super) struct NoRoom;
 
+/// Memory of logs that are settled, for those that begin: the latest first, which is still in the caches.
+static SPARE: Mutex<Vec<Arc<Segments>>> = Mutex::new(Vec::new());
+
+/// At most so many: half a mebibyte.
+const SPARE_MAX: usize = 256;
+
+/// One of those who hold a log's segments. The last to let go of them lays them aside for another log.
+#[derive(Clone)]
+pub(super) struct Held(Arc<Segments>);
+
+impl Held {
+    /// Segments of an empty log.
+    pub fn fresh() -> Held {
+        let spare = SPARE.lock().expect("nothing panics under this lock").pop();
+        Held(spare.unwrap_or_else(Segments::new))
+    }
+
+    #[cfg(test)]
+    pub fn downgrade(&self) -> std::sync::Weak<Segments> {
+        Arc::downgrade(&self.0)
+    }
+}
+
+impl Deref for Held {
+    type Target = Segments;
+
+    fn deref(&self) -> &Segments {
+        &self.0
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Of two who let go at the same time each may see the other: then they are freed.
+        let Some(segments) = Arc::get_mut(&mut self.0) else { return };
+        segments.first_used = AtomicU32::new(0);
+        segments.further = OnceLock::new();
+        let mut spare = SPARE.lock().expect("nothing panics under this lock");
+        if spare.len() < SPARE_MAX {
+            spare.push(self.0.clone());
+        }
+    }
+}
+
 impl Segments {
-    pub fn new() -> Arc<Segments> {
+    fn new() -> Arc<Segments> {
         let mut segments = Arc::<Segments>::new_uninit();
         let place = Arc::get_mut(&mut segments).expect("nobody else has it yet").as_mut_ptr();
         // SAFETY: `place` is valid for writes, and with these two every field is initialised: `first` may hold anything.
