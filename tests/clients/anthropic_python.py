@@ -5,6 +5,7 @@ import sys
 
 import anthropic
 
+import record  # noqa: F401
 from server import KEY, Server
 
 ASKED = {"model": "wren", "max_tokens": 40, "messages": [{"role": "user", "content": "Hello! Who are you?"}]}

@@ -8,6 +8,7 @@ from importlib.metadata import version
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 import litellm
 
+import record  # noqa: F401
 from server import KEY, Server
 
 litellm.suppress_debug_info = True

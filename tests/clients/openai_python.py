@@ -9,6 +9,7 @@ from typing import Literal
 import openai
 import pydantic
 
+import record  # noqa: F401
 from server import KEY, Server
 
 MESSAGES = [{"role": "user", "content": "Hello! Who are you?"}]

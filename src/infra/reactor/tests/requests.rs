@@ -221,6 +221,19 @@ fn posts_from_many_threads_reach_their_connections() {
 }
 
 #[test]
+fn connections_are_spread_over_the_reactors() {
+    on_both_drivers(|driver| {
+        let server = Server::start_many(4, driver, |_| {});
+        let clients: Vec<_> = (0..400).map(|_| server.connect()).collect();
+        eventually("all are accepted", || server.sum(|s| s.connections_accepted()) == 400);
+        // The kernel deals them by a hash: a hundred each, give or take nine.
+        let each: Vec<_> = server.stats.iter().map(|s| s.connections_accepted()).collect();
+        assert!(each.iter().all(|count| (50..150).contains(count)), "{each:?}");
+        drop(clients);
+    });
+}
+
+#[test]
 fn a_bug_in_the_service_costs_one_connection() {
     on_both_drivers(|driver| {
         let server = Server::start(driver, |_| {});
