@@ -15,7 +15,7 @@ mod steps;
 
 pub use board::{Board, Load, Queued, Seated, Service, Shape, Start, Work};
 pub use lengths::{Distribution, Lengths, PARTS, SessionLengths};
-pub use reliability::{Drag, LogRatio, Reliability, normal_cdf};
+pub use reliability::{Drag, LogRatio, Reliability, normal_cdf, normal_quantile_low};
 pub use steps::{StepModel, StepObservation, prefill_cells};
 
 use crate::domain::task::Priority;
@@ -60,6 +60,7 @@ impl Default for Experience {
 /// What is predicted for a task at its admission; times in microseconds from then.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Outlook {
+    /// If it starts at all, and so before its deadline.
     pub start_us: f64,
     /// At its expected length.
     pub finish_us: f64,
@@ -133,7 +134,7 @@ impl Experience {
             (wait_us + served_us, wait_variance + (slot.spread() * served_us).powi(2))
         });
         Outlook {
-            start_us: wait_us,
+            start_us: median_within(allowed_us, wait_us, wait_variance),
             finish_us: wait_us + served(tokens.mean().into()),
             on_time_probability: self.at_admission.correct(chance),
             raw_wait_us,
@@ -234,6 +235,22 @@ fn chance_within(allowed_us: f64, mean: f64, variance: f64) -> f64 {
     normal_cdf(ln_mean / ln_variance.sqrt())
 }
 
+/// The median of a time that is known to be within `allowed_us`, of one that has this median otherwise, and this variance.
+///
+/// Who starts, starts before its deadline: a later start is a prediction that cannot come true. How likely a start is at all
+/// is another number, and told as well.
+fn median_within(allowed_us: f64, median: f64, variance: f64) -> f64 {
+    let square = median * median;
+    // Not one in a thousand comes later than that, and no logarithm is taken.
+    if allowed_us > median && (allowed_us - median).powi(2) > 16.0 * variance && 4.0 * variance < square {
+        return median;
+    }
+    let spread = (1.0 + variance / square.max(1.0)).ln().sqrt();
+    let z = (allowed_us.max(1.0) / median.max(1.0)).ln() / spread.max(1e-3);
+    let within = normal_cdf(z).max(1e-9);
+    (median * (spread * normal_quantile_low(within / 2.0)).exp()).min(allowed_us)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -259,6 +276,18 @@ mod tests {
         assert!((found / mean - 1.0).abs() < 0.01, "{found}");
         assert!(((square - found * found).sqrt() / spread - 1.0).abs() < 0.05, "{square}");
         assert!(slices.clone().all(|t| at(t + 1.0) - at(t) < 0.01 && at(t + 1.0) >= at(t)));
+    }
+
+    #[test]
+    fn who_starts_at_all_starts_before_its_deadline() {
+        let at = |allowed: f64| median_within(allowed, 1000.0, 400.0 * 400.0);
+        assert!((at(1e6) - 1000.0).abs() < 1.0 && (at(1e9) - 1000.0).abs() < 1.0);
+        let told: Vec<f64> = (1..40).map(|n| at(f64::from(n) * 100.0)).collect();
+        assert!(told.is_sorted() && told.iter().zip(1..).all(|(t, n)| *t <= f64::from(n) * 100.0), "{told:?}");
+        // Of the times under the median, half are under its lower quartile: 0.674 spreads of ln 1 + 0.16 below.
+        assert!((at(1000.0) / (-0.6745 * 1.16_f64.ln().sqrt()).exp() / 1000.0 - 1.0).abs() < 0.002, "{}", at(1000.0));
+        assert!(at(300.0) > 200.0, "far below the median it is the deadline, about: {}", at(300.0));
+        assert!(at(0.0) == 0.0 && median_within(1000.0, 0.0, 0.0) <= 1.0);
     }
 
     fn outlook(experience: &Experience, wait_ms: f64, tokens: u32, allowed_ms: f64) -> Outlook {
