@@ -83,6 +83,13 @@ fn has_tokens(world: &mut TestWorld, name: String, bound: String, count: usize) 
     Ok(())
 }
 
+#[then(regex = r#"^the streams of "([^"]+)" and "([^"]+)" have (\d+) tokens together$"#)]
+fn have_tokens_together(world: &mut TestWorld, first: String, second: String, count: usize) -> Result<()> {
+    let (first, second) = (world.tokens(&first)?.len(), world.tokens(&second)?.len());
+    ensure!(first + second == count, "they have {first} and {second} tokens");
+    Ok(())
+}
+
 #[then(regex = r#"^the stream of "([^"]+)" has (more than )?(\d+) metrics events?$"#)]
 fn has_metrics(world: &mut TestWorld, name: String, more: String, count: usize) -> Result<()> {
     let have = world.ended(&name)?.iter().filter(|event| event.name == "metrics").count();

@@ -1,14 +1,17 @@
 //! Sending tasks, and canceling them.
 
+use std::sync::Barrier;
+
 use anyhow::{Context, Result, ensure};
 use cucumber::gherkin::Step;
-use cucumber::{given, when};
+use cucumber::{given, then, when};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::answers::check_refusal;
 use super::rows;
 use super::world::{TestWorld, shown};
-use crate::harness::{PATIENCE, Request};
+use crate::harness::{Answer, PATIENCE, Request};
 
 /// Words to make prompts of. They are common ones, so that a small vocabulary does not spell them out.
 const WORDS: [&str; 23] = [
@@ -56,6 +59,11 @@ impl TestWorld {
         self.tasks.insert(name.to_owned(), body);
         self.admissions.entry(name.to_owned()).or_default().push(answer);
         Ok(())
+    }
+
+    /// The latest answer to the task that was sent under this name.
+    fn admission(&self, name: &str) -> Result<&Answer> {
+        self.admissions.get(name).and_then(|answers| answers.last()).with_context(|| format!("{name} was not sent"))
     }
 
     /// Sends a task that has to be accepted.
@@ -116,6 +124,63 @@ fn send(world: &mut TestWorld, long: String, name: String, session: String, word
 fn send_two(world: &mut TestWorld, first: String, second: String) -> Result<()> {
     world.send_accepted(&first, task())?;
     world.send_accepted(&second, task())
+}
+
+/// On two connections, by two threads that wait for each other: which of them is first is not ours to say.
+#[when(regex = r#"^I send the tasks "([^"]+)" and "([^"]+)" at the same time, each in a session of its own, with$"#)]
+fn send_at_once(world: &mut TestWorld, first: String, second: String, step: &Step) -> Result<()> {
+    let mut bodies = [task(), task()];
+    for body in &mut bodies {
+        world.amend(body, step)?;
+    }
+    let (client, gun) = (world.client()?, Barrier::new(2));
+    let send = |body: &Value| {
+        let mut connection = client.connect()?;
+        let request = client.keyed(&Request::post("/v1/tasks", body)).encode();
+        gun.wait();
+        connection.write(&request)?;
+        connection.receive("POST")
+    };
+    let answers = std::thread::scope(|scope| {
+        let threads = [0, 1].map(|n| {
+            scope.spawn({
+                let (body, send) = (&bodies[n], &send);
+                move || send(body)
+            })
+        });
+        threads.map(|thread| thread.join().expect("sending does not panic"))
+    });
+    for ((name, body), answer) in [first, second].into_iter().zip(bodies).zip(answers) {
+        world.tasks.insert(name.clone(), body);
+        world.admissions.entry(name).or_default().push(answer?);
+    }
+    Ok(())
+}
+
+#[then(regex = r#"^"([^"]+)" and "([^"]+)" are both accepted$"#)]
+fn both_accepted(world: &mut TestWorld, first: String, second: String) -> Result<()> {
+    for name in [first, second] {
+        let answer = world.admission(&name)?;
+        ensure!(answer.status == 202, "{name} was not accepted: {}", shown(answer));
+    }
+    Ok(())
+}
+
+#[then(
+    regex = r#"^one of "([^"]+)" and "([^"]+)" is accepted and gets (\d+) tokens?, and the other is refused for the policy "([^"]+)"$"#
+)]
+fn one_accepted(world: &mut TestWorld, first: String, second: String, tokens: usize, policy: String) -> Result<()> {
+    let is_accepted = world.admission(&first)?.status == 202;
+    let (accepted, refused) = if is_accepted { (first, second) } else { (second, first) };
+    let answer = world.admission(&accepted)?;
+    ensure!(answer.status == 202, "neither was accepted: {}", shown(answer));
+    let answer = world.admission(&refused)?;
+    check_refusal(answer, "ADMISSION_REJECT")?;
+    ensure!(answer.json()?["policy_label"] == policy.as_str(), "it is refused for something else: {}", shown(answer));
+    world.read_to_end(&accepted)?;
+    let have = world.tokens(&accepted)?.len();
+    ensure!(have == tokens, "{accepted} has {have} tokens");
+    Ok(())
 }
 
 #[when(regex = r#"^I send the task "([^"]+)" under the correlation id "([^"]+)"$"#)]

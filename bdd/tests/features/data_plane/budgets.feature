@@ -148,6 +148,29 @@ Feature: Budgets
     And I send the task "somebody's" in the session "theirs"
     Then it is accepted
 
+  Scenario: Two tasks that come at the same time share what their key has left, and not a token more
+    Given a key may spend 60 tokens, 0 ms and 0 units of money
+    When I send the tasks "one" and "other" at the same time, each in a session of its own, with
+      | max_tokens | 40   |
+      | ignore_end | true |
+    Then "one" and "other" are both accepted
+    When I read the stream of "one" to its end
+    And I read the stream of "other" to its end
+    Then the streams of "one" and "other" have 60 tokens together
+    When I send the task "more" in the session "a third"
+    Then it is refused as "ADMISSION_REJECT"
+    And the refusal names the policy "key-tokens-budget"
+
+  Scenario: The last token of a key is spent once, though two ask for it at the same time
+    Given a key may spend 1 tokens, 0 ms and 0 units of money
+    When I send the tasks "one" and "other" at the same time, each in a session of its own, with
+      | max_tokens | 40   |
+      | ignore_end | true |
+    Then one of "one" and "other" is accepted and gets 1 token, and the other is refused for the policy "key-tokens-budget"
+    When I send the task "more" in the session "a third"
+    Then it is refused as "ADMISSION_REJECT"
+    And the refusal names the policy "key-tokens-budget"
+
   Scenario: A key's time runs out over all its sessions, and ends a task where it is
     Given there are the keys "key-of-the-busy" and "key-of-the-other"
     And a session may spend 100000 tokens, 60000 ms and 5000 units of money
