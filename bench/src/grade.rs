@@ -43,7 +43,7 @@ pub struct Options {
     /// Tasks of each of the two parts.
     #[arg(long, default_value_t = 2000)]
     pub tasks: usize,
-    /// Sequences that the server decodes together.
+    /// Sequences that the server decodes together; a running server says so itself.
     #[arg(long, default_value_t = 4)]
     pub slots: usize,
     /// Tasks that come, over those that the server can do.
@@ -111,6 +111,9 @@ struct Ask {
 ///
 /// When the server does not start, or does not answer as it should.
 pub fn run(options: &Options) -> Result<(), String> {
+    let slots = options.address.map_or(Ok(options.slots), |address| slots_of(address, options))?;
+    // With too few clients the measurement would find a slower server than there is, and nobody would wait.
+    let options = &Options { slots, ..options.clone() };
     let mut table = String::new();
     let mut say = |line: String| {
         println!("{line}");
@@ -157,6 +160,40 @@ pub fn retries(options: &Options) -> Result<Grades, String> {
         let pace = Pace::measure(door, options)?;
         storm(door, options, &pace, 2.0, None)
     })
+}
+
+/// Sequences that a running server decodes together.
+fn slots_of(address: SocketAddr, options: &Options) -> Result<usize, String> {
+    let fail = |e: std::io::Error| format!("{address}: {e}");
+    let mut socket = TcpStream::connect(address).map_err(fail)?;
+    socket.set_read_timeout(Some(PATIENCE)).map_err(fail)?;
+    let key = &options.key;
+    let head = format!("GET /v1/capabilities HTTP/1.1\r\nHost: bench\r\nX-API-Key: {key}\r\nConnection: close\r\n\r\n");
+    socket.write_all(head.as_bytes()).map_err(fail)?;
+    let (mut reader, mut bytes, mut over) = (ResponseReader::default(), vec![0; 16 * 1024], false);
+    let (mut status, mut body) = (0, Vec::new());
+    while !over {
+        let len = socket.read(&mut bytes).map_err(fail)?;
+        if len == 0 {
+            return Err("an answer ended in the middle".into());
+        }
+        reader.feed(&bytes[..len], |part| {
+            match part {
+                Part::Head { status: told } => status = told,
+                Part::Body(piece) => body.extend_from_slice(piece),
+                Part::End => over = true,
+            }
+            Ok(())
+        })?;
+    }
+    let text = String::from_utf8_lossy(&body);
+    if status != 200 {
+        return Err(format!("status {status}: {text}"));
+    }
+    let said: Value = serde_json::from_str(&text).map_err(|e| format!("{e}: {text}"))?;
+    let pool = said["engines"].as_array().into_iter().flatten().find(|pool| pool["engine"] == options.engine.as_str());
+    let slots = pool.and_then(|pool| pool["concurrency"].as_u64());
+    slots.map(|slots| slots as usize).ok_or_else(|| format!("it has no engine {:?}: {text}", options.engine))
 }
 
 /// With the server that runs, or one with a queue of `queue_capacity` for as long as it is wanted.

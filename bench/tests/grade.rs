@@ -1,6 +1,10 @@
 //! The live grader, small: that every client has its outcome, and that what is promised is no guess. The figures come from
 //! `cargo run --release -p orchestratord-bench -- grade`.
 
+use std::process::Command;
+
+use orchestratord::app::bootstrap::Server;
+use orchestratord::config;
 use orchestratord_bench::grade::{self, Options};
 
 fn small() -> Options {
@@ -21,4 +25,32 @@ fn who_comes_back_to_a_live_server_when_told_to_mostly_gets_in() {
     let grades = grade::retries(&small()).expect("the server answers");
     assert!(grades.told_to_retry > 10, "{}", grades.told_to_retry);
     assert!(2 * grades.admitted_at_first_retry > grades.told_to_retry, "{grades:?}");
+}
+
+/// A server with a key and slots of its own, and a grader in another process that knows its address only.
+#[test]
+fn a_running_server_is_graded_over_its_address() {
+    let key = "the-key-of-a-running-server";
+    let settings = [("listen", "127.0.0.1:0"), ("api_keys", key), ("slots_max", "3"), ("log_level", "error")];
+    let flags = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let server =
+        Server::start(config::load(None, [], flags).expect("the settings are good").config).expect("it starts");
+    let address = server.address.to_string();
+    let grade = |key: &str, tasks: &str| {
+        Command::new(env!("CARGO_BIN_EXE_orchestratord-bench"))
+            .args(["grade", "--address", &address, "--key", key, "--tasks", tasks, "--seed", "7"])
+            .output()
+            .expect("the grader starts")
+    };
+    let graded = grade(key, "100");
+    let (table, why) = (String::from_utf8_lossy(&graded.stdout), String::from_utf8_lossy(&graded.stderr));
+    assert!(graded.status.success(), "{why}");
+    assert!(table.contains("3 slots"), "the server says how many it has: {table}");
+    for row in ["at admission: ECE", "predicted_start_ms: median error", "admitted at the first retry"] {
+        assert!(table.contains(row), "no {row:?} in {table}");
+    }
+    let refused = grade("the-key-of-somebody-else", "10");
+    let why = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && why.contains("API key is not valid"), "{why}");
+    server.stop();
 }
