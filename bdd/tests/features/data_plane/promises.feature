@@ -105,9 +105,9 @@ Feature: What a task is promised
       | priority    | "batch" |
       | max_tokens  | 200     |
       | ignore_end  | true    |
-      | deadline_ms | 4000    |
+      | deadline_ms | 6000    |
     Then it is accepted
-    When I send 12 people ahead of it with 40 tokens each
+    When I send 12 people ahead of it with 80 tokens each
     And I open the stream of "machine"
     Then the stream of "machine" ends with the error "DEADLINE_UNMET"
     And the stream of "machine" has 0 tokens
