@@ -1,4 +1,5 @@
-"""Claude Code, Codex and continue against the gateway: two turns each, with tools to choose from, as their programs send them.
+"""Claude Code, Codex, continue and aider against the gateway: two turns each, with tools to choose from where they have any, as
+their programs send them.
 
 wren's context is too short for what agents say before a turn. Here it is told that it has a longer one: what it then says is
 noise, but it is asked, answers, and is understood.
@@ -90,6 +91,20 @@ def continue_is_answered(server, model, home):
     print(f"continue {version}: passed")
 
 
+def aider_is_answered(server, model, home):
+    version = run(["aider", "--version"], home).split()[-1]
+    lines = documented("sh", "export OPENAI_API_BASE", server, model)
+    variables = dict(pair.split("=", 1) for pair in lines.splitlines()[0].removeprefix("export ").split())
+    command = lines.splitlines()[1].split()
+    # What it asks a person otherwise, and where it would look for news.
+    command += ["--no-git", "--yes-always", "--no-check-update", "--analytics-disable", "--chat-mode", "ask", "--message", ASKED]
+    for more in ([], ["--no-stream"]):
+        said = run(command + more, home, **{**variables, "OPENAI_API_KEY": KEY})
+        received = re.search(r"([\d.k]+) received", said)
+        assert received and received[1] != "0", said[-2000:]
+    print(f"aider {version}: passed")
+
+
 with tempfile.TemporaryDirectory() as folder:
     folder = pathlib.Path(folder)
     with_context(65536, folder / "long.gguf")
@@ -101,7 +116,7 @@ with tempfile.TemporaryDirectory() as folder:
         "gateway_max_tokens": 4000,
     }
     with Server(**settings) as server:
-        for test in (claude_code_is_answered, codex_is_answered, continue_is_answered):
+        for test in (claude_code_is_answered, codex_is_answered, continue_is_answered, aider_is_answered):
             home = folder / test.__name__
             home.mkdir()
             test(server, "long", home)

@@ -42,6 +42,9 @@ run_agents() {
   local agents="$installed/agents"
   [ -d "$agents/node_modules/@continuedev/cli" ] || npm install --silent --no-save --no-audit --no-fund --prefix "$agents" \
     @anthropic-ai/claude-code@2.1.197 @openai/codex@0.171.0 @continuedev/cli@1.5.47
+  [ -x "$installed/aider/bin/pip" ] || python3 -m venv "$installed/aider"
+  "$installed/aider/bin/pip" install --quiet --disable-pip-version-check aider-chat==0.86.2
+  ln -sf "$installed/aider/bin/aider" "$agents/node_modules/.bin/aider"
   PATH="$agents/node_modules/.bin:$PATH" timeout 600 python3 tests/clients/agents.py
 }
 
