@@ -107,15 +107,16 @@ def a_waiting_task_is_shown_and_canceled_by_keyboard(page, server):
         """const c = new AbortController(); window.occupied = c;
            fetch('/v1/chat/completions', {method: 'POST', signal: c.signal, headers: {Authorization: 'Bearer %s'},
              body: JSON.stringify({model: 'wren', messages: [{role: 'user', content: 'x'}], max_tokens: 1900,
-             ignore_eos: true, stream: true})}).catch(() => {});""" % KEY
+             ignore_eos: true, n: 6, stream: true})}).catch(() => {});""" % KEY
     )
     assert occupied is None
     server.wait_until("the slot to be taken", lambda: server.metric("sequences_running") == 1)
     page.say("Hello?", Keys.ENTER)
-    page.told("waiting at position 0")
+    # Six answers keep the slot for some seconds on the fastest machine; how many of them are left nobody knows.
+    page.told("waiting at position")
     page.until("the waiting task", lambda: "waiting" in page.text("tasks"))
     buttons = page.driver.find_elements(By.CSS_SELECTOR, "#tasks button")
-    assert len(buttons) == 2 and all("Cancel task" in b.get_attribute("aria-label") for b in buttons)
+    assert len(buttons) >= 2 and all("Cancel task" in b.get_attribute("aria-label") for b in buttons)
     # The newest task is the first row: the one that waits.
     page.driver.execute_script("document.querySelector('#tasks button').focus()")
     page.driver.switch_to.active_element.send_keys(Keys.ENTER)
