@@ -47,7 +47,7 @@ type Cell = UnsafeCell<MaybeUninit<u8>>;
 pub(super) struct Segments {
     /// Bytes in use, known when the writer has moved on.
     first_used: AtomicU32,
-    further: OnceLock<Box<[OnceLock<Further>; SEGMENT_COUNT - 1]>>,
+    further: [OnceLock<Further>; SEGMENT_COUNT - 1],
     first: [Cell; SEGMENT_LEN_FIRST],
 }
 
@@ -98,10 +98,14 @@ impl Deref for Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        // Of two who let go at the same time each may see the other: then they are freed.
+        // Nearly always there are others, and to look costs less than to claim them. Of two who let go at the same time each may
+        // see the other: then they are freed.
+        if Arc::strong_count(&self.0) > 1 {
+            return;
+        }
         let Some(segments) = Arc::get_mut(&mut self.0) else { return };
         segments.first_used = AtomicU32::new(0);
-        segments.further = OnceLock::new();
+        segments.further.iter_mut().for_each(|segment| drop(segment.take()));
         let mut spare = SPARE.lock().expect("nothing panics under this lock");
         if spare.len() < SPARE_MAX {
             spare.push(self.0.clone());
@@ -116,7 +120,7 @@ impl Segments {
         // SAFETY: `place` is valid for writes, and with these two every field is initialised: `first` may hold anything.
         unsafe {
             ptr::addr_of_mut!((*place).first_used).write(AtomicU32::new(0));
-            ptr::addr_of_mut!((*place).further).write(OnceLock::new());
+            ptr::addr_of_mut!((*place).further).write([const { OnceLock::new() }; SEGMENT_COUNT - 1]);
             segments.assume_init()
         }
     }
@@ -125,7 +129,7 @@ impl Segments {
     fn segment(&self, index: usize) -> Option<(&[Cell], &AtomicU32)> {
         match index.checked_sub(1) {
             None => Some((&self.first, &self.first_used)),
-            Some(place) => self.further.get()?[place].get().map(|segment| (&*segment.cells, &segment.used)),
+            Some(place) => self.further[place].get().map(|segment| (&*segment.cells, &segment.used)),
         }
     }
 
@@ -144,8 +148,7 @@ impl Segments {
             return Err(NoRoom);
         }
         used.store(at.offset, SeqCst);
-        let further = self.further.get_or_init(|| Box::new([const { OnceLock::new() }; SEGMENT_COUNT - 1]));
-        further[index].get_or_init(|| Further::new(index + 1, len));
+        self.further[index].get_or_init(|| Further::new(index + 1, len));
         Ok(Position { segment: at.segment + 1, offset: 0 })
     }
 
