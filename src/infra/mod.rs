@@ -6,6 +6,7 @@ pub mod doorbell;
 pub mod http;
 pub mod log;
 pub mod notify;
+pub mod prefetch;
 pub mod reactor;
 pub mod storage;
 pub mod stream;

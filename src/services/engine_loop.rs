@@ -20,6 +20,7 @@ use super::task::{LiveTask, Outcome};
 use crate::admission::Waiting;
 use crate::domain::error::OrchestratorError;
 use crate::domain::task::FinishReason;
+use crate::infra::prefetch::Stretch;
 use crate::infra::stream::AppendError;
 use crate::metrics::Metrics;
 
@@ -146,6 +147,7 @@ impl EngineThread {
         });
         for served in &mut self.served {
             for id in 0..served.running.len() {
+                look_ahead(&served.running, id);
                 let Some(running) = &mut served.running[id] else { continue };
                 if let Some(outcome) = running.overdue(&pool, now_us) {
                     end(&pool, &running.task, outcome, now_us);
@@ -359,6 +361,19 @@ fn end(pool: &Pool, task: &Arc<LiveTask>, outcome: Outcome, now_us: u64) {
     }
 }
 
+/// Seats ahead whose memory is asked for while this one is served: first the seat, then what it points to.
+const AHEAD: usize = 4;
+
+/// Seats are served in their order, or nearly, and a thousand of them are more than the near caches hold.
+fn look_ahead(running: &[Option<Running>], id: usize) {
+    if let Some(seat) = running.get(id + 2 * AHEAD) {
+        Stretch::of(seat).prefetch();
+    }
+    if let Some(Some(seat)) = running.get(id + AHEAD) {
+        seat.prefetch();
+    }
+}
+
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a text".into())
@@ -386,6 +401,7 @@ impl TokenSink for Sink<'_> {
 
     fn token(&mut self, id: u64, token: u32, logprob: Option<f32>) -> Verdict {
         let now_us = *self.now_us.get_or_insert_with(|| self.pool.clock.now_us());
+        look_ahead(self.running, id as usize);
         let running = self.running[id as usize].as_mut().expect("the engine gives tokens of seated tasks only");
         let Buffers { frames, text, released, top, .. } = &mut *self.buffers;
         text.clear();

@@ -15,6 +15,7 @@ use super::trials::Trials;
 use crate::admission::{Place, Waiter, Waits};
 use crate::domain::error::OrchestratorError;
 use crate::domain::task::{FinishReason, Pooling, Priority, Workload};
+use crate::infra::prefetch::Stretch;
 use crate::infra::stream::StreamWriter;
 use crate::metrics::CancelReason;
 
@@ -40,6 +41,16 @@ pub struct Running {
 }
 
 impl Running {
+    /// Asks for the memory that a token of it needs.
+    pub fn prefetch(&self) {
+        let task = &*self.task;
+        Stretch::of(self.writer.log()).prefetch();
+        Stretch::of(&task.times).prefetch();
+        Stretch::of(&task.spec.shown).prefetch();
+        Stretch::of(&task.deadline_us).prefetch();
+        Stretch::of(&task.tokens_reserved).prefetch();
+    }
+
     /// Why this running task must end now, if it must.
     pub fn overdue(&mut self, pool: &Pool, now_us: u64) -> Option<Outcome> {
         let task = &self.task;

@@ -23,6 +23,7 @@ use super::{BodyLimit, Reply, Service};
 use crate::infra::http::head::HeadIndex;
 use crate::infra::http::response::{Framing, Persistence};
 use crate::infra::http::{Body, HttpError, RequestHead, Response};
+use crate::infra::prefetch::Stretch;
 
 /// A refused request's body of at most this length is read and dropped, so that the connection can go on.
 const SKIPPED_BODY_MAX: u64 = 64 * 1024;
@@ -255,9 +256,13 @@ impl<S: Service> Connection<S> {
 pub(super) async fn drive<S: Service>(stream: TcpStream, shared: Rc<Shared<S>>, wake: Wake) {
     let descriptor = stream.as_raw_fd();
     let mut connection = Connection::new(stream, shared.clone(), wake);
+    let ahead = connection.wake.ahead();
+    let sockets = Stretch::of(&connection);
     let running = pin!(connection.run());
+    ahead.touches(sockets.hull(Stretch::of(&*running)));
     let mut running = pin!(caught(running));
     let outcome = poll_fn(|context| {
+        ahead.look();
         if shared.is_over() {
             reset(descriptor);
             return Poll::Ready(Ok(()));

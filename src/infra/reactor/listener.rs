@@ -30,9 +30,10 @@ use crate::infra::http::response::{Framing, Persistence};
 /// Pause after an accept that failed for want of descriptors or memory: trying at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
-/// Connections that are woken before the reactor looks at its sockets again. Thousands may have a token at once, each costs
-/// some microseconds, and who asks for anything meanwhile should not wait for all of them. With 128, a token costs 5 % more.
-const POSTS_PER_TURN: usize = 512;
+/// Connections that are woken before the reactor looks at its sockets again: as many as one submission has room for.
+/// Thousands may have a token at once, each costs some microseconds, and who asks for anything meanwhile should not wait for
+/// all of them. But a turn more is a wake-up of the peers more: with 512, a token of a thousand streams costs 5 % more.
+const POSTS_PER_TURN: usize = 1024;
 
 /// Connections that are one too many and are told so at the same time; more are dropped without a word.
 const TURNED_AWAY_MAX: u32 = 64;
@@ -147,6 +148,7 @@ async fn deliver_posts(descriptor: std::os::fd::OwnedFd, inbox: Arc<Inbox>, tabl
     let door = UnixStream::from_std(descriptor.into()).expect("a descriptor can be waited on");
     loop {
         // In any order with posts: what was posted before this is drained now, what comes later rings again.
+        table.begin_turn();
         inbox.drain(POSTS_PER_TURN, |slot| table.post(slot));
         if door.readable(false).await.is_err() {
             monoio::time::sleep(ACCEPT_PAUSE).await;

@@ -9,6 +9,7 @@ use super::connection::{Connection, Outline};
 use super::outbound::Closed;
 use crate::infra::http::response::{Framing, Persistence};
 use crate::infra::http::{Response, sse};
+use crate::infra::prefetch::Stretch;
 use crate::infra::stream::{Claim, Span, StreamReader};
 
 /// A first span up to this length goes out in one write with the head.
@@ -46,6 +47,7 @@ impl<S: Service> Connection<S> {
         self.inbound.release();
         self.write_head(&head, persistence, framing);
         drop(head);
+        self.wake.touches_stream(Some(Stretch::of(reader.log())));
         let mut claim = reader.claim();
         claim = match claim {
             Claim::Bytes(span) if span.as_slice().len() <= FIRST_SPAN_MAX => {
@@ -84,6 +86,7 @@ impl<S: Service> Connection<S> {
             }
             claim = reader.claim();
         }
+        self.wake.touches_stream(None);
         self.wake.relax();
         match persistence == Persistence::Closed || self.shared.stop.is_ending() {
             true => Err(Closed::AfterAnswer),

@@ -11,11 +11,15 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::inbox::WakeAddress;
+use crate::infra::prefetch::Stretch;
 
 /// The grain of deadlines: they are never early, and late by two ticks at most.
 pub(super) const TICK: Duration = Duration::from_millis(20);
 
 const NEVER: u64 = u64::MAX;
+
+/// While a connection runs, what the one so many places after it needs is asked for.
+const AHEAD: usize = 3;
 
 /// Who waits on which slot.
 pub(super) struct WakeTable {
@@ -26,12 +30,20 @@ pub(super) struct WakeTable {
     /// Ticks since the reactor began. Time in which the reactor itself was held up is not counted against peers.
     now: Cell<u64>,
     vacant: RefCell<Vec<u32>>,
+    /// Slots posted in the present turn, in the order in which their owners run: once for the post, and in the same order
+    /// again when what they then wrote is done.
+    turn: RefCell<Vec<u32>>,
 }
 
 #[derive(Default)]
 struct Slot {
     posted: Cell<bool>,
+    /// Place in the turn that posted it last.
+    place: Cell<u32>,
     waker: RefCell<Option<Waker>>,
+    /// What its owner touches when it runs.
+    state: Cell<Stretch>,
+    stream: Cell<Stretch>,
 }
 
 impl Slot {
@@ -51,6 +63,7 @@ impl WakeTable {
             deadlines: vec![Cell::new(NEVER); slot_count].into(),
             now: Cell::new(0),
             vacant: RefCell::new((0..slot_count as u32 - 1).rev().collect()),
+            turn: RefCell::default(),
         });
         let own = Wake { table: table.clone(), slot: slot_count as u32 - 1 };
         (table, own)
@@ -69,8 +82,16 @@ impl WakeTable {
         self.slots.len() - 1 - self.vacant.borrow().len()
     }
 
+    pub(super) fn begin_turn(&self) {
+        self.turn.borrow_mut().clear();
+    }
+
     pub(super) fn post(&self, slot: u32) {
+        let mut turn = self.turn.borrow_mut();
+        let place = turn.len() as u32;
+        turn.push(slot);
         let slot = &self.slots[slot as usize];
+        slot.place.set(place);
         slot.posted.set(true);
         slot.wake();
     }
@@ -163,6 +184,15 @@ impl Wake {
         self.deadline().get() <= self.table.now.get()
     }
 
+    /// Says what of other memory its owner touches while it writes a stream.
+    pub(super) fn touches_stream(&self, stream: Option<Stretch>) {
+        self.own().stream.set(stream.unwrap_or_default());
+    }
+
+    pub(super) fn ahead(&self) -> Ahead {
+        Ahead { table: self.table.clone(), slot: self.slot }
+    }
+
     fn own(&self) -> &Slot {
         &self.table.slots[self.slot as usize]
     }
@@ -175,9 +205,36 @@ impl Wake {
 impl Drop for Wake {
     fn drop(&mut self) {
         self.relax();
-        self.own().waker.borrow_mut().take();
+        let own = self.own();
+        own.waker.borrow_mut().take();
+        own.state.take();
+        own.stream.take();
         if self.slot as usize + 1 < self.table.slots.len() {
             self.table.vacant.borrow_mut().push(self.slot);
+        }
+    }
+}
+
+/// Looks ahead from a connection's slot.
+pub(super) struct Ahead {
+    table: Rc<WakeTable>,
+    slot: u32,
+}
+
+impl Ahead {
+    /// Says what the slot's owner touches whenever it runs.
+    pub(super) fn touches(&self, state: Stretch) {
+        self.table.slots[self.slot as usize].state.set(state);
+    }
+
+    /// Called by the slot's owner when it begins to run: asks for what those need who run soon.
+    pub(super) fn look(&self) {
+        let place = self.table.slots[self.slot as usize].place.get() as usize;
+        let turn = self.table.turn.borrow();
+        if let Some(next) = turn.get(place + AHEAD) {
+            let next = &self.table.slots[*next as usize];
+            next.state.get().prefetch();
+            next.stream.get().prefetch();
         }
     }
 }

@@ -9,14 +9,16 @@
 //! settled:  [started][token]…[token][end | error][last chunk]      set once, after the body was closed
 //! ```
 //!
-//! An ended task is remembered for minutes, and its log then takes the memory of its bytes, no more: who comes from now on
-//! reads the settled form; the segments go when the last of those is done who were reading them.
+//! An ended task is remembered for minutes, and its log then takes the memory of its bytes, no more: claims from then on
+//! are of the settled form, and the segments go when no earlier claim is in flight any more.
 //!
-//! Memory order. Three pairs of threads must not miss each other, and all are store-then-load on either
+//! Memory order. Four pairs of threads must not miss each other, and all are store-then-load on either
 //! side, so all these accesses are sequentially consistent: a writer commits then looks for readers while
 //! a reader registers then looks at what is committed; `mute` sets its flag then looks for writes in
-//! flight while a reader counts itself in flight then looks at the flag; and a cancel says who waits then
-//! looks who has read a closed body out while a reader says that it has then looks who waits.
+//! flight while a reader counts itself in flight then looks at the flag; a cancel says who waits then
+//! looks who has read a closed body out while a reader says that it has then looks who waits; and whoever settles a log
+//! takes the segments out of its sight then looks for claims in flight while a reader counts itself in flight then looks
+//! for the segments.
 
 // A span is a pointer into memory that its guards keep alive.
 #![allow(unsafe_code)]
@@ -24,11 +26,11 @@
 mod segments;
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use monoio::buf::IoBuf;
 
-use self::segments::{Held, NoRoom, Position, Segments};
+use self::segments::{Cells, Held, NoRoom, Place, Position, Segments};
 use crate::infra::reactor::{WakeAddress, WakeHub};
 
 /// Readers of one task at a time. One cache line of addresses that the engine scans per commit.
@@ -43,24 +45,27 @@ fn events_of(committed: u64) -> u32 {
     (committed >> EVENTS_SHIFT & EVENTS_MASK) as u32
 }
 
-/// The log and who reads it. See the module's text.
+/// The log and who reads it. See the module's text. What a token touches is two cache lines.
+#[repr(C, align(64))]
 pub struct TaskStream {
-    /// Until the log is settled; readers and the writer hold it, too.
-    segments: Mutex<Option<Held>>,
-    settled: OnceLock<Settled>,
     committed: AtomicU64,
+    /// Until the log is settled; the writer holds them, too.
+    segments: Place,
+    /// Segments that nobody finds any more, and that a claim in flight may still be reading.
+    retired: Place,
     /// End of the first event, which is sent even on a muted stream.
     preamble_end: AtomicU64,
+    /// Who waits until a closed body is read out, or until nothing is in flight; 0 is nobody.
+    quiet_waiter: AtomicU64,
+    in_flight: AtomicU32,
     muted: AtomicBool,
     aborted: AtomicBool,
     opened: AtomicBool,
     /// One bit per reader: it has claimed all of a closed body.
     read_out: AtomicU8,
-    in_flight: AtomicU32,
-    /// Who waits until a closed body is read out, or until nothing is in flight; 0 is nobody.
-    quiet_waiter: AtomicU64,
-    readers: [AtomicU64; READERS_MAX],
     hub: WakeHub,
+    readers: [AtomicU64; READERS_MAX],
+    settled: OnceLock<Settled>,
 }
 
 /// A log that has its end.
@@ -84,19 +89,19 @@ impl Settled {
         &self.bytes[self.tail_at..]
     }
 
-    /// The body from `at` on; of a muted stream its first event alone. Positions count in one segment here.
-    fn slice_from(&self, at: Position, muted: bool) -> Option<(&[u8], Position)> {
+    /// The body from byte `at` on; of a muted stream its first event alone.
+    fn slice_from(&self, at: usize, muted: bool) -> Option<&[u8]> {
         let body = &self.bytes[..self.tail_at];
         let end = if muted && !body.is_empty() { frame_len(body) } else { body.len() };
-        let slice = body.get(at.offset as usize..end).filter(|slice| !slice.is_empty())?;
-        Some((slice, Position { segment: 0, offset: end as u32 }))
+        body.get(at..end).filter(|slice| !slice.is_empty())
     }
 }
 
 /// All that is committed from `at` on.
 fn slices(segments: &Segments, mut at: Position, committed: Position) -> impl Iterator<Item = &[u8]> {
+    let mut cells = Cells::NONE;
     std::iter::from_fn(move || {
-        let (slice, next) = segments.slice_from(at, committed)?;
+        let (slice, next) = segments.slice_from(at, committed, &mut cells)?;
         at = next;
         Some(slice)
     })
@@ -119,6 +124,7 @@ pub enum AppendError {
 pub struct StreamWriter {
     stream: Arc<TaskStream>,
     segments: Held,
+    cells: Cells,
 }
 
 impl TaskStream {
@@ -126,20 +132,21 @@ impl TaskStream {
     pub fn new(hub: WakeHub) -> (Arc<TaskStream>, StreamWriter) {
         let segments = Held::fresh();
         let stream = Arc::new(TaskStream {
-            segments: Mutex::new(Some(segments.clone())),
-            settled: OnceLock::new(),
             committed: AtomicU64::new(0),
+            segments: Place::of(segments.clone()),
+            retired: Place::empty(),
             preamble_end: AtomicU64::new(0),
+            quiet_waiter: AtomicU64::new(0),
+            in_flight: AtomicU32::new(0),
             muted: AtomicBool::new(false),
             aborted: AtomicBool::new(false),
             opened: AtomicBool::new(false),
             read_out: AtomicU8::new(0),
-            in_flight: AtomicU32::new(0),
-            quiet_waiter: AtomicU64::new(0),
-            readers: [const { AtomicU64::new(0) }; READERS_MAX],
             hub,
+            readers: [const { AtomicU64::new(0) }; READERS_MAX],
+            settled: OnceLock::new(),
         });
-        let writer = StreamWriter { stream: stream.clone(), segments };
+        let writer = StreamWriter { stream: stream.clone(), segments, cells: Cells::NONE };
         (stream, writer)
     }
 
@@ -160,21 +167,37 @@ impl TaskStream {
     /// Publishes the terminal event, framed and followed by the last chunk, and wakes the readers.
     pub fn finish(&self, tail: &[u8]) {
         assert!(self.is_closed(), "a tail belongs to a closed body");
-        let segments = self.segments().clone().expect("a stream has one end");
+        let pin = self.pin();
         let committed = Position::unpack(self.committed.load(SeqCst));
-        assert!(self.settled.set(Settled::new(&segments, committed, tail)).is_ok(), "a stream has one end");
+        let settled = Settled::new(pin.segments().expect("a stream has one end"), committed, tail);
+        assert!(self.settled.set(settled).is_ok(), "a stream has one end");
         // Whoever finds none left finds the settled form, which was set before.
-        *self.segments() = None;
+        self.segments.move_to(&self.retired);
+        drop(pin);
         self.rouse_readers();
+    }
+
+    /// While it lasts, no segments that can be found are let go of.
+    fn pin(&self) -> Pin<'_> {
+        self.in_flight.fetch_add(1, SeqCst);
+        Pin(self)
+    }
+
+    fn unpin(&self) {
+        let last = self.in_flight.fetch_sub(1, SeqCst) == 1;
+        if last && self.muted.load(SeqCst) {
+            self.wake_quiet_waiter();
+        }
+        // Who began before the segments were retired is counted, and lets go of them when it ends; who began since does not
+        // find them.
+        if last && self.retired.is_taken() && self.in_flight.load(SeqCst) == 0 {
+            drop(self.retired.take());
+        }
     }
 
     /// True when the terminal event can be read.
     pub fn is_finished(&self) -> bool {
         self.settled.get().is_some()
-    }
-
-    fn segments(&self) -> MutexGuard<'_, Option<Held>> {
-        self.segments.lock().expect("nothing panics under this lock")
     }
 
     /// True when every reader has claimed all of the closed body: what was committed is what was sent.
@@ -248,8 +271,7 @@ impl TaskStream {
         let Some(place) = place else { return Err(ReadersFull) };
         self.read_out.fetch_and(!(1 << place), SeqCst);
         self.opened.store(true, SeqCst);
-        let segments = self.segments().clone();
-        let mut reader = StreamReader { stream: self.clone(), segments, at: Position::START, place, tail_done: false };
+        let mut reader = StreamReader { stream: self.clone(), cursor: Cursor::START, place, tail_done: false };
         if let Some(id) = last_event_id {
             reader.skip(u64::from(id) + 1);
         }
@@ -265,9 +287,9 @@ impl TaskStream {
 
     /// The same in pieces of whole frames, where they lie.
     pub fn read_all(&self, mut each: impl FnMut(&[u8])) {
-        // The guard goes with this line: `each` may take its time.
-        let segments = self.segments().clone();
-        match segments {
+        // Nothing is in flight after this line: `each` may take its time.
+        let held = self.pin().hold();
+        match held {
             Some(segments) => {
                 let committed = Position::unpack(self.committed.load(SeqCst));
                 slices(&segments, Position::START, committed).for_each(each);
@@ -301,10 +323,13 @@ impl StreamWriter {
         if before & CLOSED != 0 {
             return Err(AppendError::Closed);
         }
-        let at = self.segments.room_for(Position::unpack(before), frame.len()).map_err(|NoRoom| AppendError::Full)?;
-        // SAFETY: it lies past the committed position, `&mut self` makes this the only writer, and no reader is shown it
-        // before the compare-and-swap below.
-        unsafe { self.segments.write(at, frame) };
+        let at = self
+            .segments
+            .room_for(Position::unpack(before), frame.len(), &mut self.cells)
+            .map_err(|NoRoom| AppendError::Full)?;
+        // SAFETY: they are this writer's segments, it lies past the committed position, `&mut self` makes this the only writer,
+        // and no reader is shown it before the compare-and-swap below.
+        unsafe { self.cells.write(at, frame) };
         let after = Position { offset: at.offset + frame.len() as u32, ..at };
         let events = u64::from(events_of(before)) + 1;
         assert!(events < EVENTS_MASK, "a context has fewer tokens than that");
@@ -318,6 +343,10 @@ impl StreamWriter {
         }
         stream.post_readers();
         Ok(())
+    }
+
+    pub fn log(&self) -> &TaskStream {
+        &self.stream
     }
 
     /// The `id:` of the next event.
@@ -339,11 +368,44 @@ pub enum Claim {
 /// One connection's place in a log. Dropping it gives the place back.
 pub struct StreamReader {
     stream: Arc<TaskStream>,
-    /// None for one that came to a settled log: it reads that.
-    segments: Option<Held>,
-    at: Position,
+    cursor: Cursor,
     place: usize,
     tail_done: bool,
+}
+
+/// Where a reader is.
+struct Cursor {
+    at: Position,
+    /// The same in bytes, which is where it is in the settled form.
+    bytes: usize,
+    cells: Cells,
+}
+
+impl Cursor {
+    const START: Cursor = Cursor { at: Position::START, bytes: 0, cells: Cells::NONE };
+
+    /// Finished bytes from here on, in one piece, and where they end. `limit` is a committed word.
+    fn slice<'a>(
+        &mut self,
+        stream: &'a TaskStream,
+        segments: Option<&'a Segments>,
+        limit: u64,
+        muted: bool,
+    ) -> Option<(&'a [u8], Position)> {
+        match segments {
+            Some(segments) => segments.slice_from(self.at, Position::unpack(limit), &mut self.cells),
+            // Nobody finds segments again, so the position in them is of no use any more.
+            None => {
+                let slice = stream.settled().slice_from(self.bytes, muted)?;
+                Some((slice, Position { segment: 0, offset: (self.bytes + slice.len()) as u32 }))
+            }
+        }
+    }
+
+    fn go_on(&mut self, to: Position, bytes: usize) {
+        self.at = to;
+        self.bytes += bytes;
+    }
 }
 
 impl StreamReader {
@@ -355,23 +417,16 @@ impl StreamReader {
         let stream = &self.stream;
         // Most claims come after a write and find nothing: these need not be counted, for they take no bytes.
         let committed = stream.committed.load(SeqCst);
-        if committed & CLOSED == 0 && self.at == Position::unpack(committed) {
+        if committed & CLOSED == 0 && self.cursor.at == Position::unpack(committed) {
             return Claim::Wait;
         }
-        stream.in_flight.fetch_add(1, SeqCst);
-        let guard = InFlight(stream.clone());
+        let guard = InFlight::new(stream);
         let muted = stream.muted.load(SeqCst);
         let committed = stream.committed.load(SeqCst);
-        let found = match &self.segments {
-            Some(segments) => {
-                let limit = if muted { stream.preamble_end.load(SeqCst) } else { committed };
-                segments.slice_from(self.at, Position::unpack(limit))
-            }
-            None => stream.settled().slice_from(self.at, muted),
-        };
-        if let Some((slice, next)) = found {
-            let span = Span { ptr: slice.as_ptr(), len: slice.len(), _guard: guard, _segments: self.segments.clone() };
-            self.at = next;
+        let limit = if muted { stream.preamble_end.load(SeqCst) } else { committed };
+        if let Some((slice, next)) = self.cursor.slice(stream, guard.segments(), limit, muted) {
+            let span = Span { ptr: slice.as_ptr(), len: slice.len(), _guard: guard };
+            self.cursor.go_on(next, span.len);
             return Claim::Bytes(span);
         }
         if committed & CLOSED != 0 {
@@ -380,7 +435,7 @@ impl StreamReader {
             }
             if let Some(tail) = stream.settled.get().map(Settled::tail) {
                 self.tail_done = true;
-                return Claim::Bytes(Span { ptr: tail.as_ptr(), len: tail.len(), _guard: guard, _segments: None });
+                return Claim::Bytes(Span { ptr: tail.as_ptr(), len: tail.len(), _guard: guard });
             }
         }
         Claim::Wait
@@ -389,21 +444,23 @@ impl StreamReader {
     /// Leaves out the next events, as many of them as there are.
     fn skip(&mut self, events: u64) {
         let stream = self.stream.clone();
-        let committed = Position::unpack(stream.committed.load(SeqCst));
+        let pin = stream.pin();
+        let committed = stream.committed.load(SeqCst);
         let mut left = events;
         while left > 0 {
-            let found = match &self.segments {
-                Some(segments) => segments.slice_from(self.at, committed),
-                None => stream.settled().slice_from(self.at, false),
-            };
+            let found = self.cursor.slice(&stream, pin.segments(), committed, false);
             let Some((slice, next)) = found else { return };
             let mut used = 0;
             while left > 0 && used < slice.len() {
                 used += frame_len(&slice[used..]);
                 left -= 1;
             }
-            self.at = Position { offset: next.offset - (slice.len() - used) as u32, ..next };
+            self.cursor.go_on(Position { offset: next.offset - (slice.len() - used) as u32, ..next }, used);
         }
+    }
+
+    pub fn log(&self) -> &TaskStream {
+        &self.stream
     }
 
     /// True when the connection must be dropped even in the middle of a write.
@@ -421,15 +478,48 @@ impl Drop for StreamReader {
     }
 }
 
+/// One claim in flight, of somebody who has the log.
+struct Pin<'a>(&'a TaskStream);
+
+impl Pin<'_> {
+    /// Segments that stay as long as this; none of a settled log.
+    fn segments(&self) -> Option<&Segments> {
+        // SAFETY: this was counted before it looks for them.
+        unsafe { self.0.segments.get() }
+    }
+
+    /// Segments that stay for longer.
+    fn hold(&self) -> Option<Held> {
+        // SAFETY: as above.
+        unsafe { self.0.segments.hold() }
+    }
+}
+
+impl Drop for Pin<'_> {
+    fn drop(&mut self) {
+        self.0.unpin();
+    }
+}
+
 /// Keeps the log alive and counts one write in flight.
 struct InFlight(Arc<TaskStream>);
 
+impl InFlight {
+    fn new(stream: &Arc<TaskStream>) -> InFlight {
+        std::mem::forget(stream.pin());
+        InFlight(stream.clone())
+    }
+
+    /// Segments that stay as long as this; none of a settled log.
+    fn segments(&self) -> Option<&Segments> {
+        // SAFETY: this was counted before it looks for them.
+        unsafe { self.0.segments.get() }
+    }
+}
+
 impl Drop for InFlight {
     fn drop(&mut self) {
-        let last = self.0.in_flight.fetch_sub(1, SeqCst) == 1;
-        if last && self.0.muted.load(SeqCst) {
-            self.0.wake_quiet_waiter();
-        }
+        self.0.unpin();
     }
 }
 
@@ -438,13 +528,12 @@ pub struct Span {
     ptr: *const u8,
     len: usize,
     _guard: InFlight,
-    /// Where the bytes are, unless the stream itself has them.
-    _segments: Option<Held>,
 }
 
 impl Span {
     pub fn as_slice(&self) -> &[u8] {
-        // SAFETY: `ptr` and `len` came from one finished slice, in segments or a stream that this keeps alive.
+        // SAFETY: `ptr` and `len` came from one finished slice, in segments that are not let go of while the guard lasts or in the
+        // settled form, which lives as long as the stream.
         unsafe { std::slice::from_raw_parts(self.ptr, self.len) }
     }
 }
@@ -462,227 +551,4 @@ unsafe impl IoBuf for Span {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::segments::SEGMENT_LEN_FIRST;
-    use super::*;
-    use crate::infra::http::sse;
-
-    fn frame(id: u32, data: &str) -> Vec<u8> {
-        let mut out = Vec::new();
-        sse::write_event(&mut out, id, "token", data.as_bytes());
-        out
-    }
-
-    fn tail(id: u32) -> Box<[u8]> {
-        let mut out = Vec::new();
-        sse::write_event(&mut out, id, "end", b"{}");
-        out.extend_from_slice(sse::LAST_CHUNK);
-        out.into()
-    }
-
-    fn stream() -> (Arc<TaskStream>, StreamWriter, WakeAddress) {
-        let (hub, address) = WakeHub::for_tests();
-        let (stream, writer) = TaskStream::new(hub);
-        (stream, writer, address)
-    }
-
-    fn drain(reader: &mut StreamReader) -> Vec<u8> {
-        let mut out = Vec::new();
-        while let Claim::Bytes(span) = reader.claim() {
-            out.extend_from_slice(span.as_slice());
-        }
-        out
-    }
-
-    #[test]
-    fn every_reader_gets_every_byte_once_across_segments() {
-        let (stream, mut writer, address) = stream();
-        let mut early = stream.attach(address, None).unwrap();
-        let mut expected = Vec::new();
-        let mut seen = Vec::new();
-        for id in 0..5000 {
-            let frame = frame(id, &"x".repeat((id % 300) as usize));
-            writer.append(&frame).unwrap();
-            expected.extend_from_slice(&frame);
-            if id % 7 == 0 {
-                seen.extend(drain(&mut early));
-            }
-        }
-        assert!(stream.close());
-        stream.finish(&tail(5000));
-        expected.extend_from_slice(&tail(5000));
-        seen.extend(drain(&mut early));
-        assert!(seen == expected);
-        let mut late = stream.attach(address, None).unwrap();
-        assert!(drain(&mut late) == expected);
-        assert!(stream.frames() == expected);
-        assert!(matches!(late.claim(), Claim::Done));
-    }
-
-    #[test]
-    fn an_event_longer_than_a_segment_gets_one_of_its_own() {
-        let (stream, mut writer, address) = stream();
-        let mut expected = Vec::new();
-        for (id, len) in (0u32..).zip([SEGMENT_LEN_FIRST, 5, 7 * SEGMENT_LEN_FIRST, 5]) {
-            let frame = frame(id, &"x".repeat(len));
-            writer.append(&frame).unwrap();
-            expected.extend_from_slice(&frame);
-        }
-        assert!(drain(&mut stream.attach(address, None).unwrap()) == expected);
-    }
-
-    #[test]
-    fn a_reader_goes_on_after_its_last_event() {
-        let (stream, mut writer, address) = stream();
-        let frames: Vec<_> = (0..400).map(|id| frame(id, "hello")).collect();
-        frames.iter().for_each(|f| writer.append(f).unwrap());
-        stream.close();
-        stream.finish(&tail(400));
-        for last in [0, 1, 34, 35, 36, 107, 398, 399, 400, 9999] {
-            let mut expected: Vec<u8> = frames.iter().skip(last as usize + 1).flatten().copied().collect();
-            expected.extend_from_slice(&tail(400));
-            let mut reader = stream.attach(address, Some(last)).unwrap();
-            assert!(drain(&mut reader) == expected, "after {last}");
-        }
-    }
-
-    #[test]
-    fn nothing_is_appended_to_a_closed_stream() {
-        let (stream, mut writer, _) = stream();
-        writer.append(&frame(0, "a")).unwrap();
-        assert!(stream.close());
-        assert!(!stream.close(), "only one caller ends a task");
-        assert_eq!(writer.append(&frame(1, "b")), Err(AppendError::Closed));
-        assert!(stream.frames() == frame(0, "a"));
-    }
-
-    #[test]
-    fn a_muted_stream_gives_its_first_and_its_last_event_only() {
-        let (stream, mut writer, address) = stream();
-        let mut reader = stream.attach(address, None).unwrap();
-        (0..3).for_each(|id| writer.append(&frame(id, "a")).unwrap());
-        stream.mute();
-        assert!(drain(&mut reader) == frame(0, "a"));
-        stream.close();
-        stream.finish(&tail(3));
-        assert!(drain(&mut reader) == *tail(3));
-    }
-
-    #[test]
-    fn quiet_means_that_no_claimed_span_is_left() {
-        let (stream, mut writer, address) = stream();
-        let mut reader = stream.attach(address, None).unwrap();
-        writer.append(&frame(0, "a")).unwrap();
-        let Claim::Bytes(span) = reader.claim() else { panic!("there are bytes") };
-        stream.mute();
-        assert!(!stream.is_quiet(address));
-        drop(span);
-        assert!(stream.is_quiet(address));
-    }
-
-    #[test]
-    fn a_closed_stream_is_read_out_when_every_reader_has_claimed_all_of_it_or_is_gone() {
-        let (stream, mut writer, address) = stream();
-        let mut readers: Vec<_> = (0..3).map(|_| stream.attach(address, None).unwrap()).collect();
-        let left = readers.pop();
-        (0..2).for_each(|id| writer.append(&frame(id, "a")).unwrap());
-        assert!(drain(&mut readers[0]) == [frame(0, "a"), frame(1, "a")].concat());
-        assert!(stream.close());
-        assert!(!stream.is_read_out(address), "nobody knows yet that it is closed");
-        for reader in &mut readers {
-            assert!(!stream.is_read_out(address));
-            drain(reader);
-        }
-        assert!(!stream.is_read_out(address), "one has read nothing");
-        drop(left);
-        assert!(stream.is_read_out(address));
-        drop(readers);
-        let late = stream.attach(address, None).unwrap();
-        assert!(!stream.is_read_out(address), "the place of one that has read is another's now");
-        drop(late);
-        assert!(stream.is_read_out(address));
-    }
-
-    #[test]
-    fn segments_go_with_the_last_of_those_who_were_reading_them() {
-        let (stream, mut writer, address) = stream();
-        let mut early = stream.attach(address, None).unwrap();
-        writer.append(&frame(0, "a")).unwrap();
-        let segments = writer.segments.downgrade();
-        stream.close();
-        stream.finish(&tail(1));
-        let Claim::Bytes(span) = early.claim() else { panic!("there are bytes") };
-        let late = stream.attach(address, None).unwrap();
-        drop((early, writer));
-        assert_eq!(segments.strong_count(), 1, "the span may be with the kernel");
-        assert!(span.as_slice() == frame(0, "a"));
-        drop((span, late));
-        // With somebody who might still ask for them they are freed; without, they are laid aside for the next log.
-        assert_eq!(segments.strong_count(), 0);
-    }
-
-    #[test]
-    fn what_a_settled_log_leaves_begins_the_next_one_empty() {
-        for round in 0..3 {
-            let (stream, mut writer, address) = stream();
-            let mut reader = stream.attach(address, None).unwrap();
-            let long = frame(0, &"x".repeat(3 * SEGMENT_LEN_FIRST + round));
-            writer.append(&long).unwrap();
-            writer.append(&frame(1, "a")).unwrap();
-            assert!(drain(&mut reader) == [long, frame(1, "a")].concat());
-            stream.close();
-            stream.finish(&tail(2));
-        }
-    }
-
-    #[test]
-    fn who_comes_late_to_a_muted_stream_gets_its_first_and_its_last_event() {
-        let (stream, mut writer, address) = stream();
-        (0..3).for_each(|id| writer.append(&frame(id, "a")).unwrap());
-        stream.mute();
-        stream.close();
-        stream.finish(&tail(3));
-        assert!(drain(&mut stream.attach(address, None).unwrap()) == [&frame(0, "a")[..], &tail(3)].concat());
-        assert!(drain(&mut stream.attach(address, Some(1)).unwrap()) == *tail(3));
-        let (empty, _writer, address) = self::stream();
-        empty.mute();
-        empty.close();
-        empty.finish(&tail(0));
-        assert!(drain(&mut empty.attach(address, None).unwrap()) == *tail(0));
-    }
-
-    #[test]
-    fn readers_are_counted_and_bounded() {
-        let (stream, _writer, address) = stream();
-        assert!(!stream.was_opened());
-        let readers: Vec<_> = (0..READERS_MAX).map(|_| stream.attach(address, None).unwrap()).collect();
-        assert_eq!(stream.attach(address, None).err(), Some(ReadersFull));
-        assert_eq!(stream.reader_count(), READERS_MAX);
-        drop(readers);
-        assert_eq!(stream.reader_count(), 0);
-        assert!(stream.was_opened());
-    }
-
-    #[test]
-    fn a_reader_on_another_thread_never_sees_unfinished_bytes() {
-        let (stream, mut writer, address) = stream();
-        let mut reader = stream.attach(address, None).unwrap();
-        let count = 20_000;
-        let expected: Vec<u8> = (0..count).flat_map(|id| frame(id, "abcdefgh")).chain(tail(count)).collect();
-        let writing = std::thread::spawn(move || {
-            (0..count).for_each(|id| writer.append(&frame(id, "abcdefgh")).unwrap());
-            stream.close();
-            stream.finish(&tail(count));
-        });
-        let mut seen = Vec::new();
-        loop {
-            match reader.claim() {
-                Claim::Bytes(span) => seen.extend_from_slice(span.as_slice()),
-                Claim::Wait => std::hint::spin_loop(),
-                Claim::Done => break,
-            }
-        }
-        writing.join().unwrap();
-        assert!(seen == expected);
-    }
-}
+mod tests;

@@ -7,10 +7,10 @@
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;
-use std::mem::MaybeUninit;
+use std::mem::{ManuallyDrop, MaybeUninit};
 use std::ops::Deref;
 use std::ptr;
-use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
 
 /// First segment: most logs need no other. Each further one is twice as long up to `SEGMENT_LEN_MAX`. Together 32 MiB: more
@@ -75,6 +75,67 @@ const SPARE_MAX: usize = 256;
 #[derive(Clone)]
 pub(super) struct Held(Arc<Segments>);
 
+/// Where a log's segments are found, or none.
+pub(super) struct Place(AtomicPtr<Segments>);
+
+impl Place {
+    pub fn empty() -> Place {
+        Place(AtomicPtr::new(ptr::null_mut()))
+    }
+
+    pub fn of(held: Held) -> Place {
+        let held = ManuallyDrop::new(held);
+        // SAFETY: `held` is not used again, nor dropped.
+        let segments = unsafe { ptr::read(&raw const held.0) };
+        Place(AtomicPtr::new(Arc::into_raw(segments).cast_mut()))
+    }
+
+    /// # Safety
+    ///
+    /// What is found must not be let go of while the reference lasts.
+    pub unsafe fn get<'a>(&self) -> Option<&'a Segments> {
+        // SAFETY: the pointer is null or an `Arc`'s, which lives by the caller's word.
+        unsafe { self.0.load(SeqCst).as_ref() }
+    }
+
+    /// # Safety
+    ///
+    /// What is found must not be let go of during the call.
+    pub unsafe fn hold(&self) -> Option<Held> {
+        let found = self.0.load(SeqCst);
+        if found.is_null() {
+            return None;
+        }
+        // SAFETY: the pointer is an `Arc`'s, which lives by the caller's word.
+        unsafe { Arc::increment_strong_count(found) };
+        // SAFETY: that count is this one's.
+        Some(Held(unsafe { Arc::from_raw(found) }))
+    }
+
+    /// Moves what is here to a place where nothing is. From then on it is not found here.
+    pub fn move_to(&self, other: &Place) {
+        let found = self.0.swap(ptr::null_mut(), SeqCst);
+        let before = other.0.swap(found, SeqCst);
+        assert!(before.is_null(), "a log's segments are retired once");
+    }
+
+    pub fn is_taken(&self) -> bool {
+        !self.0.load(SeqCst).is_null()
+    }
+
+    pub fn take(&self) -> Option<Held> {
+        let found = self.0.swap(ptr::null_mut(), SeqCst);
+        // SAFETY: the pointer came from an `Arc`, and whoever swaps it out has it alone.
+        (!found.is_null()).then(|| Held(unsafe { Arc::from_raw(found) }))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        drop(self.take());
+    }
+}
+
 impl Held {
     /// Segments of an empty log.
     pub fn fresh() -> Held {
@@ -133,54 +194,100 @@ impl Segments {
         }
     }
 
-    /// Where a frame of `len` bytes goes: frames never wrap, so a segment's rest may stay unused.
+    /// The segment that `at` is in.
+    fn cells(&self, at: Position) -> Cells {
+        let (cells, _) = self.segment(at.segment as usize).expect("the log has come to it");
+        Cells { segment: at.segment, len: cells.len() as u32, start: cells.as_ptr() }
+    }
+
+    /// Where a frame of `len` bytes goes: frames never wrap, so a segment's rest may stay unused. `cells` are brought there.
     ///
     /// # Errors
     ///
     /// Past the last segment.
-    pub fn room_for(&self, at: Position, len: usize) -> Result<Position, NoRoom> {
-        let index = at.segment as usize;
-        let (cells, used) = self.segment(index).expect("the writer is in it");
-        if at.offset as usize + len <= cells.len() {
+    pub fn room_for(&self, at: Position, len: usize, cells: &mut Cells) -> Result<Position, NoRoom> {
+        if cells.segment == at.segment && at.offset as usize + len <= cells.len as usize {
             return Ok(at);
         }
+        *cells = self.cells(at);
+        if at.offset as usize + len <= cells.len as usize {
+            return Ok(at);
+        }
+        let index = at.segment as usize;
         if index + 1 == SEGMENT_COUNT {
             return Err(NoRoom);
         }
+        let (_, used) = self.segment(index).expect("the writer is in it");
         used.store(at.offset, SeqCst);
         self.further[index].get_or_init(|| Further::new(index + 1, len));
-        Ok(Position { segment: at.segment + 1, offset: 0 })
+        let at = Position { segment: at.segment + 1, offset: 0 };
+        *cells = self.cells(at);
+        Ok(at)
     }
+
+    /// Finished bytes from `at` to the end of its segment or of what is committed, and where they end. `cells` are brought there.
+    pub fn slice_from(&self, mut at: Position, committed: Position, cells: &mut Cells) -> Option<(&[u8], Position)> {
+        while at < committed {
+            let end = match at.segment == committed.segment {
+                true => committed.offset,
+                false => self.segment(at.segment as usize).expect("a committed segment exists").1.load(SeqCst),
+            };
+            if at.offset == end {
+                at = Position { segment: at.segment + 1, offset: 0 };
+                continue;
+            }
+            if cells.segment != at.segment {
+                *cells = self.cells(at);
+            }
+            // SAFETY: all of it lies before the committed position, so it was written and the writer will not touch it again; the
+            // cells are this log's, and live as long as `self`.
+            let slice = unsafe { cells.finished(at.offset, end) };
+            return Some((slice, Position { segment: at.segment, offset: end }));
+        }
+        None
+    }
+}
+
+/// One segment's cells, kept by whoever works there: the list of segments is another cache line, and so is what it points to.
+#[derive(Clone, Copy)]
+pub(super) struct Cells {
+    segment: u32,
+    len: u32,
+    start: *const Cell,
+}
+
+// SAFETY: a pointer that is followed only by the word of who calls the functions below.
+unsafe impl Send for Cells {}
+
+impl Cells {
+    /// None yet.
+    pub const NONE: Cells = Cells { segment: u32::MAX, len: 0, start: ptr::null() };
 
     /// Writes a frame where `room_for` has found room.
     ///
     /// # Safety
     ///
-    /// The place lies past the committed position, and nobody else writes.
-    pub unsafe fn write(&self, at: Position, frame: &[u8]) {
-        let (cells, _) = self.segment(at.segment as usize).expect("room_for made it");
-        let cells = &cells[at.offset as usize..at.offset as usize + frame.len()];
-        // SAFETY: by the caller's word nobody reads or writes these cells now; UnsafeCell allows it to us.
-        unsafe { ptr::copy_nonoverlapping(frame.as_ptr(), cells.as_ptr() as *mut u8, frame.len()) };
+    /// The segments live, the place lies past the committed position, and nobody else writes.
+    pub unsafe fn write(self, at: Position, frame: &[u8]) {
+        assert!(
+            at.segment == self.segment && at.offset as usize + frame.len() <= self.len as usize,
+            "room_for was asked"
+        );
+        // SAFETY: it is within the segment, and by the caller's word nobody reads or writes these cells now; UnsafeCell allows it
+        // to us.
+        unsafe {
+            let to = self.start.add(at.offset as usize) as *mut u8;
+            ptr::copy_nonoverlapping(frame.as_ptr(), to, frame.len());
+        }
     }
 
-    /// Finished bytes from `at` to the end of its segment or of what is committed, and where they end.
-    pub fn slice_from(&self, mut at: Position, committed: Position) -> Option<(&[u8], Position)> {
-        while at < committed {
-            let (cells, used) = self.segment(at.segment as usize).expect("a committed segment exists");
-            let last = at.segment == committed.segment;
-            let end = if last { committed.offset } else { used.load(SeqCst) };
-            if at.offset == end {
-                at = Position { segment: at.segment + 1, offset: 0 };
-                continue;
-            }
-            let cells = &cells[at.offset as usize..end as usize];
-            // SAFETY: all of it lies before the committed position, so it was written and the writer will not touch it
-            // again; a cell has the layout of u8.
-            let slice = unsafe { std::slice::from_raw_parts(cells.as_ptr().cast::<u8>(), cells.len()) };
-            return Some((slice, Position { segment: at.segment, offset: end }));
-        }
-        None
+    /// # Safety
+    ///
+    /// The segments live as long as the slice, and it was committed.
+    unsafe fn finished<'a>(self, from: u32, to: u32) -> &'a [u8] {
+        assert!(from <= to && to <= self.len, "a log goes on");
+        // SAFETY: it is within the segment and, by the caller's word, written and left alone; a cell has the layout of u8.
+        unsafe { std::slice::from_raw_parts(self.start.add(from as usize).cast::<u8>(), (to - from) as usize) }
     }
 }
 
