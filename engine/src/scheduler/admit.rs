@@ -20,8 +20,9 @@ impl<B: Backend> Engine<B> {
             request.max_tokens = 0;
         }
         self.check(&request)?;
-        // A mean needs the hidden state of every token, and the cache has none.
-        request.reuse &= request.pooling != Some(Pooling::Mean);
+        request.want_prompt_logprobs &= request.pooling.is_none();
+        // A mean needs the hidden state of every token, and its probability the logits before it; the cache has neither.
+        request.reuse &= request.pooling != Some(Pooling::Mean) && !request.want_prompt_logprobs;
         // Its keys are rotated otherwise than those of a short sequence with the same tokens: they are not shared.
         let cells_max = request.prompt.len() + request.max_tokens as usize - 1;
         request.reuse &= !self.model.config.is_stretched(cells_max);
@@ -56,7 +57,8 @@ impl<B: Backend> Engine<B> {
     }
 
     fn check(&self, request: &SequenceRequest) -> Result<(), AdmitError> {
-        if request.prompt.is_empty() || (request.max_tokens == 0 && request.pooling.is_none()) {
+        let is_of_the_prompt = request.pooling.is_some() || request.want_prompt_logprobs;
+        if request.prompt.is_empty() || (request.max_tokens == 0 && !is_of_the_prompt) {
             return Err(AdmitError::Empty);
         }
         let vocab_len = self.model.config.vocab_len;

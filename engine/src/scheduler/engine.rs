@@ -10,6 +10,9 @@ use crate::kv::{KvBlocks, KvUsage, SessionKv, Sessions};
 use crate::model::{Decoder, Model};
 use crate::sampler::Sampler;
 
+/// Rows of prompts whose own tokens are told of that one step holds, beside a sample of every slot: each is a row of logits.
+pub(super) const SCORED_ROWS_MAX: usize = 32;
+
 /// Settings of an engine.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
@@ -100,12 +103,14 @@ pub struct Engine<B: Backend = CpuBackend> {
     pub(super) batch: Batch,
     /// Slots of this step's samples.
     pub(super) sample_slots: Vec<usize>,
-    /// Slots whose vector is complete with this step.
-    pub(super) pooled_slots: Vec<usize>,
+    /// Slots that are done with this step without a token: their vector is complete, or their prompt is all that they are asked for.
+    pub(super) done_slots: Vec<usize>,
     /// Tokens sampled in this step.
     pub(super) sampled: Vec<Sampled>,
     /// Their likeliest alternatives, one sample's after the other's.
     pub(super) tops: Vec<(u32, f32)>,
+    /// The likeliest tokens in one place of a prompt.
+    pub(super) top_of_prompt: Vec<(u32, f32)>,
 }
 
 impl Engine {
@@ -131,7 +136,7 @@ impl<B: Backend> Engine<B> {
         let o = &options;
         // A table is as long as the longest sequence can be.
         let table_len = model.config.context_length.div_ceil(BLOCK_LEN).min(o.kv_blocks_max);
-        let network = Decoder::new(&model.config, &model.weights, &backend, o.step_rows_max, o.slots_max)?;
+        let network = Decoder::new(&model.config, &model.weights, &backend, o.step_rows_max, samples_max(o))?;
         let batch = Batch {
             tokens: Vec::with_capacity(o.step_rows_max),
             positions: Vec::with_capacity(o.step_rows_max),
@@ -169,9 +174,10 @@ impl<B: Backend> Engine<B> {
             sampler: Sampler::new(model.config.vocab_len, model.tokenizer().ends_of_generation()),
             batch,
             sample_slots: Vec::with_capacity(o.slots_max),
-            pooled_slots: Vec::with_capacity(o.slots_max),
+            done_slots: Vec::with_capacity(o.slots_max),
             sampled: Vec::with_capacity(o.slots_max),
             tops: Vec::new(),
+            top_of_prompt: Vec::new(),
             backend,
             options,
             model,
@@ -316,6 +322,11 @@ impl<B: Backend> std::fmt::Debug for Engine<B> {
     }
 }
 
+/// Rows of logits that one step may want.
+fn samples_max(o: &EngineOptions) -> usize {
+    o.step_rows_max.min(o.slots_max.saturating_add(SCORED_ROWS_MAX))
+}
+
 fn check_options(model: &Model, o: &EngineOptions) -> Result<(), EngineError> {
     let wrong = |text: String| Err(EngineError::Options(text));
     if o.slots_max == 0 || o.kv_blocks_max == 0 || o.threads > 1024 {
@@ -336,7 +347,7 @@ fn check_options(model: &Model, o: &EngineOptions) -> Result<(), EngineError> {
     let c = &model.config;
     let row_len =
         3 * c.embedding_length + 2 * (c.head_count + c.head_count_kv) * c.head_len + 2 * c.feed_forward_length;
-    let floats = o.step_rows_max as u64 * row_len as u64 + o.slots_max as u64 * c.vocab_len as u64;
+    let floats = o.step_rows_max as u64 * row_len as u64 + samples_max(o) as u64 * c.vocab_len as u64;
     let activation_bytes = floats.saturating_mul(4);
     let block_bytes = c.kv_block_bytes();
     let kv_bytes = (o.kv_blocks_max as u64).saturating_mul(block_bytes as u64);

@@ -13,7 +13,7 @@ pub struct SequenceRequest {
     pub id: u64,
     /// Its tokens, one at least.
     pub prompt: Arc<[u32]>,
-    /// Most tokens to generate, one at least; none when a vector is wanted.
+    /// Most tokens to generate; none when a vector is wanted, one at least unless the prompt's own tokens are.
     pub max_tokens: u32,
     /// How tokens are picked.
     pub sampling: SamplingParams,
@@ -27,6 +27,9 @@ pub struct SequenceRequest {
     pub want_logprobs: bool,
     /// Give this many of the likeliest tokens at each place, too.
     pub top_logprobs: u32,
+    /// Give the logarithm of the probability of each of the prompt's tokens but the first, and `top_logprobs` of the likeliest
+    /// in its place. All of the prompt is computed for it, whatever the cache has.
+    pub want_prompt_logprobs: bool,
     /// Go on after an end-of-generation token as after any other. Not with a constraint: it says where the answer ends.
     pub ignore_end: bool,
     /// What the answer must look like.
@@ -65,7 +68,7 @@ pub enum AdmitError {
         /// Tokens that the model can attend to.
         context_length: usize,
     },
-    /// A sequence has one token of prompt at least, and generates one at least.
+    /// A sequence has one token of prompt at least, and generates one at least, unless something is wanted of the prompt itself.
     #[error("the prompt is empty or no token is asked for")]
     Empty,
     /// A token of the prompt is none of the model's.
@@ -115,6 +118,12 @@ pub trait TokenSink {
         let _ = (id, top);
     }
 
+    /// A token of the prompt, `index` 1 or more, one after the other: the logarithm of its probability, and the likeliest tokens
+    /// in its place as `top_logprobs` has them. For sequences that want it, before their first token.
+    fn prompt_logprob(&mut self, id: u64, index: usize, token: u32, logprob: f32, top: &[(u32, f32)]) {
+        let _ = (id, index, token, logprob, top);
+    }
+
     /// The vector of a sequence that wanted one; it has ended, and `finished` follows. Length one, `embedding_length` elements.
     fn embedding(&mut self, id: u64, vector: &[f32]) {
         let _ = (id, vector);
@@ -138,6 +147,8 @@ pub struct StepReport {
     pub rows_prefill: u32,
     /// Cells attended to, over all rows.
     pub context_cells: u64,
+    /// Tokens of prompts whose probabilities were given.
+    pub scored: u32,
     /// Tokens sampled.
     pub sampled: u32,
     /// Sequences that ended.
@@ -178,6 +189,8 @@ pub(super) struct Sequence {
     pub progress: Option<Progress>,
     /// What its vector is made of so far.
     pub pool: Pool,
+    /// Leading rows of the prompt after which the next token's probability was given, in a sequence that wants it.
+    pub scored: usize,
 }
 
 impl Sequence {
@@ -196,6 +209,7 @@ impl Sequence {
             ended: None,
             progress: None,
             pool: Pool::default(),
+            scored: 0,
         }
     }
 
@@ -211,6 +225,21 @@ impl Sequence {
     /// Tokens that still have no cell.
     pub fn pending(&self) -> usize {
         self.tokens.len() - self.computed
+    }
+
+    /// Of the next `count` rows, the positions of those whose logits say how likely the prompt's next token is.
+    pub fn scored_rows(&self, count: usize) -> std::ops::Range<usize> {
+        if !self.request.want_prompt_logprobs {
+            return 0..0;
+        }
+        // When it was put aside meanwhile, some are computed again that were given.
+        let end = (self.computed + count).min(self.prompt_len() - 1);
+        self.computed.max(self.scored).min(end)..end
+    }
+
+    /// True when it ends with its prompt.
+    pub fn wants_no_token(&self) -> bool {
+        self.request.max_tokens == 0
     }
 
     /// True when the next row is that of the token sampled last.

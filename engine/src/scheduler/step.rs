@@ -1,6 +1,6 @@
 //! One step: admit, plan, forward, sample, commit, flush.
 
-use super::engine::{Engine, EngineError};
+use super::engine::{Engine, EngineError, SCORED_ROWS_MAX};
 use super::sequence::{FinishReason, Sampled, StepReport, TokenSink, Verdict};
 use crate::backend::{BLOCK_LEN, Backend};
 use crate::sampler::{logprob, top_logprobs};
@@ -33,7 +33,7 @@ impl<B: Backend> Engine<B> {
     fn plan(&mut self, report: &mut StepReport) {
         self.batch.clear();
         self.sample_slots.clear();
-        self.pooled_slots.clear();
+        self.done_slots.clear();
         for turn in [true, false] {
             for index in 0..self.order.len() {
                 let slot = self.order[index];
@@ -57,14 +57,24 @@ impl<B: Backend> Engine<B> {
         let table_start = slot * self.batch.table_len;
         self.batch.tables[table_start..table_start + sequence.table.len()].copy_from_slice(&sequence.table);
         self.batch.stretched[slot] = self.model.config.is_stretched(sequence.tokens_max() - 1);
-        let count = sequence.pending().min(left);
+        let mut count = sequence.pending().min(left);
+        let mut scored = sequence.scored_rows(count);
+        let scored_left = SCORED_ROWS_MAX - report.scored as usize;
+        if scored.len() > scored_left {
+            scored.end = scored.start + scored_left;
+            count = scored.end - sequence.computed;
+        }
         self.batch.wants_hidden |= sequence.request.pooling.is_some();
+        report.scored += scored.len() as u32;
         for position in sequence.computed..sequence.computed + count {
+            if scored.contains(&position) {
+                self.batch.sample_rows.push(self.batch.rows() as u32);
+            }
             self.batch.push(sequence.tokens[position], position as u32, slot as u32);
             report.context_cells += position as u64 + 1;
         }
-        if count == sequence.pending() && sequence.request.pooling.is_some() {
-            self.pooled_slots.push(slot);
+        if count == sequence.pending() && sequence.wants_no_token() {
+            self.done_slots.push(slot);
         } else if count == sequence.pending() {
             let sequence = self.slots[slot].as_mut().expect("a slot in the order is taken");
             if let (Some(constraint), None) = (&sequence.request.constraint, &sequence.progress) {
@@ -81,8 +91,20 @@ impl<B: Backend> Engine<B> {
         let logits = self.network.forward(&mut self.backend, &mut self.cache, &self.batch)?;
         self.sampled.clear();
         self.tops.clear();
-        for (slot, logits) in self.sample_slots.iter().zip(logits.chunks_exact(vocab_len)) {
-            let sequence = self.slots[*slot].as_mut().expect("a planned slot is taken");
+        for (row, logits) in self.batch.sample_rows.iter().zip(logits.chunks_exact(vocab_len)) {
+            let slot = self.batch.table_of_row[*row as usize] as usize;
+            let sequence = self.slots[slot].as_mut().expect("a planned slot is taken");
+            let next = self.batch.positions[*row as usize] as usize + 1;
+            if let Some(token) = sequence.tokens.get(next) {
+                let request = &sequence.request;
+                self.top_of_prompt.clear();
+                if request.top_logprobs > 0 {
+                    top_logprobs(logits, request.top_logprobs as usize, &mut self.top_of_prompt);
+                }
+                sink.prompt_logprob(request.id, next, *token, logprob(logits, *token), &self.top_of_prompt);
+                sequence.scored = next;
+                continue;
+            }
             let prompt_len = sequence.prompt_len();
             let request = &sequence.request;
             sink.logits(request.id, logits);
@@ -138,10 +160,15 @@ impl<B: Backend> Engine<B> {
                 sequence.published = index + 1;
             }
         }
-        for slot in &self.pooled_slots {
+        for slot in &self.done_slots {
             let sequence = self.slots[*slot].as_mut().expect("a planned slot is taken");
-            sink.embedding(sequence.request.id, &sequence.pool.finish());
-            sequence.ended = Some(FinishReason::Stop);
+            sequence.ended = Some(match sequence.request.pooling {
+                Some(_) => {
+                    sink.embedding(sequence.request.id, &sequence.pool.finish());
+                    FinishReason::Stop
+                }
+                None => FinishReason::Length,
+            });
         }
         let mut top_start = 0;
         for (slot, &Sampled { token, logprob, top_end }) in self.sample_slots.iter().zip(&self.sampled) {
@@ -177,8 +204,8 @@ impl<B: Backend> Engine<B> {
     /// Frees the slots of those who have ended, and says so.
     fn flush(&mut self, sink: &mut (impl TokenSink + ?Sized)) -> u32 {
         let mut finished = 0;
-        for index in 0..self.sample_slots.len() + self.pooled_slots.len() {
-            let slots = self.sample_slots.iter().chain(&self.pooled_slots);
+        for index in 0..self.sample_slots.len() + self.done_slots.len() {
+            let slots = self.sample_slots.iter().chain(&self.done_slots);
             let slot = *slots.clone().nth(index).expect("index is below the number of slots");
             let ended = self.slots[slot].as_ref().and_then(|s| s.ended);
             let Some(reason) = ended else { continue };
