@@ -208,7 +208,6 @@ fn plain_completions_take_texts_and_tokens() {
         (json!({ "best_of": 3 }), "best_of"),
         (json!({ "prompt": [] }), "prompt"),
         (json!({ "prompt": [1, 99_999_999] }), "prompt"),
-        (json!({ "echo": true, "logprobs": 1 }), "logprobs"),
         (json!({ "messages": [] }), "messages"),
     ] {
         let error = gateway_refusal(&ask(&gateway, TEXT, &body(changes)), 400, "invalid_value");

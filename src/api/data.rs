@@ -10,7 +10,7 @@ use super::types::{Accepted, SessionBody, TaskRequest, from_json, json, require_
 use crate::config::AdmissionPolicy;
 use crate::domain::error::OrchestratorError;
 use crate::domain::ids::{CorrelationId, SessionId, TaskId, Uuid};
-use crate::domain::task::{Chat, FunctionCall, Message, Prompt, ResponseFormat, TaskSpec, Workload};
+use crate::domain::task::{Chat, FunctionCall, Message, Prompt, PromptLogprobs, ResponseFormat, TaskSpec, Workload};
 use crate::infra::http::{RequestHead, Response};
 use crate::infra::reactor::{Reply, Wake, oneshot};
 use crate::infra::stream::{ReadersFull, StreamWriter, TaskStream};
@@ -416,8 +416,10 @@ impl Newcomer<'_> {
             tokens_max: tokens_reserved,
             // Who decodes past the model's last word takes all that it may.
             tokens_said: if spec.ignore_end { None } else { spec.expected_tokens },
-            // A vector takes its one step, too.
-            never_ends: spec.ignore_end || spec.workload == Workload::Embedding,
+            // A vector takes its one step, too, and so does a prompt that is only told of.
+            never_ends: spec.ignore_end
+                || spec.workload == Workload::Embedding
+                || spec.prompt_logprobs == PromptLogprobs::Only,
             blocks: (prompt.len() + tokens_reserved as usize).div_ceil(orchestratord_engine::BLOCK_LEN) as u32,
             session: &session.lengths,
             forced: false,

@@ -16,7 +16,7 @@ use crate::domain::error::OrchestratorError;
 use crate::domain::ids::{CorrelationId, Uuid};
 use crate::domain::limits;
 use crate::domain::task::{
-    Embedding, Message, Pooling, Priority, Prompt, ResponseFormat, Sampling, TaskSpec, Workload,
+    Embedding, Message, Pooling, Priority, Prompt, PromptLogprobs, ResponseFormat, Sampling, TaskSpec, Workload,
 };
 use crate::infra::http::response::buffer;
 use crate::infra::http::{RequestHead, Response};
@@ -406,6 +406,7 @@ impl TaskRequest<'_> {
             stop: self.stop,
             logprobs: self.logprobs,
             top_logprobs: self.top_logprobs,
+            prompt_logprobs: PromptLogprobs::None,
             reuse_kv: self.kv_hint == KvHintWire::Reuse,
             expected_tokens: self.expected_tokens,
             cancel_on_disconnect: self.on_disconnect == OnDisconnectWire::Cancel,

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::progress::{Status, bytes};
 use super::remote::{Remote, with_server};
 use super::{Failure, model};
+use crate::domain::task::PromptLogprobs;
 use crate::infra::storage::fs::FsStore;
 use crate::infra::storage::{ArtifactStore, id_of, is_id};
 use crate::services::response_format;
@@ -68,6 +69,10 @@ struct Metadata {
     /// Of a vector only.
     pooling: Option<String>,
     dimensions: Option<u32>,
+    /// Of tasks that tell of their prompt's own tokens: whether before an answer, or only.
+    prompt_logprobs: Option<String>,
+    #[serde(default)]
+    top_logprobs: u32,
     /// Of tasks whose control tokens are part of the text.
     #[serde(default)]
     shown_tokens: Vec<u32>,
@@ -191,6 +196,15 @@ fn from_folder(folder: &Path, id: &str) -> Result<Vec<u8>, Failure> {
 }
 
 fn read_events(events: &[Value]) -> (Vec<Said>, Finish) {
+    // What is told of the prompt's tokens stands before the answer's.
+    let prompt = events.iter().filter(|e| e["type"] == "prompt").map(|e| {
+        let data = &e["data"];
+        let pair =
+            |e: &Value| (e["id"].as_u64().unwrap_or_default() as u32, e["logprob"].as_f64().unwrap_or(f64::NAN) as f32);
+        let top: Vec<_> = data["top_logprobs"].as_array().into_iter().flatten().map(pair).collect();
+        let (token, logprob) = pair(data);
+        likelihood(token, logprob, &top)
+    });
     let tokens = events.iter().filter(|e| e["type"] == "token").map(|e| {
         let data = &e["data"];
         Said { text: data["t"].as_str().unwrap_or_default().to_owned(), id: data["id"].as_u64().map(|id| id as u32) }
@@ -204,7 +218,12 @@ fn read_events(events: &[Value]) -> (Vec<Said>, Finish) {
     // A vector's elements stand for its tokens.
     let vectors = events.iter().filter(|e| e["type"] == "embedding").filter_map(|e| e["data"]["embedding"].as_array());
     let elements = vectors.flatten().map(|x| element(x.as_f64().unwrap_or(f64::NAN) as f32));
-    (tokens.chain(elements).collect(), finish)
+    (prompt.chain(tokens).chain(elements).collect(), finish)
+}
+
+/// A token of the prompt: what is told of it has to be the same.
+fn likelihood(token: u32, logprob: f32, top: &[(u32, f32)]) -> Said {
+    Said { text: format!("log-probability {logprob}, likeliest {top:?}"), id: Some(token) }
 }
 
 fn element(x: f32) -> Said {
@@ -224,6 +243,7 @@ struct Recorder<'m> {
     stops: StopMatcher,
     shown: &'m [u32],
     max_tokens: usize,
+    tokens: usize,
     dimensions: Option<u32>,
     /// Whoever ended the stream did so after so many.
     enough: usize,
@@ -240,11 +260,16 @@ impl TokenSink for Recorder<'_> {
         };
         self.detokenizer.push(bytes, &mut piece);
         let hit = self.stops.push(&piece, &mut text);
-        if self.replayed.said.len() + 1 == self.max_tokens && !hit {
+        self.tokens += 1;
+        if self.tokens == self.max_tokens && !hit {
             self.flush(&mut text);
         }
         self.replayed.said.push(Said { text, id: Some(token) });
         if hit || self.replayed.said.len() >= self.enough { Verdict::Stop } else { Verdict::Continue }
+    }
+
+    fn prompt_logprob(&mut self, _: u64, _: usize, token: u32, logprob: f32, top: &[(u32, f32)]) {
+        self.replayed.said.push(likelihood(token, logprob, top));
     }
 
     fn embedding(&mut self, _: u64, vector: &[f32]) {
@@ -283,6 +308,8 @@ fn decode(
     m: &Metadata,
     cut_short_after: Option<usize>,
 ) -> Result<(Replayed, String), Failure> {
+    // What is reserved for a prompt alone is one token, and none is drawn.
+    let max_tokens = if m.prompt_logprobs.as_deref() == Some(PromptLogprobs::Only.name()) { 0 } else { m.max_tokens };
     let tokens_max = m.prompt_tokens.len() + m.max_tokens as usize;
     model::check_length(&model, m.prompt_tokens.len(), m.max_tokens as usize)?;
     let mut engine = model::engine(model.clone(), arguments, tokens_max, 1)?;
@@ -306,10 +333,12 @@ fn decode(
     let constraint = response_format::constraint(&model, &format).map_err(Failure::failed)?;
     let request = SequenceRequest {
         prompt: m.prompt_tokens.as_slice().into(),
-        max_tokens: m.max_tokens,
+        max_tokens,
         sampling,
         ignore_end: m.ignore_end,
         constraint,
+        want_prompt_logprobs: m.prompt_logprobs.is_some(),
+        top_logprobs: if m.prompt_logprobs.is_some() { m.top_logprobs } else { 0 },
         pooling: m.pooling.as_deref().map(|name| if name == "mean" { Pooling::Mean } else { Pooling::Last }),
         ..SequenceRequest::default()
     };
@@ -319,7 +348,8 @@ fn decode(
         detokenizer: Detokenizer::default(),
         stops: StopMatcher::new(&m.stop),
         shown: &m.shown_tokens,
-        max_tokens: m.max_tokens as usize,
+        max_tokens: max_tokens as usize,
+        tokens: 0,
         dimensions: m.dimensions,
         enough: cut_short_after.unwrap_or(usize::MAX),
         replayed: Replayed { said: Vec::new(), finish: Finish::CutShort },

@@ -183,6 +183,8 @@ pub struct TaskSpec {
     pub logprobs: bool,
     /// So many of the likeliest tokens at each place are sent with theirs, too.
     pub top_logprobs: u32,
+    /// What is sent of the prompt's own tokens.
+    pub prompt_logprobs: PromptLogprobs,
     /// False: neither reads nor warms the prefix cache of others.
     pub reuse_kv: bool,
     /// Tokens the client believes it will take; predictions use it.
@@ -196,6 +198,26 @@ pub struct TaskSpec {
     pub deterministic: bool,
     /// A JSON object that whoever made the task wants to find with it.
     pub note: Option<Arc<str>>,
+}
+
+/// Whether the log-probabilities of the prompt's own tokens are sent, with `top_logprobs` in each place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PromptLogprobs {
+    #[default]
+    None,
+    BeforeAnswer,
+    /// There is no answer.
+    Only,
+}
+
+impl PromptLogprobs {
+    pub const fn name(self) -> &'static str {
+        match self {
+            PromptLogprobs::None => "none",
+            PromptLogprobs::BeforeAnswer => "before_answer",
+            PromptLogprobs::Only => "only",
+        }
+    }
 }
 
 /// What an answer must look like.

@@ -15,7 +15,7 @@ use crate::api::types::require_key;
 use crate::domain::error::OrchestratorError;
 use crate::domain::ids::{SessionId, Uuid};
 use crate::domain::limits;
-use crate::domain::task::{Embedding, Priority, Prompt, ResponseFormat, Sampling, TaskSpec, Workload};
+use crate::domain::task::{Embedding, Priority, Prompt, PromptLogprobs, ResponseFormat, Sampling, TaskSpec, Workload};
 use crate::infra::http::{RequestHead, Response};
 use crate::metrics::CancelReason;
 use crate::services::pool::Loaded;
@@ -44,6 +44,7 @@ pub(super) struct Ask {
     pub stop: Vec<String>,
     pub logprobs: bool,
     pub top_logprobs: u32,
+    pub prompt_logprobs: PromptLogprobs,
     pub ignore_end: bool,
     pub format: ResponseFormat,
     /// Functions that may be called.
@@ -149,6 +150,7 @@ pub(super) async fn admit(call: &Call<'_>, ask: Ask) -> Result<Admitted, Refusal
                 shown: shown.clone(),
                 logprobs: ask.logprobs,
                 top_logprobs: ask.top_logprobs,
+                prompt_logprobs: ask.prompt_logprobs,
                 reuse_kv: true,
                 expected_tokens: None,
                 cancel_on_disconnect: !ask.background,

@@ -13,7 +13,7 @@ use super::tools::{self, Tools};
 use super::view::reply;
 use crate::api::types::check_top_logprobs;
 use crate::domain::limits;
-use crate::domain::task::{Chat, FunctionCall, Message, Prompt};
+use crate::domain::task::{Chat, FunctionCall, Message, Prompt, PromptLogprobs};
 use crate::infra::reactor::Reply;
 use crate::services::pool::Loaded;
 
@@ -217,6 +217,7 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
             stop: common.stop.clone(),
             logprobs,
             top_logprobs,
+            prompt_logprobs: PromptLogprobs::None,
             ignore_end: common.ignore_end,
             format,
             format_param: RESPONSE_FORMAT,

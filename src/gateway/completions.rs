@@ -10,7 +10,7 @@ use super::refusal::Refusal;
 use super::view::reply;
 use super::{Call, infill};
 use crate::api::types::check_top_logprobs;
-use crate::domain::task::Prompt;
+use crate::domain::task::{Prompt, PromptLogprobs};
 use crate::infra::reactor::Reply;
 use crate::services::pool::Loaded;
 
@@ -65,14 +65,24 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
         Refusal::field("logprobs", format!("must be at most {}", crate::domain::limits::TOP_LOGPROBS_MAX))
     })?;
     let max_tokens = f.take("max_tokens")?.unwrap_or(MAX_TOKENS_DEFAULT);
-    if max_tokens == 0 {
-        return Err(Refusal::field("max_tokens", "must be at least 1"));
-    }
     let echo = f.take("echo")?.unwrap_or(false);
-    if echo && top.is_some() {
-        return Err(Refusal::field("logprobs", "cannot stand beside echo: the prompt's own tokens are not scored"));
+    if max_tokens == 0 && !echo {
+        return Err(Refusal::field("max_tokens", "must be at least 1, or 0 beside echo"));
     }
+    if common.sampling.min_tokens > max_tokens {
+        return Err(Refusal::field("min_tokens", "must be at most max_tokens"));
+    }
+    let prompt_logprobs = match (max_tokens, echo && top.is_some()) {
+        (0, _) => PromptLogprobs::Only,
+        (_, true) => PromptLogprobs::BeforeAnswer,
+        (_, false) => PromptLogprobs::None,
+    };
     let suffix: Option<String> = f.take("suffix")?.filter(|suffix: &String| !suffix.is_empty());
+    if suffix.is_some() && prompt_logprobs != PromptLogprobs::None {
+        let why =
+            "cannot stand beside echo with logprobs, or with max_tokens 0: what is repeated is the text before the gap";
+        return Err(Refusal::field("suffix", why));
+    }
     f.only("best_of", &[common.copies.into()], "must be n: answers are not ranked here")?;
     let format = take_response_format(&mut f)?;
     f.finish()?;
@@ -92,11 +102,13 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
             prompt_param: "prompt",
             prompts,
             copies: common.copies,
-            max_tokens: Some(max_tokens),
+            // What reads its prompt only reserves one token, as a vector does.
+            max_tokens: Some(max_tokens.max(1)),
             sampling: common.sampling.clone(),
             stop: common.stop.clone(),
             logprobs: top.is_some(),
             top_logprobs: top.unwrap_or(0),
+            prompt_logprobs,
             ignore_end: common.ignore_end,
             format,
             format_param: RESPONSE_FORMAT,

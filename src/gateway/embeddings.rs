@@ -19,7 +19,7 @@ use super::view::{Dialect, End, Token, reply};
 use crate::api::data;
 use crate::api::types::{self, require_key};
 use crate::domain::limits;
-use crate::domain::task::{Embedding, Priority, Prompt, ResponseFormat, Sampling, TaskSpec, Workload};
+use crate::domain::task::{Embedding, Priority, Prompt, PromptLogprobs, ResponseFormat, Sampling, TaskSpec, Workload};
 use crate::infra::http::Response;
 use crate::infra::reactor::Reply;
 use crate::services::task::LiveTask;
@@ -101,6 +101,7 @@ async fn admit(
             shown: Arc::default(),
             logprobs: false,
             top_logprobs: 0,
+            prompt_logprobs: PromptLogprobs::None,
             reuse_kv: true,
             expected_tokens: None,
             cancel_on_disconnect: true,

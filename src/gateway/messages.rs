@@ -16,7 +16,7 @@ use super::refusal::{Refusal, Shape};
 use super::tools::{self, Item, Parser, Piece, call_id, gather, parser_of};
 use super::view::{self, Dialect, End, Token, reply};
 use crate::api::types::{self, check_sampling, check_stop};
-use crate::domain::task::{Message, Priority, ResponseFormat, Sampling};
+use crate::domain::task::{Message, Priority, PromptLogprobs, ResponseFormat, Sampling};
 use crate::infra::http::Response;
 use crate::infra::reactor::Reply;
 use crate::services::pool::Loaded;
@@ -201,6 +201,7 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
         stop,
         logprobs: false,
         top_logprobs: 0,
+        prompt_logprobs: PromptLogprobs::None,
         ignore_end: false,
         format: ResponseFormat::Text,
         format_param: RESPONSE_FORMAT,

@@ -161,6 +161,8 @@ struct Choice {
     /// Functions that it calls: id, name, arguments.
     calls: Vec<(String, String, String)>,
     parser: Option<Parser>,
+    /// What is told of the prompt's tokens but the first, until the answer begins.
+    prompt: Vec<Logprob>,
     /// Those of an answer that is given whole, or of tokens that no chunk has told of yet.
     logprobs: Vec<Value>,
     finish_reason: Option<String>,
@@ -258,10 +260,15 @@ impl OpenAi {
             return;
         }
         let echo = self.echo.get(source / self.copies).cloned();
+        let mut logprobs = Vec::new();
         if let Some(text) = &echo {
+            if self.logprobs {
+                logprobs = self.prompt_logprobs(source, text);
+            }
             self.choices[source].text.push_str(text);
         }
         if !self.stream {
+            self.choices[source].logprobs = logprobs;
             return;
         }
         match (self.face, echo) {
@@ -270,7 +277,8 @@ impl OpenAi {
             }
             (Face::Text, Some(text)) => {
                 let literal = Value::from(text).to_string();
-                self.chunk(source, &[&literal], "null", "null", "", out);
+                let field = if self.logprobs { self.logprobs_field(logprobs) } else { Value::Null };
+                self.chunk(source, &[&literal], &field.to_string(), "null", "", out);
             }
             (Face::Text, None) => {}
         }
@@ -330,17 +338,38 @@ impl OpenAi {
     }
 
     fn text_logprob(&self, source: usize, found: &Logprob) -> Value {
-        let top: serde_json::Map<String, Value> =
-            found.top_logprobs.iter().map(|l| (self.token_text(l.id).0, l.logprob.into())).collect();
-        json!({
-            "token": self.token_text(found.id).0,
-            "logprob": found.logprob,
-            "top": top,
-            "offset": self.choices[source].text.chars().count(),
-        })
+        self.text_logprob_at(self.choices[source].text.chars().count(), found)
     }
 
-    /// The field `logprobs` for some tokens.
+    fn text_logprob_at(&self, offset: usize, found: &Logprob) -> Value {
+        let mut top = serde_json::Map::new();
+        // The token itself is always among them. Of tokens with the same text (parts of characters) the likeliest stands.
+        for one in found.top_logprobs.iter().chain([found]) {
+            top.entry(self.token_text(one.id).0).or_insert(one.logprob.into());
+        }
+        json!({"token": self.token_text(found.id).0, "logprob": found.logprob, "top": top, "offset": offset})
+    }
+
+    /// What is told of the tokens of a prompt that is repeated: nothing came before the first, so it has no probability.
+    fn prompt_logprobs(&mut self, source: usize, text: &str) -> Vec<Value> {
+        let told = std::mem::take(&mut self.choices[source].prompt);
+        let tokens = &self.tasks[source].prompt;
+        let char_count = |token: u32| self.token_text(token).1.iter().filter(|b| **b & 0xC0 != 0x80).count();
+        let text_len = text.chars().count();
+        // Some tokenizers put a blank before a text, which is none of it.
+        let blank = tokens.iter().map(|t| char_count(*t)).sum::<usize>().saturating_sub(text_len).min(1);
+        let mut begin = 0;
+        let mut offset = |token: u32| {
+            let before = begin;
+            begin += char_count(token);
+            before.saturating_sub(blank).min(text_len)
+        };
+        let first = json!({"token": self.token_text(tokens[0]).0, "offset": offset(tokens[0])});
+        let rest = told.iter().map(|found| self.text_logprob_at(offset(found.id), found));
+        [first].into_iter().chain(rest).collect()
+    }
+
+    /// The field `logprobs` for some tokens; what one of them has not is null.
     fn logprobs_field(&self, tokens: Vec<Value>) -> Value {
         if self.face == Face::Chat {
             return json!({"content": tokens, "refusal": null});
@@ -442,6 +471,12 @@ impl Dialect for OpenAi {
         }
         if !self.stream {
             choice.logprobs.extend(logprob);
+        }
+    }
+
+    fn prompt_token(&mut self, source: usize, data: &[u8]) {
+        if self.logprobs {
+            self.choices[source].prompt.push(serde_json::from_slice(data).expect("we wrote it"));
         }
     }
 

@@ -19,7 +19,7 @@ use super::view::{Dialect, End, Token, reply};
 use crate::api::data;
 use crate::api::types::{self, check_sampling};
 use crate::domain::error::OrchestratorError;
-use crate::domain::task::{Message, Prompt, Sampling};
+use crate::domain::task::{Message, Prompt, PromptLogprobs, Sampling};
 use crate::infra::http::Response;
 use crate::infra::reactor::Reply;
 use crate::services::task::{LiveTask, Outcome};
@@ -193,6 +193,7 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
         stop: Vec::new(),
         logprobs: false,
         top_logprobs: 0,
+        prompt_logprobs: PromptLogprobs::None,
         ignore_end: false,
         format,
         format_param: TEXT_FORMAT,

@@ -93,6 +93,10 @@ pub(super) trait Dialect: 'static {
         let _ = (waits, out);
     }
     fn token(&mut self, source: usize, token: Token<'_>, out: &mut Vec<u8>);
+    /// A token of the prompt, as the log has it: each but the first, before the answer. Only tasks that want them have them.
+    fn prompt_token(&mut self, source: usize, data: &[u8]) {
+        let _ = (source, data);
+    }
     /// A vector, as the log has it. Only tasks that want one have it.
     fn embedding(&mut self, source: usize, data: &[u8]) {
         let _ = (source, data);
@@ -199,6 +203,7 @@ impl<D: Dialect> View for TaskView<D> {
                     self.has_spoken = true;
                     self.dialect.token(source, Token::new(event.data), out);
                 }
+                b"prompt" => self.dialect.prompt_token(source, event.data),
                 b"embedding" => self.dialect.embedding(source, event.data),
                 b"started" => {
                     if !std::mem::replace(&mut self.is_announced, true) {

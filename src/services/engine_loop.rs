@@ -244,12 +244,15 @@ impl EngineThread {
         pool.metrics.step.observe_thousandths(duration_us * 1000);
         pool.metrics.preemptions.add(u64::from(report.preempted));
         served.trials.abandon();
-        served.speed.observe(StepObservation {
-            rows_decode: report.rows_decode,
-            rows_prefill: report.rows_prefill,
-            context_cells: report.context_cells,
-            duration_us: duration_us as f64,
-        });
+        // Rows whose logits were wanted take longer, and say nothing of others.
+        if report.scored == 0 {
+            served.speed.observe(StepObservation {
+                rows_decode: report.rows_decode,
+                rows_prefill: report.rows_prefill,
+                context_cells: report.context_cells,
+                duration_us: duration_us as f64,
+            });
+        }
         let (rows, interactive) = served.rows();
         self.scheduler.note_step(duration_us as f64, rows, interactive);
         for id in ended {
@@ -439,6 +442,17 @@ impl TokenSink for Sink<'_> {
             }
         }
         if hit { Verdict::Stop } else { Verdict::Continue }
+    }
+
+    fn prompt_logprob(&mut self, id: u64, index: usize, token: u32, logprob: f32, top: &[(u32, f32)]) {
+        let now_us = *self.now_us.get_or_insert_with(|| self.pool.clock.now_us());
+        let running = self.running[id as usize].as_mut().expect("the engine tells of seated tasks only");
+        running.task.times.last_token_us.store(now_us, Relaxed);
+        let detail = TokenDetail { id: token, logprob, top };
+        let frame = self.buffers.frames.prompt(running.writer.next_id(), index as u32, detail);
+        if let Err(error) = running.writer.append(frame) {
+            self.pool.refused(running, error, now_us);
+        }
     }
 
     fn embedding(&mut self, id: u64, vector: &[f32]) {

@@ -23,7 +23,7 @@ use super::task::{LiveTask, Outcome};
 use super::transcript::Transcript;
 use crate::api::types::{Envelope, ErrorContext};
 use crate::domain::error::OrchestratorError;
-use crate::domain::task::{FinishReason, Pooling, Prompt, ResponseFormat, Workload};
+use crate::domain::task::{FinishReason, Pooling, Prompt, PromptLogprobs, ResponseFormat, Workload};
 use crate::infra::clock::Clock;
 use crate::infra::doorbell::Doorbell;
 use crate::infra::storage::ArtifactId;
@@ -309,6 +309,9 @@ fn write_metadata(object: &mut Object<'_>, task: &LiveTask) {
         object.text("pooling", pooling.name());
     }
     object.number("presence_penalty", sampling.presence_penalty.into());
+    if spec.prompt_logprobs != PromptLogprobs::None {
+        object.text("prompt_logprobs", spec.prompt_logprobs.name());
+    }
     object.text("prompt_source", prompt_source);
     object.integers("prompt_tokens", &task.prompt);
     object.number("repetition_penalty", sampling.repetition_penalty.into());

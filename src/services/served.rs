@@ -14,7 +14,7 @@ use super::task::{LiveTask, Outcome};
 use super::trials::Trials;
 use crate::admission::{Place, Waiter, Waits};
 use crate::domain::error::OrchestratorError;
-use crate::domain::task::{FinishReason, Pooling, Priority, Workload};
+use crate::domain::task::{FinishReason, Pooling, Priority, PromptLogprobs, Workload};
 use crate::infra::prefetch::Stretch;
 use crate::infra::stream::StreamWriter;
 use crate::metrics::CancelReason;
@@ -314,7 +314,7 @@ fn sequence_request(id: u64, task: &LiveTask, preemptible: bool) -> SequenceRequ
     SequenceRequest {
         id,
         prompt: task.prompt.clone(),
-        max_tokens: task.tokens_reserved,
+        max_tokens: if spec.prompt_logprobs == PromptLogprobs::Only { 0 } else { task.tokens_reserved },
         sampling: SamplingParams {
             temperature: s.temperature,
             top_k: s.top_k,
@@ -332,6 +332,7 @@ fn sequence_request(id: u64, task: &LiveTask, preemptible: bool) -> SequenceRequ
         reuse: spec.reuse_kv,
         want_logprobs: spec.logprobs,
         top_logprobs: spec.top_logprobs,
+        want_prompt_logprobs: spec.prompt_logprobs != PromptLogprobs::None,
         ignore_end: spec.ignore_end,
         constraint: task.constraint.lock().expect("nothing panics under this lock").clone(),
         pooling,

@@ -92,16 +92,19 @@ impl FrameBuffers {
             data.extend_from_slice(itoa::Buffer::new().format(index).as_bytes());
             if let Some(detail) = detail {
                 data.push(b',');
-                write_logprob(data, detail.id, detail.logprob);
-                for (rank, (id, logprob)) in detail.top.iter().enumerate() {
-                    data.extend_from_slice(if rank == 0 { b",\"top_logprobs\":[{" } else { b",{" });
-                    write_logprob(data, *id, *logprob);
-                    data.push(b'}');
-                }
-                if !detail.top.is_empty() {
-                    data.push(b']');
-                }
+                write_detail(data, detail);
             }
+            data.push(b'}');
+        })
+    }
+
+    /// A token of the prompt, whose place is `index`.
+    pub fn prompt(&mut self, event_id: u32, index: u32, detail: TokenDetail<'_>) -> &[u8] {
+        self.event(event_id, "prompt", |data| {
+            data.extend_from_slice(b"{\"i\":");
+            data.extend_from_slice(itoa::Buffer::new().format(index).as_bytes());
+            data.push(b',');
+            write_detail(data, detail);
             data.push(b'}');
         })
     }
@@ -134,6 +137,18 @@ impl FrameBuffers {
         fill(&mut self.data);
         sse::write_event(&mut self.frame, id, name, &self.data);
         &self.frame
+    }
+}
+
+fn write_detail(data: &mut Vec<u8>, detail: TokenDetail<'_>) {
+    write_logprob(data, detail.id, detail.logprob);
+    for (rank, (id, logprob)) in detail.top.iter().enumerate() {
+        data.extend_from_slice(if rank == 0 { b",\"top_logprobs\":[{" } else { b",{" });
+        write_logprob(data, *id, *logprob);
+        data.push(b'}');
+    }
+    if !detail.top.is_empty() {
+        data.push(b']');
     }
 }
 
@@ -190,6 +205,8 @@ mod tests {
         frames.extend_from_slice(buffers.token(9, 4, "x", Some(detail)));
         let detail = TokenDetail { top: &[(3, -0.25), (17, -0.5)], ..detail };
         frames.extend_from_slice(buffers.token(10, 5, "y", Some(detail)));
+        let detail = TokenDetail { id: 3, ..detail };
+        frames.extend_from_slice(buffers.prompt(11, 6, detail));
         let events = data_of(&frames);
         for (index, text) in texts.iter().enumerate() {
             assert_eq!(events[index], json!({"t": text, "i": index}));
@@ -197,6 +214,7 @@ mod tests {
         assert_eq!(events[4], json!({"t": "x", "i": 4, "id": 17, "logprob": -0.5}));
         let top = json!([{"id": 3, "logprob": -0.25}, {"id": 17, "logprob": -0.5}]);
         assert_eq!(events[5], json!({"t": "y", "i": 5, "id": 17, "logprob": -0.5, "top_logprobs": top}));
+        assert_eq!(events[6], json!({"i": 6, "id": 3, "logprob": -0.5, "top_logprobs": top}));
     }
 
     #[test]
