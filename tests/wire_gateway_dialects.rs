@@ -164,7 +164,7 @@ fn a_message_of_an_agent_may_say_what_a_model_without_thoughts_does_anyway() {
         told(&gateway, COUNT, &json!({ "model": "wren", "messages": asked, "thinking": { "type": "adaptive" } }));
     assert_eq!(counted["input_tokens"].as_u64(), Some(tokens(&whole)));
     for (changes, says) in [
-        (json!({ "output_config": { "format": { "type": "json_schema", "schema": {} } } }), "output_config"),
+        (json!({ "output_config": { "task_budget": { "type": "tokens", "total": 9 } } }), "output_config"),
         (json!({ "context_management": { "edits": [{ "type": "clear_tool_uses_20250919" }] } }), "context_management"),
         (json!({ "messages": [{ "role": "tool", "content": "x" }] }), "roles are"),
     ] {

@@ -52,6 +52,15 @@ fn an_answer_has_the_form_that_was_asked_for_at_every_door() {
     });
     check_animal(told(&gateway, "/v1/completions", &plain)["choices"][0]["text"].as_str().expect("text"));
 
+    let format = json!({ "type": "json_schema", "schema": schema() });
+    let message = json!({
+        "model": "wren", "max_tokens": 300, "messages": [{ "role": "user", "content": "An animal, please." }],
+        "output_config": { "effort": "low", "format": format },
+    });
+    let made = told(&gateway, "/v1/messages", &message);
+    check_animal(made["content"][0]["text"].as_str().expect("text"));
+    assert_eq!(made["stop_reason"], "end_turn");
+
     let format = json!({ "type": "json_schema", "name": "animal", "schema": schema() });
     let response = json!({ "model": "wren", "input": "An animal, please.", "text": { "format": format } });
     let made = told(&gateway, "/v1/responses", &response);

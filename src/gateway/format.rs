@@ -1,4 +1,5 @@
-//! What an answer must look like, in two spellings: `response_format` of chats and `text.format` of responses.
+//! What an answer must look like, in three spellings: `response_format` of chats, `text.format` of responses and
+//! `output_config.format` of messages.
 
 use serde_json::{Map, Value};
 
@@ -10,6 +11,7 @@ use crate::services::response_format;
 
 pub(super) const RESPONSE_FORMAT: &str = "response_format";
 pub(super) const TEXT_FORMAT: &str = "text.format";
+pub(super) const OUTPUT_FORMAT: &str = "output_config.format";
 
 /// Takes `response_format`.
 ///
@@ -70,6 +72,32 @@ pub(super) fn take_text(f: &mut Fields) -> Result<(ResponseFormat, Value), Refus
     Ok((format, serde_json::json!({ "format": echoed })))
 }
 
+/// Takes `output_config`: the format, and the effort, which a model without thoughts has no use for.
+///
+/// # Errors
+///
+/// Naming the field.
+pub(super) fn take_output_config(f: &mut Fields) -> Result<ResponseFormat, Refusal> {
+    let Some(mut config) = f.take::<Map<String, Value>>("output_config")? else { return Ok(ResponseFormat::Text) };
+    config.remove("effort");
+    let format = config.remove("format").filter(|format| !format.is_null());
+    if let Some(name) = config.keys().next() {
+        return Err(Refusal::field("output_config", format!("{name}: only `effort` and `format` are read here")));
+    }
+    let Some(format) = format else { return Ok(ResponseFormat::Text) };
+    let fields = format
+        .as_object()
+        .filter(|fields| fields.get("type").is_some_and(|kind| kind == "json_schema") && fields.contains_key("schema"));
+    let Some(fields) = fields else {
+        return Err(Refusal::field(OUTPUT_FORMAT, "must be {\"type\": \"json_schema\", \"schema\": …}"));
+    };
+    if let Some(name) = fields.keys().find(|name| !["type", "schema"].contains(&name.as_str())) {
+        return Err(Refusal::field(OUTPUT_FORMAT, format!("has no field `{name}`")));
+    }
+    let wire = serde_json::json!({"type": "json_schema", "json_schema": {"schema": fields["schema"]}});
+    response_format::parse(&wire).map_err(|why| Refusal::field(OUTPUT_FORMAT, why))
+}
+
 /// Checks what stands beside a schema, and leaves the schema alone.
 fn check_names(fields: &mut Map<String, Value>, param: &str) -> Result<(), Refusal> {
     let refuse = |what: String| Err(Refusal::field(param, what));
@@ -108,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn both_spellings_mean_the_same() {
+    fn all_spellings_mean_the_same() {
         let schema = json!({"type": "object", "properties": {"b": {"type": "integer"}, "a": {}}});
         let named = json!({"name": "answer-1", "description": "an answer", "strict": true, "schema": schema});
         let chat = json!({"response_format": {"type": "json_schema", "json_schema": named}});
@@ -118,7 +146,12 @@ mod tests {
         let wanted = ResponseFormat::JsonSchema(schema.to_string());
         assert_eq!(take_response_format(&mut fields(&chat)).unwrap(), wanted);
         let (format, echoed) = take_text(&mut fields(&response)).unwrap();
-        assert_eq!((format, &echoed["format"]), (wanted, &flat));
+        assert_eq!((format, &echoed["format"]), (wanted.clone(), &flat));
+        let message = json!({"output_config": {"effort": "low", "format": {"type": "json_schema", "schema": schema}}});
+        assert_eq!(take_output_config(&mut fields(&message)).unwrap(), wanted);
+        for nothing in [json!({}), json!({"output_config": {"effort": "low", "format": null}})] {
+            assert_eq!(take_output_config(&mut fields(&nothing)).unwrap(), ResponseFormat::Text);
+        }
         for nothing in [json!({}), json!({"response_format": null}), json!({"response_format": {"type": "text"}})] {
             assert_eq!(take_response_format(&mut fields(&nothing)).unwrap(), ResponseFormat::Text);
         }
@@ -154,6 +187,19 @@ mod tests {
         ] {
             let refusal = take_text(&mut fields(&json!({"text": text}))).unwrap_err();
             assert_eq!(refusal.param(), Some(param), "{text}");
+        }
+        for (output, param) in [
+            (json!({"format": {}}), OUTPUT_FORMAT),
+            (json!({"format": {"type": "json_object"}}), OUTPUT_FORMAT),
+            (json!({"format": {"type": "json_schema"}}), OUTPUT_FORMAT),
+            (json!({"format": {"type": "json_schema", "schema": 7}}), OUTPUT_FORMAT),
+            (json!({"format": {"type": "json_schema", "schema": {}, "name": "x"}}), OUTPUT_FORMAT),
+            (json!({"format": "json"}), OUTPUT_FORMAT),
+            (json!({"task_budget": {}}), "output_config"),
+            (json!("high"), "output_config"),
+        ] {
+            let refusal = take_output_config(&mut fields(&json!({"output_config": output}))).unwrap_err();
+            assert_eq!(refusal.param(), Some(param), "{output}");
         }
     }
 }

@@ -10,13 +10,13 @@ use super::Call;
 use super::admit::{Ask, admit, model};
 use super::chat::{Content, answered, check_turns, function_call, prompt};
 use super::fields::Fields;
-use super::format::RESPONSE_FORMAT;
+use super::format::{OUTPUT_FORMAT, take_output_config};
 use super::openai::{facts, fresh_seed};
 use super::refusal::{Refusal, Shape};
 use super::tools::{self, Item, Parser, Piece, call_id, gather, parser_of};
 use super::view::{self, Dialect, End, Token, reply};
 use crate::api::types::{self, check_sampling, check_stop};
-use crate::domain::task::{Message, Priority, PromptLogprobs, ResponseFormat, Sampling};
+use crate::domain::task::{Message, Priority, PromptLogprobs, Sampling};
 use crate::infra::http::Response;
 use crate::infra::reactor::Reply;
 use crate::services::pool::Loaded;
@@ -78,8 +78,8 @@ fn conversation(f: &mut Fields, loaded: &Loaded) -> Result<Vec<Message>, Refusal
     Ok(messages)
 }
 
-/// What agents say of a model's thoughts, where it is true of one that has none: it may think as much as it likes, or with as
-/// much effort; what it thought is left out of later turns.
+/// What agents say of a model's thoughts, where it is true of one that has none: it may think as much as it likes; what it
+/// thought is left out of later turns.
 ///
 /// # Errors
 ///
@@ -87,13 +87,6 @@ fn conversation(f: &mut Fields, loaded: &Loaded) -> Result<Vec<Message>, Refusal
 fn pass_over_thoughts(f: &mut Fields) -> Result<(), Refusal> {
     if f.peek("thinking").is_some_and(|thinking| thinking["type"] == "adaptive") {
         f.pass_over(&["thinking"]);
-    }
-    if let Some(Value::Object(mut output)) = f.peek("output_config") {
-        output.remove("effort");
-        if let Some((name, _)) = output.into_iter().next() {
-            return Err(Refusal::field("output_config", format!("{name}: only effort is read here")));
-        }
-        f.pass_over(&["output_config"]);
     }
     if let Some(Value::Object(management)) = f.peek("context_management") {
         let edits = management.get("edits").and_then(Value::as_array);
@@ -166,6 +159,7 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
     let model_name: String = f.need("model")?;
     let loaded = model(call.state, &model_name)?;
     let messages = conversation(&mut f, &loaded)?;
+    let format = take_output_config(&mut f)?;
     let tools = tools::anthropic(&mut f, &loaded)?;
     let stop: Vec<String> = f.take("stop_sequences")?.unwrap_or_default();
     check_stop(&stop).map_err(|e| Refusal::from(e).renamed("stop", "stop_sequences"))?;
@@ -203,8 +197,8 @@ pub(super) async fn create(call: &Call<'_>, body: &mut [u8]) -> Result<Reply, Re
         top_logprobs: 0,
         prompt_logprobs: PromptLogprobs::None,
         ignore_end: false,
-        format: ResponseFormat::Text,
-        format_param: RESPONSE_FORMAT,
+        format,
+        format_param: OUTPUT_FORMAT,
         tools,
         has_instructions: false,
         background: false,
@@ -236,6 +230,8 @@ pub(super) async fn count_tokens(call: &Call<'_>, body: &mut [u8]) -> Result<Res
     let mut f = Fields::read(body)?;
     let loaded = model(call.state, &f.need::<String>("model")?)?;
     let messages = conversation(&mut f, &loaded)?;
+    // It says nothing to the model: what does not fit is never picked.
+    take_output_config(&mut f)?;
     let tools = tools::anthropic(&mut f, &loaded)?;
     refuse_what_is_not_done(&mut f)?;
     f.finish()?;

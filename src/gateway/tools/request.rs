@@ -97,7 +97,10 @@ pub(in crate::gateway) fn anthropic(f: &mut Fields, loaded: &Loaded) -> Result<O
 }
 
 fn other_kind(kind: Option<&str>) -> String {
-    format!("a tool of type {:?}: functions can be called here", kind.unwrap_or_default())
+    format!(
+        "a tool of type {:?}: this server calls functions only: switch it off in the client",
+        kind.unwrap_or_default()
+    )
 }
 
 fn openai_word(word: &str) -> Option<Choice> {
