@@ -507,7 +507,8 @@ impl Pool {
     /// A task whose stream takes nothing more: somebody else has ended it, or its log is full.
     fn refused(&self, running: &Running, error: AppendError, now_us: u64) -> Verdict {
         if error == AppendError::Full {
-            let message = "the stream's log is full: ask for fewer tokens".to_owned();
+            let message = "the stream's log is full: ask for fewer tokens, or for fewer of the likeliest in each place"
+                .to_owned();
             end(self, &running.task, Outcome::Failed(OrchestratorError::Internal(message)), now_us);
         }
         Verdict::Stop

@@ -1,5 +1,6 @@
 """anthropic's own client against the gateway's /v1/messages."""
 
+import json
 import os
 import sys
 
@@ -32,6 +33,14 @@ with Server() as server:
         pass
     else:
         raise AssertionError("a wrong key was taken")
+    animal = {
+        "type": "object",
+        "properties": {"name": {"enum": ["Pip", "Hazel"]}, "age": {"type": "integer", "minimum": 1, "maximum": 9}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+    formed = client.messages.create(**{**ASKED, "max_tokens": 200}, output_config={"format": {"type": "json_schema", "schema": animal}})
+    assert json.loads(formed.content[0].text)["name"] in ("Pip", "Hazel"), formed
     long = {**ASKED, "max_tokens": 1900}
     try:
         client.with_options(max_retries=5).messages.create(**long, extra_headers={"x-deadline-ms": "1"})

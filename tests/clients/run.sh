@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Other people's clients against the gateway. Needs cargo, and python3 with venv or node with npm (both, to be complete);
 # installs the clients, pinned, into the target folder. ORCHESTRATORD_BIN names a binary that exists already.
-#   tests/clients/run.sh [python] [node] [litellm] [agents]
+#   tests/clients/run.sh [python] [node] [litellm] [agents] [webui]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-wanted=${*:-python node litellm agents}
+wanted=${*:-python node litellm agents webui}
 target=$(cargo metadata --no-deps --format-version 1 | grep -o '"target_directory":"[^"]*"' | cut -d'"' -f4)
 installed="$target/clients"
 mkdir -p "$installed"
@@ -17,7 +17,7 @@ fi
 run_python() {
   [ -x "$installed/venv/bin/pip" ] || python3 -m venv "$installed/venv"
   "$installed/venv/bin/pip" install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
-  for script in openai_python anthropic_python langchain_python; do
+  for script in openai_python anthropic_python langchain_python zed_python; do
     timeout 300 "$installed/venv/bin/python" "tests/clients/$script.py"
   done
 }
@@ -46,6 +46,23 @@ run_agents() {
   "$installed/aider/bin/pip" install --quiet --disable-pip-version-check aider-chat==0.86.2
   ln -sf "$installed/aider/bin/aider" "$agents/node_modules/.bin/aider"
   PATH="$agents/node_modules/.bin:$PATH" timeout 600 python3 tests/clients/agents.py
+}
+
+# More than a gigabyte, without what it would run models of its own with, which is several times as much. It starts without.
+run_webui() {
+  local version=0.12.4 webui="$installed/webui" own='accelerate|einops|faster-whisper|opencv|rapidocr|sentence-transformers|transformers'
+  if ! [ -x "$webui/bin/open-webui" ]; then
+    # It is for no Python before 3.11 or after 3.12.
+    local python=python3
+    "$python" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || python=python3.11
+    "$python" -m venv "$webui"
+    "$webui/bin/pip" install --quiet --disable-pip-version-check --no-deps "open-webui==$version"
+    "$webui/bin/python" -c 'from importlib.metadata import requires; print(*requires("open-webui"), sep="\n")' |
+      grep -v 'extra ==' | grep -vE "^($own)" >"$webui/requirements.txt"
+  fi
+  # It says itself that the rest is not there.
+  "$webui/bin/pip" install --quiet --disable-pip-version-check -r "$webui/requirements.txt" 2>"$webui/pip.log" || { cat "$webui/pip.log"; exit 1; }
+  timeout 400 "$webui/bin/python" tests/clients/openwebui_python.py
 }
 
 export RECORDED_REQUESTS="$installed/requests.jsonl"
