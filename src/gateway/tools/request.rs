@@ -27,7 +27,7 @@ enum Choice {
 pub(in crate::gateway) fn chat(f: &mut Fields, loaded: &Loaded) -> Result<Option<Tools>, Refusal> {
     let functions = functions(f, |tool| match tool["type"].as_str() {
         Some("function") => Ok(tool["function"].take()),
-        kind => Err(other_kind(kind)),
+        _ => Err(other_kind(tool)),
     })?;
     let choice = choice(f, |choice| match (choice.as_str(), choice["type"].as_str()) {
         (Some(word), _) => openai_word(word),
@@ -50,7 +50,7 @@ pub(in crate::gateway) fn response(f: &mut Fields, loaded: &Loaded) -> Result<Op
             function.as_object_mut().expect("it has a type").remove("type");
             Ok(function)
         }
-        kind => Err(other_kind(kind)),
+        _ => Err(other_kind(tool)),
     })?;
     let choice = choice(f, |choice| match (choice.as_str(), choice["type"].as_str()) {
         (Some(word), _) => openai_word(word),
@@ -68,8 +68,8 @@ pub(in crate::gateway) fn response(f: &mut Fields, loaded: &Loaded) -> Result<Op
 /// Naming the field.
 pub(in crate::gateway) fn anthropic(f: &mut Fields, loaded: &Loaded) -> Result<Option<Tools>, Refusal> {
     let functions = functions(f, |tool| {
-        if let Some(kind) = tool["type"].as_str().filter(|kind| *kind != "custom") {
-            return Err(other_kind(Some(kind)));
+        if tool["type"].as_str().is_some_and(|kind| kind != "custom") {
+            return Err(other_kind(tool));
         }
         let mut function = tool.take();
         if let Some(fields) = function.as_object_mut() {
@@ -96,11 +96,10 @@ pub(in crate::gateway) fn anthropic(f: &mut Fields, loaded: &Loaded) -> Result<O
     tools(loaded, functions, choice, parallel)
 }
 
-fn other_kind(kind: Option<&str>) -> String {
-    format!(
-        "a tool of type {:?}: this server calls functions only: switch it off in the client",
-        kind.unwrap_or_default()
-    )
+fn other_kind(tool: &Value) -> String {
+    let kind = tool["type"].as_str().unwrap_or_default();
+    let name = tool["name"].as_str().map_or_else(String::new, |name| format!(" ({name:?})"));
+    format!("a tool of type {kind:?}{name}: this server calls functions only: switch it off in the client")
 }
 
 fn openai_word(word: &str) -> Option<Choice> {
@@ -233,5 +232,13 @@ mod tests {
         }
         let twice = json!({"tools": [{"name": "f"}, {"name": "f"}]});
         assert_eq!(read("flat", &twice).unwrap_err().param(), Some("tools"));
+    }
+
+    #[test]
+    fn who_sends_a_tool_of_another_kind_is_told_which() {
+        let agents = other_kind(&json!({"type": "namespace", "name": "agents", "tools": []}));
+        assert!(agents.starts_with("a tool of type \"namespace\" (\"agents\"): "), "{agents}");
+        let search = other_kind(&json!({"type": "web_search"}));
+        assert!(search.starts_with("a tool of type \"web_search\": "), "{search}");
     }
 }
