@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::load::http::{Part, ResponseReader};
+use crate::outcomes::{Asked, as_csv};
 use crate::sim::chance::Chance;
 use crate::sim::grade::{Grades, prediction_rows, retry_row};
 use crate::sim::{Ended, Outcome, plot};
@@ -35,19 +36,29 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Each waiting client is a thread, and needs little.
 const STACK_LEN: usize = 256 * 1024;
 
+/// Room for the longest prompt and the most tokens that may be asked for.
+const CONTEXT_LEN: u32 = 512;
+
 const WORDS: &[&str] =
     &["the", "little", "dog", "ran", "to", "a", "big", "tree", "and", "saw", "one", "old", "cat", "who", "was"];
 
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Tasks of each of the two parts.
+    /// Tasks whose promises are graded.
     #[arg(long, default_value_t = 2000)]
     pub tasks: usize,
+    /// Tasks of the second part, about coming back when told to; as many as of the first by default, and with 0 it is left out.
+    #[arg(long)]
+    pub retry_tasks: Option<usize>,
     /// Sequences that the server decodes together; a running server says so itself.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 16)]
     pub slots: usize,
-    /// Tasks that come, over those that the server can do.
-    #[arg(long, default_value_t = 0.9)]
+    /// Most tokens that a task may have; others have a half, a quarter or an eighth of it.
+    #[arg(long, default_value_t = 384, value_parser = clap::value_parser!(u32).range(8..=384))]
+    pub tokens_max: u32,
+    /// Tasks that come, over those that the server can do. With less than it can do hardly anybody waits for as long as is
+    /// graded but batch work, and that for interactive work which nobody can know of.
+    #[arg(long, default_value_t = 1.5)]
     pub load: f64,
     /// The same seed asks the same things at the same times, as far as the server is as fast.
     #[arg(long, default_value_t = 1)]
@@ -67,20 +78,26 @@ pub struct Options {
     /// Leaves the table and a plot of it in this folder.
     #[arg(long)]
     pub record: Option<PathBuf>,
+    /// Writes what each task of the first part was told, and what it got, to this file: comma-separated values.
+    #[arg(long)]
+    pub outcomes: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Options {
         Options {
             tasks: 2000,
-            slots: 4,
-            load: 0.9,
+            retry_tasks: None,
+            slots: 16,
+            tokens_max: 384,
+            load: 1.5,
             seed: 1,
             address: None,
             key: KEY.into(),
             model: "wren".into(),
             engine: "cpu".into(),
             record: None,
+            outcomes: None,
         }
     }
 }
@@ -120,14 +137,18 @@ pub fn run(options: &Options) -> Result<(), String> {
         table.push_str(&line);
         table.push('\n');
     };
-    say(format!("seed {}, {} tasks a part, {} slots, live", options.seed, options.tasks, options.slots));
+    let Options { seed, tasks, tokens_max, .. } = options;
+    say(format!("seed {seed}, {tasks} tasks, {slots} slots, at most {tokens_max} tokens, live"));
     say("| measure | trace | value |".into());
     say("|---|---|---|".into());
     let told = predictions(options)?;
     let name = format!("live, load {}", options.load);
     prediction_rows(&mut say, &name, &told);
-    let grades = retries(options)?;
-    say(retry_row("X-Backoff-Ms", "live", &grades));
+    let retrying = Options { tasks: options.retry_tasks.unwrap_or(options.tasks), ..options.clone() };
+    if retrying.tasks > 0 {
+        let grades = retries(&retrying)?;
+        say(retry_row("X-Backoff-Ms", "live", &grades));
+    }
     let Some(folder) = &options.record else { return Ok(()) };
     let title = format!("live: {} tasks, load {}, seed {}", options.tasks, options.load, options.seed);
     [("grades-live.md", table), ("calibration-live.svg", plot::svg(&title, &told))].iter().try_for_each(
@@ -237,7 +258,7 @@ impl Pace {
     fn measure(door: &Door, options: &Options) -> Result<Pace, String> {
         let count = (options.tasks / 10).clamp(8 * options.slots, 400);
         let mut chance = Chance::new(options.seed ^ 0x9a7e);
-        let asks: Vec<Ask> = (0..count).map(|_| ask(&mut chance, options.seed ^ 1, None)).collect();
+        let asks: Vec<Ask> = (0..count).map(|_| ask(&mut chance, options.seed ^ 1, options.tokens_max, None)).collect();
         let began = Instant::now();
         let (next, tokens) = (std::sync::atomic::AtomicUsize::new(0), std::sync::atomic::AtomicU64::new(0));
         std::thread::scope(|scope| {
@@ -264,11 +285,11 @@ impl Pace {
 }
 
 /// A task drawn at random; with a token's time and the slack wanted, its deadline is a multiple of what it may take.
-fn ask(chance: &mut Chance, seed: u64, deadline: Option<(f64, f64)>) -> Ask {
+fn ask(chance: &mut Chance, seed: u64, tokens_max: u32, deadline: Option<(f64, f64)>) -> Ask {
     let session = Uuid::from_u128(u128::from(seed) << 64 | chance.below(40) as u128);
     let words = 2 + chance.below(30);
     let prompt = (0..words).map(|_| WORDS[chance.below(WORDS.len())]).collect::<Vec<_>>().join(" ");
-    let tokens_max = [16, 32, 64, 96][chance.below(4)];
+    let tokens_max = tokens_max >> chance.below(4);
     let priority = if chance.happens(0.2) { Priority::Batch } else { Priority::Interactive };
     let deadline_ms = deadline.map_or(600_000.0, |(token_ms, slack)| {
         let patience = if priority == Priority::Batch { 4.0 } else { 1.0 };
@@ -291,12 +312,13 @@ fn storm(door: &Door, options: &Options, pace: &Pace, load: f64, slack: Option<f
     let began = Instant::now();
     let mut at = 0.0;
     let mut threads = Vec::with_capacity(options.tasks);
-    let mut priorities = Vec::with_capacity(options.tasks);
+    let mut asked = Vec::with_capacity(options.tasks);
     for index in 0..options.tasks {
         at += chance.exponential(1.0 / (load * pace.tasks_per_second));
-        let ask = ask(&mut chance, options.seed, slack.map(|slack| (pace.token_ms, slack)));
+        let ask = ask(&mut chance, options.seed, options.tokens_max, slack.map(|slack| (pace.token_ms, slack)));
         std::thread::sleep(Duration::from_secs_f64(at).saturating_sub(began.elapsed()));
-        priorities.push(ask.priority);
+        let Ask { priority, tokens_max, deadline_ms, .. } = ask;
+        asked.push(Asked { at_us: began.elapsed().as_micros() as u64, priority, tokens_max, deadline_ms });
         let (sender, door) = (sender.clone(), door.clone());
         let client = move || drop(sender.send((index, visit(&door, &ask, RETRIES_MAX))));
         let thread = std::thread::Builder::new().stack_size(STACK_LEN).spawn(client);
@@ -308,7 +330,10 @@ fn storm(door: &Door, options: &Options, pace: &Pace, load: f64, slack: Option<f
         outcomes[index] = outcome?;
     }
     threads.into_iter().try_for_each(|t| t.join().map_err(|_| "a client panicked".to_owned()))?;
-    Ok(Grades::of_outcomes(priorities.into_iter().zip(&outcomes)))
+    if let Some(path) = options.outcomes.as_ref().filter(|_| slack.is_some()) {
+        std::fs::write(path, as_csv(&asked, &outcomes)).map_err(|e| format!("{}: {e}", path.display()))?;
+    }
+    Ok(Grades::of_outcomes(asked.iter().map(|a| a.priority).zip(&outcomes)))
 }
 
 /// Sends a task, comes back when told to, and reads its stream to the end.
@@ -319,7 +344,7 @@ fn visit(door: &Door, ask: &Ask, retries_max: u32) -> Result<Outcome, String> {
         "workload": "completion",
         "model_ref": door.model,
         "engine": door.engine,
-        "ctx": 512,
+        "ctx": CONTEXT_LEN,
         "priority": ask.priority.name(),
         "max_tokens": ask.tokens_max,
         "deadline_ms": ask.deadline_ms,

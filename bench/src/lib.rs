@@ -4,6 +4,7 @@ pub mod counting;
 pub mod grade;
 pub mod load;
 pub mod null_server;
+pub mod outcomes;
 pub mod pace;
 pub mod paced;
 pub mod startup;

@@ -8,7 +8,7 @@ use orchestratord::config;
 use orchestratord_bench::grade::{self, Options};
 
 fn small() -> Options {
-    Options { tasks: 150, seed: 7, ..Options::default() }
+    Options { tasks: 150, seed: 7, slots: 4, tokens_max: 96, load: 0.9, ..Options::default() }
 }
 
 #[test]
@@ -36,9 +36,11 @@ fn a_running_server_is_graded_over_its_address() {
     let server =
         Server::start(config::load(None, [], flags).expect("the settings are good").config).expect("it starts");
     let address = server.address.to_string();
+    let outcomes = concat!(env!("CARGO_TARGET_TMPDIR"), "/outcomes-of-a-running-server.csv");
     let grade = |key: &str, tasks: &str| {
         Command::new(env!("CARGO_BIN_EXE_orchestratord-bench"))
             .args(["grade", "--address", &address, "--key", key, "--tasks", tasks, "--seed", "7"])
+            .args(["--tokens-max", "96", "--load", "0.9", "--outcomes", outcomes])
             .output()
             .expect("the grader starts")
     };
@@ -49,6 +51,8 @@ fn a_running_server_is_graded_over_its_address() {
     for row in ["at admission: ECE", "predicted_start_ms: median error", "admitted at the first retry"] {
         assert!(table.contains(row), "no {row:?} in {table}");
     }
+    let lines = std::fs::read_to_string(outcomes).expect("the outcomes were written");
+    assert_eq!(lines.lines().count(), 101, "a header, and each task of the first part once");
     let refused = grade("the-key-of-somebody-else", "10");
     let why = String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success() && why.contains("API key is not valid"), "{why}");

@@ -3,16 +3,19 @@
 //! ```text
 //! simulate [--seed N] [--tasks N] [--seeds N] [--million] [--record DIR]
 //! simulate --ceiling [--seed N] [--tasks N] [--futures N]
+//! simulate --live [--seed N] [--tasks N] [--futures N] [--slots N] [--tokens-max N] [--load X]
 //! ```
 //!
-//! The second form says how well the starts of batch work could be predicted by who knows everything but the future.
+//! The second form says how well the starts of batch work could be predicted by who knows everything but the future; the third
+//! says both, the grades and that, of the trace that `orchestratord-bench grade` plays live.
 
 use std::fmt::Write;
 use std::path::PathBuf;
 
-use orchestratord_bench::sim::ceiling::ceiling;
+use orchestratord_bench::sim::ceiling::{Ceiling, ceiling};
 use orchestratord_bench::sim::grade::{Starts, prediction_rows, retry_row};
-use orchestratord_bench::sim::{Kind, plot, suite};
+use orchestratord_bench::sim::suite::Live;
+use orchestratord_bench::sim::{Kind, Setup, plot, suite};
 
 /// Batch tasks of each trace whose futures are looked at.
 const CEILING_TASKS: usize = 80;
@@ -25,11 +28,22 @@ struct Options {
     ceiling: bool,
     futures: usize,
     record: Option<PathBuf>,
+    is_live: bool,
+    live: Live,
 }
 
 fn options() -> Result<Options, String> {
-    let mut options =
-        Options { seed: 1, tasks: 20_000, seeds: 60, million: false, ceiling: false, futures: 20, record: None };
+    let mut options = Options {
+        seed: 1,
+        tasks: 20_000,
+        seeds: 60,
+        million: false,
+        ceiling: false,
+        futures: 20,
+        record: None,
+        is_live: false,
+        live: Live { slots: 16, tokens_max: 384, load: 0.9 },
+    };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or(format!("{word} needs a value"));
@@ -41,10 +55,18 @@ fn options() -> Result<Options, String> {
             "--million" => options.million = true,
             "--ceiling" => options.ceiling = true,
             "--futures" => options.futures = number(value()?)?.clamp(10, 1000) as usize,
+            "--live" => options.is_live = true,
+            "--slots" => options.live.slots = number(value()?)?.clamp(1, 128) as usize,
+            "--tokens-max" => options.live.tokens_max = number(value()?)?.clamp(8, 4000) as u32,
+            "--load" => {
+                let text = value()?;
+                let load = text.parse::<f64>().ok().filter(|load| (0.01..=100.0).contains(load));
+                options.live.load = load.ok_or(format!("{text:?} is not a load: say 0.9"))?;
+            }
             "--record" => options.record = Some(value()?.into()),
             _ => {
                 return Err(format!(
-                    "{word} is not known; there are --seed, --tasks, --seeds, --million, --ceiling, --futures, --record"
+                    "{word} is not known; there are --seed, --tasks, --seeds, --million, --ceiling, --futures, --record, --live, --slots, --tokens-max, --load"
                 ));
             }
         }
@@ -63,6 +85,14 @@ fn main() {
         let _ = writeln!(table, "{line}");
     };
     let (seed, tasks) = (options.seed, options.tasks);
+    if options.is_live {
+        let Live { slots, tokens_max, load } = options.live;
+        say(format!("seed {seed}, {tasks} tasks, {slots} slots, at most {tokens_max} tokens, simulated"));
+        prediction_rows(&mut say, &format!("live, load {load}"), &options.live.grades(seed, tasks));
+        let (setup, trace) = (options.live.setup(seed), options.live.trace(seed, tasks));
+        ceiling_header(&options);
+        return ceiling_row("live", &ceiling(&setup, &trace, CEILING_TASKS, options.futures));
+    }
     if options.ceiling {
         return ceilings(&options);
     }
@@ -143,29 +173,39 @@ fn main() {
 
 /// The table of how well starts of batch work are predicted, and could be.
 fn ceilings(options: &Options) {
+    let (seed, tasks) = (options.seed, options.tasks);
+    ceiling_header(options);
+    let setup = Setup::new(seed);
+    for kind in Kind::ALL {
+        let c = ceiling(&setup, &suite::starts_trace(kind, seed, tasks), CEILING_TASKS, options.futures);
+        ceiling_row(&format!("{}, without deadlines", kind.name()), &c);
+    }
+    for kind in Kind::ALL {
+        let c = ceiling(&setup, &suite::calibration_trace(kind, seed, tasks), CEILING_TASKS, options.futures);
+        ceiling_row(&format!("{}, with deadlines", kind.name()), &c);
+    }
+}
+
+fn ceiling_header(options: &Options) {
     println!("seed {}, {} tasks a trace, {} futures of each batch task", options.seed, options.tasks, options.futures);
     println!(
         "| trace | batch tasks | said | best guess over the futures | median of the futures | best guess in its own futures | off: sooner, later |"
     );
     println!("|---|---|---|---|---|---|---|");
+}
+
+fn ceiling_row(name: &str, c: &Ceiling) {
     let figures = |s: &Starts| {
         format!("{:.1} %, {:.1} % within 25 %", 100.0 * s.error_median(), 100.0 * s.share_within_quarter())
     };
-    for deadlines in [false, true] {
-        for kind in Kind::ALL {
-            let c = ceiling(kind, options.seed, options.tasks, deadlines, CEILING_TASKS, options.futures);
-            println!(
-                "| {}, {} deadlines | {} | {} | {} | {} | {:.1} % | {}, {} |",
-                kind.name(),
-                if deadlines { "with" } else { "without" },
-                c.said.pairs.len(),
-                figures(&c.said),
-                figures(&c.best),
-                figures(&c.median),
-                100.0 * c.share_of_futures,
-                c.sooner,
-                c.later
-            );
-        }
-    }
+    println!(
+        "| {name} | {} | {} | {} | {} | {:.1} % | {}, {} |",
+        c.said.pairs.len(),
+        figures(&c.said),
+        figures(&c.best),
+        figures(&c.median),
+        100.0 * c.share_of_futures,
+        c.sooner,
+        c.later
+    );
 }

@@ -8,8 +8,7 @@
 use orchestratord::domain::task::Priority;
 
 use super::grade::{Starts, WAIT_GRADED_US, WARM_UP};
-use super::suite;
-use super::trace::{Kind, Trace};
+use super::trace::Trace;
 use super::world::{Outcome, Setup, World};
 
 /// Fewer futures in which a task got its slot say too little.
@@ -34,10 +33,8 @@ pub struct Ceiling {
 }
 
 /// Looks at up to `looked_at_max` waiting batch tasks of a trace, in `futures` futures each.
-pub fn ceiling(kind: Kind, seed: u64, count: usize, deadlines: bool, looked_at_max: usize, futures: usize) -> Ceiling {
-    let setup = Setup::new(seed);
-    let trace =
-        if deadlines { suite::calibration_trace(kind, seed, count) } else { suite::starts_trace(kind, seed, count) };
+pub fn ceiling(setup: &Setup, trace: &Trace, looked_at_max: usize, futures: usize) -> Ceiling {
+    let (seed, count) = (trace.seed, trace.count);
     let slots = setup.config.slots_max as u32;
     let clients = trace.clients(&setup.truth, slots);
     let mut world = World::new(setup.clone(), &clients);
@@ -49,7 +46,7 @@ pub fn ceiling(kind: Kind, seed: u64, count: usize, deadlines: bool, looked_at_m
     let every = all.len().div_ceil(looked_at_max).max(1);
     let mut out = Ceiling { futures, ..Ceiling::default() };
     for index in all.into_iter().step_by(every) {
-        let again = |n: usize| future(&setup, &trace, index, seed ^ ((n as u64 + 1) << 32) ^ index as u64);
+        let again = |n: usize| future(setup, trace, index, seed ^ ((n as u64 + 1) << 32) ^ index as u64);
         let mut waits: Vec<f64> = (0..futures).filter_map(again).collect();
         if waits.len() < FUTURES_LEAST {
             continue;
@@ -97,6 +94,7 @@ fn best_guess(waits: &[f64]) -> (f64, usize) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Kind, suite};
     use super::*;
 
     #[test]

@@ -48,6 +48,21 @@ impl Default for Truth {
 }
 
 impl Truth {
+    /// About as fast as the CPU engine with the built-in model on one core: its weights stay in the cache, so a
+    /// step's time is that of its rows.
+    pub fn cpu() -> Truth {
+        Truth {
+            weights_us: 0.0,
+            overhead_us: 100.0,
+            decode_row_us: 170.0,
+            prefill_row_us: 80.0,
+            noise: 0.15,
+            drift: 0.05,
+            stall_share: 0.002,
+            ..Truth::default()
+        }
+    }
+
     fn step_us(&self, decode: f64, prefill: f64, cells: f64) -> f64 {
         let compute_us = decode * self.decode_row_us + prefill * self.prefill_row_us;
         self.overhead_us + self.weights_us.max(compute_us) + self.thousand_cells_us * cells / 1000.0

@@ -11,6 +11,7 @@ use orchestratord::services::gate::{Gate, GateRules, Offer};
 use orchestratord::services::prediction::{SessionLengths, StepModel, StepObservation};
 use orchestratord::services::scheduler::SchedulerRules;
 
+use super::engine::Truth;
 use super::grade::Grades;
 use super::trace::{Client, Kind, Trace};
 use super::world::{Counts, Fault, Outcome, Setup, World};
@@ -32,7 +33,7 @@ pub fn calibration(kind: Kind, seed: u64, count: usize) -> Grades {
     run(&setup, &clients(&setup, &calibration_trace(kind, seed, count))).0
 }
 
-pub(super) fn calibration_trace(kind: Kind, seed: u64, count: usize) -> Trace {
+pub fn calibration_trace(kind: Kind, seed: u64, count: usize) -> Trace {
     // Waits have to be there to be predicted: bursts and days bring them by themselves.
     let load = if matches!(kind, Kind::Poisson | Kind::HeavyTailed) { 0.95 } else { 0.9 };
     Trace::new(kind, seed, count, load)
@@ -45,8 +46,35 @@ pub fn starts(kind: Kind, seed: u64, count: usize) -> Grades {
     run(&setup, &clients(&setup, &starts_trace(kind, seed, count))).0
 }
 
-pub(super) fn starts_trace(kind: Kind, seed: u64, count: usize) -> Trace {
+pub fn starts_trace(kind: Kind, seed: u64, count: usize) -> Trace {
     Trace { slack: 1e6, cancel_share: 0.0, ..Trace::new(kind, seed, count, 0.9) }
+}
+
+/// The trace of the live grader, over an engine about as fast: what a live grade would be if nothing else ran beside it.
+#[derive(Clone, Copy, Debug)]
+pub struct Live {
+    pub slots: usize,
+    pub tokens_max: u32,
+    /// Tasks that come, over those that the engine can do.
+    pub load: f64,
+}
+
+impl Live {
+    pub fn setup(&self, seed: u64) -> Setup {
+        let mut setup = Setup { truth: Truth::cpu(), ..Setup::new(seed) };
+        setup.config.slots_max = self.slots;
+        setup
+    }
+
+    pub fn trace(&self, seed: u64, count: usize) -> Trace {
+        let kind = Kind::Live { tokens_max: self.tokens_max };
+        Trace { sessions: 40, keys: 1, said_share: 0.0, cancel_share: 0.0, ..Trace::new(kind, seed, count, self.load) }
+    }
+
+    pub fn grades(&self, seed: u64, count: usize) -> Grades {
+        let setup = self.setup(seed);
+        run(&setup, &clients(&setup, &self.trace(seed, count))).0
+    }
 }
 
 /// Clients at twice what the engine can do, who come back exactly when they are told to; `in_seconds` for those who read
