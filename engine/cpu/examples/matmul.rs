@@ -1,6 +1,6 @@
-//! Times one matrix product, weights as they lie in a file: `matmul TYPES ROWS COLS OUTPUTS [THREADS]`, for instance
-//! `cargo run --release -p orchestratord-cpu --example matmul -- Q4_0,Q8_0 1 2048 65536`. With one row it is the bytes per
-//! second that count, with many the products.
+//! Times one matrix product, weights as they lie in a file: `matmul TYPES ROWS COLS OUTPUTS [THREADS [ISA]]`, for
+//! instance `cargo run --release -p orchestratord-cpu --example matmul -- Q4_0,Q8_0 1 2048 65536`. With one row it is the
+//! bytes per second that count, with many the products. Without an ISA it is the best that the processor has.
 
 use std::time::{Duration, Instant};
 
@@ -13,14 +13,21 @@ const MADE: usize = 16;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [types, rows, cols, outputs, threads @ ..] = &arguments[..] else {
+    let [types, rows, cols, outputs, rest @ ..] = &arguments[..] else {
         return Err(
-            "it takes TYPES ROWS COLS OUTPUTS [THREADS], the types by their names and commas between them".into()
+            "it takes TYPES ROWS COLS OUTPUTS [THREADS [ISA]], the types by their names and commas between them".into(),
         );
     };
     let (rows, cols, outputs) = (rows.parse::<usize>()?, cols.parse::<usize>()?, outputs.parse::<usize>()?);
-    let pool = WorkerPool::new(threads.first().map_or(Ok(1), |text| text.parse())?)?;
-    let isa = Isa::detect()[0];
+    let pool = WorkerPool::new(rest.first().map_or(Ok(1), |text| text.parse())?)?;
+    let isas = Isa::detect();
+    let isa = match rest.get(1) {
+        None => isas[0],
+        Some(name) => *isas.iter().find(|isa| isa.name() == name).ok_or_else(|| {
+            let names: Vec<&str> = isas.iter().map(|isa| isa.name()).collect();
+            format!("this processor has no {name}, but {}", names.join(", "))
+        })?,
+    };
     println!("{}: {rows} rows of {cols} times {outputs} outputs", isa.name());
     for name in types.split(',') {
         let tensor_type =

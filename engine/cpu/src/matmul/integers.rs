@@ -154,22 +154,6 @@ fn in_place<S: Simd, F: Integers>(
     }
 }
 
-/// Does the same for every unit of a group, whose number is a constant each time: what lies where is known when it is
-/// compiled, and sixteen sums stay in registers.
-macro_rules! for_each_unit {
-    ($unit:ident, $body:expr) => {
-        for_each_unit!(@ $unit, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
-    };
-    (@ $unit:ident, $body:expr, $($number:literal)*) => {{
-        $({
-            const $unit: usize = $number;
-            $body
-        })*
-    }};
-}
-
-const _: () = assert!(GROUP_UNITS == 16, "as many as `for_each_unit` has numbers");
-
 /// Weight row `o` times `X` rows of activations: row `i` of their lanes.
 #[inline(always)]
 fn in_place_row<S: Simd, F: Integers, const X: usize>(
@@ -188,22 +172,28 @@ fn in_place_row<S: Simd, F: Integers, const X: usize>(
         for j in 1..X {
             groups[j] = x.group(j, g);
         }
-        let mut dots = [[simd.zeros(); GROUP_UNITS]; X];
-        if S::UNROLLS {
-            for_each_unit!(UNIT, {
-                dots_of_unit::<S, F, X>(simd, weight.format, bytes, UNIT, &groups, &mut dots);
-            });
-        } else {
-            for unit in 0..GROUP_UNITS {
-                dots_of_unit::<S, F, X>(simd, weight.format, bytes, unit, &groups, &mut dots);
-            }
-        }
+        // Before the products: a branch after them would keep their sums from being made with them, in registers.
         let (mut scale, mut minimum) = weight.format.scales(simd, bytes);
         if units < GROUP_UNITS {
             (scale, minimum) = (simd.first_lanes(scale, units), simd.first_lanes(minimum, units));
         }
+        // Sums of four units are folded before there are more, so that they stay in registers.
+        let mut folds = [[simd.zeros(); 4]; X];
+        if S::UNROLLS {
+            // Each turn is compiled by itself: what lies where is known.
+            macro_rules! fold {
+                ($($fours:literal)*) => {
+                    $(fold_units::<S, F, X>(simd, weight.format, bytes, $fours, &groups, &mut folds);)*
+                };
+            }
+            fold!(0 1 2 3);
+        } else {
+            for fours in 0..GROUP_UNITS / 4 {
+                fold_units::<S, F, X>(simd, weight.format, bytes, fours, &groups, &mut folds);
+            }
+        }
         for j in 0..X {
-            let dots = simd.sum_each(&dots[j]);
+            let dots = simd.sum_folded(&folds[j]);
             lanes[j] = add_group::<S, F>(simd, lanes[j], dots, F::OFFSET_BITS, groups[j], scale, minimum);
         }
     }
@@ -241,18 +231,27 @@ pub fn put_sums<S: Simd>(simd: S, out: &SharedSlice<'_>, index: usize, count: us
     }
 }
 
+/// The dot products of four units: fold `fours` of each row.
 #[inline(always)]
-fn dots_of_unit<S: Simd, F: Integers, const X: usize>(
+fn fold_units<S: Simd, F: Integers, const X: usize>(
     simd: S,
     format: F,
     bytes: &[u8],
-    unit: usize,
+    fours: usize,
     groups: &[Group<'_>; X],
-    dots: &mut [[S::I; GROUP_UNITS]; X],
+    folds: &mut [[S::I; 4]; X],
 ) {
-    let words = format.words(simd, block_of::<F>(bytes, unit), unit % F::BLOCK_UNITS);
+    const { assert!(GROUP_UNITS == 16, "four folds of four units") };
+    let mut dots = [[simd.zeros(); 4]; X];
+    for i in 0..4 {
+        let unit = 4 * fours + i;
+        let words = format.words(simd, block_of::<F>(bytes, unit), unit % F::BLOCK_UNITS);
+        for j in 0..X {
+            dots[j][i] = simd.dot(simd.zeros(), words, simd.load_words(&groups[j].words[unit]));
+        }
+    }
     for j in 0..X {
-        dots[j][unit] = simd.dot(simd.zeros(), words, simd.load_words(&groups[j].words[unit]));
+        folds[j][fours] = simd.fold(&dots[j]);
     }
 }
 

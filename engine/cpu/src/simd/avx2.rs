@@ -105,11 +105,8 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn bytes(self, x: &[u8; 32]) -> [__m256i; 2] {
-        unsafe {
-            let low = _mm_loadu_si128(x.as_ptr().cast());
-            let high = _mm_loadu_si128(x.as_ptr().add(16).cast());
-            [_mm256_cvtepu8_epi16(low), _mm256_cvtepu8_epi16(high)]
-        }
+        let (halves, _) = x.as_chunks::<16>();
+        unsafe { [widen_bytes(&halves[0]), widen_bytes(&halves[1])] }
     }
     #[inline(always)]
     fn signed_bytes(self, x: &[u8; 32]) -> [__m256i; 2] {
@@ -122,7 +119,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn nibbles(self, x: &[u8; 16]) -> [__m256i; 2] {
         unsafe {
-            let wide = _mm256_cvtepu8_epi16(_mm_loadu_si128(x.as_ptr().cast()));
+            let wide = widen_bytes(x);
             [_mm256_and_si256(wide, _mm256_set1_epi16(15)), _mm256_srli_epi16::<4>(wide)]
         }
     }
@@ -225,8 +222,19 @@ impl Simd for Avx2 {
         unsafe { [_mm256_set1_epi32(pair); 2] }
     }
     #[inline(always)]
-    fn sum_each(self, x: &[[__m256i; 2]; LANES]) -> [__m256i; 2] {
-        [sum_eight(x, 0), sum_eight(x, 8)]
+    fn fold(self, x: &[[__m256i; 2]; 4]) -> [__m256i; 2] {
+        unsafe {
+            let a = _mm256_add_epi32(x[0][0], x[0][1]);
+            let b = _mm256_add_epi32(x[1][0], x[1][1]);
+            let c = _mm256_add_epi32(x[2][0], x[2][1]);
+            let d = _mm256_add_epi32(x[3][0], x[3][1]);
+            // Half of a vector is enough.
+            [_mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d)), _mm256_setzero_si256()]
+        }
+    }
+    #[inline(always)]
+    fn sum_folded(self, folds: &[[__m256i; 2]; 4]) -> [__m256i; 2] {
+        [across(folds[0][0], folds[1][0]), across(folds[2][0], folds[3][0])]
     }
     #[inline(always)]
     fn ints_to_floats(self, x: [__m256i; 2]) -> [__m256; 2] {
@@ -239,24 +247,29 @@ fn widen(x: __m128i) -> __m256 {
     unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(x)) }
 }
 
-/// Lane i is the sum of vector `first + i`.
-#[inline(always)]
-fn sum_eight(x: &[[__m256i; 2]; LANES], first: usize) -> __m256i {
-    let (low, high) = (sum_four(x, first), sum_four(x, first + 4));
+/// One `vpmovzxbw`. As an intrinsic, the compiler exchanges it with the masks and shifts that come after it, and has two of
+/// them where there was one to share.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn widen_bytes(x: &[u8; 16]) -> __m256i {
+    let out;
+    // SAFETY: it reads sixteen bytes, and the caller's token proves that there is such an instruction.
     unsafe {
-        let cross = _mm256_permute2x128_si256::<0x21>(low, high);
-        _mm256_add_epi32(_mm256_blend_epi32::<0xf0>(low, high), cross)
+        std::arch::asm!(
+            "vpmovzxbw {out}, [{x}]",
+            out = out(ymm_reg) out,
+            x = in(reg) x.as_ptr(),
+            options(pure, readonly, nostack, preserves_flags),
+        );
     }
+    out
 }
 
-/// Sums within 128-bit lanes.
+/// Adds the 128-bit halves: those of `a`, then those of `b`.
 #[inline(always)]
-fn sum_four(x: &[[__m256i; 2]; LANES], first: usize) -> __m256i {
+fn across(a: __m256i, b: __m256i) -> __m256i {
     unsafe {
-        let a = _mm256_add_epi32(x[first][0], x[first][1]);
-        let b = _mm256_add_epi32(x[first + 1][0], x[first + 1][1]);
-        let c = _mm256_add_epi32(x[first + 2][0], x[first + 2][1]);
-        let d = _mm256_add_epi32(x[first + 3][0], x[first + 3][1]);
-        _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d))
+        let cross = _mm256_permute2x128_si256::<0x21>(a, b);
+        _mm256_add_epi32(_mm256_blend_epi32::<0xf0>(a, b), cross)
     }
 }

@@ -237,10 +237,13 @@ impl Simd for Avx512 {
         unsafe { _mm512_set1_epi32(pair) }
     }
     #[inline(always)]
-    fn sum_each(self, x: &[__m512i; LANES]) -> __m512i {
-        // Fours of vectors are interleaved while they are added, first within their 128-bit lanes, then across.
-        let low = across(sum_four(x, 0), sum_four(x, 4));
-        across(low, across(sum_four(x, 8), sum_four(x, 12)))
+    fn fold(self, x: &[__m512i; 4]) -> __m512i {
+        // Vectors are interleaved while they are added, first within their 128-bit lanes, then across.
+        sum_four(x, 0)
+    }
+    #[inline(always)]
+    fn sum_folded(self, folds: &[__m512i; 4]) -> __m512i {
+        across(across(folds[0], folds[1]), across(folds[2], folds[3]))
     }
     #[inline(always)]
     fn ints_to_floats(self, x: __m512i) -> __m512 {

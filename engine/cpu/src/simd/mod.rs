@@ -175,8 +175,10 @@ pub trait Simd: Copy {
     fn dot(self, sum: Self::I, a: Self::W, b: Self::W) -> Self::I;
     /// One pair of words for all lanes of `dot`.
     fn splat_pair(self, pair: i32) -> Self::W;
-    /// Lane i is the sum of the lanes of vector i.
-    fn sum_each(self, x: &[Self::I; LANES]) -> Self::I;
+    /// Sums of the lanes of four vectors, not yet complete: `sum_folded` takes four of these.
+    fn fold(self, x: &[Self::I; 4]) -> Self::I;
+    /// Lane 4f + i is the sum of the lanes of vector i of fold f.
+    fn sum_folded(self, folds: &[Self::I; 4]) -> Self::I;
     /// Lanes as the nearest `f32`.
     fn ints_to_floats(self, x: Self::I) -> Self::F;
     /// Rows become columns, of pairs of words. Off the hot path where it is not written out: a panel is used many times.
@@ -505,7 +507,11 @@ mod tests {
             let pair = i32::from_le_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3] & 15]);
             vectors[i] = simd.dot(simd.zeros(), simd.load_words(&words[i % 12]), simd.splat_pair(pair));
         }
-        let sums = simd.sum_each(&vectors);
+        let mut folds = [simd.zeros(); 4];
+        for (fold, vectors) in folds.iter_mut().zip(vectors.as_chunks::<4>().0) {
+            *fold = simd.fold(vectors);
+        }
+        let sums = simd.sum_folded(&folds);
         let shifted = simd.sub_ints(simd.shift_ints_left(sums, 2), simd.load_ints(&std::array::from_fn(|i| i as i32)));
         let mut square = [simd.splat_pair(0); LANES];
         for (row, words) in square.iter_mut().enumerate() {

@@ -188,12 +188,20 @@ impl Simd for Portable {
         self.pair(pair as i16, (pair >> 16) as i16)
     }
     #[inline(always)]
-    fn sum_each(self, x: &[Self::I; LANES]) -> Self::I {
+    fn fold(self, x: &[Self::I; 4]) -> Self::I {
         let mut out = [0; LANES];
         for (out, x) in out.iter_mut().zip(x) {
             for x in x {
                 *out = x.wrapping_add(*out);
             }
+        }
+        out
+    }
+    #[inline(always)]
+    fn sum_folded(self, folds: &[Self::I; 4]) -> Self::I {
+        let mut out = [0; LANES];
+        for (out, fold) in out.as_chunks_mut::<4>().0.iter_mut().zip(folds) {
+            out.copy_from_slice(&fold[..4]);
         }
         out
     }
