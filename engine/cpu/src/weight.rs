@@ -26,7 +26,7 @@ impl<'a> Weight<'a> {
     }
 }
 
-/// `out[row, o] = sum over i of x[row, i] * weight[o, i]` for `rows` rows. `scratch` is used by quantised types only.
+/// `out[row, o] = sum over i of x[row, i] * weight[o, i]` for `rows` rows. `scratch` takes over `x`.
 pub fn matmul(
     pool: &WorkerPool,
     isa: Isa,
@@ -38,7 +38,7 @@ pub fn matmul(
 ) {
     with_format!(
         weight.tensor_type,
-        format => floats matmul_floats(pool, isa, out, weight.rows, x, rows, weight.rows_as(format)),
+        format => floats matmul_floats(pool, isa, out, weight.rows, scratch, x, rows, weight.rows_as(format)),
         integers {
             matmul_integers(pool, isa, out, weight.rows, scratch, x, rows, weight.rows_as(format));
         }

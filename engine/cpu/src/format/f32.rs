@@ -1,6 +1,6 @@
 //! Single precision.
 
-use super::{Floats, part};
+use super::{Decoding, Floats, part};
 use crate::simd::Simd;
 
 /// See `TensorType::F32`.
@@ -9,6 +9,7 @@ pub struct F32;
 
 impl Floats for F32 {
     const BLOCK_BYTES: usize = 128;
+    const DECODING: Decoding = Decoding::None;
 
     #[inline(always)]
     fn unit<S: Simd>(self, simd: S, block: &[u8], _: usize) -> [S::F; 2] {

@@ -50,6 +50,17 @@ pub const GROUP_UNITS: usize = LANES;
 const UNIT_BYTES_MAX: usize = 128;
 pub const GROUP_BYTES_MAX: usize = 16 * 34;
 
+/// What it takes to decode a type's elements to `f32`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Decoding {
+    /// They are such numbers.
+    None,
+    /// So little that each tile does it anew, where there are registers for it. A block is one unit.
+    InRegisters,
+    /// So much that it is done once, to memory.
+    ToMemory,
+}
+
 /// A type whose elements are multiplied as `f32`.
 pub trait Floats: Copy + Sync {
     /// Units that are stored together.
@@ -57,8 +68,19 @@ pub trait Floats: Copy + Sync {
     /// Bytes of that many units.
     const BLOCK_BYTES: usize;
 
+    /// What it takes to decode.
+    const DECODING: Decoding = Decoding::InRegisters;
+    /// Whether `half` gives the even elements of a unit and the odd ones, not the first sixteen and the others.
+    const PAIRS: bool = false;
+
     /// Decodes one unit of a block. All-zero bytes are all-zero elements.
     fn unit<S: Simd>(self, simd: S, block: &[u8], unit: usize) -> [S::F; 2];
+
+    /// Decodes half of a unit, the first or the second.
+    #[inline(always)]
+    fn half<S: Simd, const SECOND: bool>(self, simd: S, block: &[u8], unit: usize) -> S::F {
+        self.unit(simd, block, unit)[usize::from(SECOND)]
+    }
 }
 
 /// A type whose elements are `scale * word - minimum`, the words being whole numbers.

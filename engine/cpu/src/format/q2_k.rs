@@ -4,7 +4,7 @@
 //! Two minimums a unit fit no kernel of whole numbers here: it is multiplied as `f32`.
 
 use super::k::{self, BLOCK_UNITS};
-use super::{Floats, from, part};
+use super::{Decoding, Floats, from, part};
 use crate::simd::Simd;
 
 /// See `TensorType::Q2K`.
@@ -14,6 +14,7 @@ pub struct Q2K;
 impl Floats for Q2K {
     const BLOCK_UNITS: usize = BLOCK_UNITS;
     const BLOCK_BYTES: usize = 84;
+    const DECODING: Decoding = Decoding::ToMemory;
 
     #[inline(always)]
     fn unit<S: Simd>(self, simd: S, block: &[u8], unit: usize) -> [S::F; 2] {

@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use super::bytes::GROUP_PAIRS;
+use super::floats::Vector;
 use crate::format::{GROUP_UNITS, SMALL_OFFSET, UNIT_LEN, WORD_MAX};
 use crate::pool::{SharedSlice, WorkerPool};
 use crate::simd::{Aligned, BYTES, Isa, LANES, Simd, instantiate};
@@ -26,6 +27,8 @@ pub struct Activations {
     units: usize,
     few: Few,
     many: Many,
+    /// Rows that stay floats, as `floats` packs them.
+    pub(super) floats: Vec<Vector>,
 }
 
 /// Few rows: sixteen units of a row lie together, as their weights do.

@@ -1,33 +1,68 @@
 //! Matrix of floating-point numbers times rows of activations.
 //!
-//! One output element is a dot product over sixteen lanes: lane i sums the products of columns i, i + 16, i + 32, ... in
-//! that order, and the lanes are summed by a fixed tree. Every path below computes exactly this; they differ in how
-//! often a weight is decoded and in how many elements are under way at once.
+//! One output element is a dot product over sixteen lanes, which take units of 32 columns in their order: lane i adds the
+//! product of element i of the unit's first half, then that of its second half ([`Floats::half`] says which columns these
+//! are), and the lanes are summed by a fixed tree. A lone row and many compute exactly this; they differ in how often a
+//! weight is read and in how many elements are under way at once.
 //!
-//! Decoding is exact or one rounding (`scale * quant`), and done before the multiplication in all paths.
+//! Decoding is exact or one rounding (`scale * quant`), and done before the multiplication.
+//!
+//! - A lone row waits for memory: its weights are decoded in registers, where they lie in the file.
+//! - Many rows: weights are decoded in registers too, once for each tile of activations, because what decodes them is other
+//!   parts of the processor than multiply. What takes more than an operation to decode is decoded once, to memory.
 
 #![allow(clippy::needless_range_loop, reason = "the arrays of a tile are walked side by side")]
 
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::{AHEAD, GRAIN_OPERATIONS, put};
-use crate::format::{Floats, Rows, UNIT_LEN, decode_floats};
+use super::{AHEAD, Activations, GRAIN_OPERATIONS, put};
+use crate::format::{Decoding, F32, Floats, Rows, UNIT_LEN};
 use crate::pool::{SharedSlice, WorkerPool};
 use crate::simd::{Aligned, Isa, LANES, Simd, instantiate};
 
-/// With more rows than this, a weight is decoded once to memory and not once per tile.
-const FUSED_ROWS_MAX: usize = 16;
+/// Sixteen columns of a row.
+pub type Vector = Aligned<[f32; LANES]>;
 
-/// Weight rows that are decoded together.
+/// Weight rows whose sums are kept together.
 const PANEL_ROWS: usize = 32;
 
-/// `out[r, o] = weight[o] · x[r]`, with `weight.bytes` all rows of the matrix.
+/// Columns that are multiplied before the next ones are read.
+const BLOCK_COLS: usize = 512;
+
+/// Vectors of a block of columns of one row.
+const BLOCK_VECTORS: usize = BLOCK_COLS / LANES;
+
+/// Rows of activations of which a block of columns stays in the first cache, 20 KiB, while all rows of a panel pass. Twice
+/// as many would fit, but not beside the weights: the rows of those lie apart by powers of two, in few sets of the cache.
+const NEAR_ROWS: usize = 2 * TILE_X;
+
+/// Rows of activations whose sums are kept: with a block of their columns 400 KiB, for the second cache.
+const BLOCK_ROWS: usize = 10 * NEAR_ROWS;
+
+/// Rows of weights, and of activations, that are multiplied in registers where there are 32 of them. Twenty sums, five
+/// activations, and the weights as they are stored, of which both halves come.
+const TILE_W: usize = 4;
+const TILE_X: usize = 5;
+
+/// As those, where there are sixteen and two make a vector.
+const SMALL_TILE: usize = 2;
+
+/// With more rows of activations than this, weights that need no decoding are copied: so wide they are that the rows of a
+/// tile, powers of two apart, push each other out of the first cache.
+const IN_PLACE_ROWS_MAX: usize = 16;
+
+/// How many weight rows ahead of its use a block of columns is asked for: a tile.
+const AHEAD_ROWS: usize = TILE_W;
+
+/// `out[r, o] = weight[o] · x[r]`, with `weight.bytes` all rows of the matrix; `scratch` takes over `x`.
+#[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
 pub fn matmul_floats<F: Floats>(
     pool: &WorkerPool,
     isa: Isa,
     out: &mut [f32],
     out_len: usize,
+    scratch: &mut Activations,
     x: &[f32],
     rows: usize,
     weight: Rows<'_, F>,
@@ -36,310 +71,406 @@ pub fn matmul_floats<F: Floats>(
     if rows == 0 {
         return;
     }
+    let packed = &mut scratch.floats;
+    packed.resize(weight.cols.div_ceil(BLOCK_COLS) * rows * BLOCK_VECTORS, Aligned([0.0; LANES]));
+    let shared = SharedSlice::new(packed);
+    pool.run(rows, (GRAIN_ELEMENTS / weight.cols.max(1)).max(1), |range| {
+        pack_on(isa, &shared, x, rows, weight.cols, F::PAIRS, range);
+    });
+    let x = &packed[..];
     let out = SharedSlice::new(&mut out[..rows * out_len]);
     let grain = (GRAIN_OPERATIONS / (rows * weight.cols).max(1)).next_multiple_of(PANEL_ROWS);
     pool.run(out_len, grain, |range| {
-        if rows <= FUSED_ROWS_MAX {
-            fused_on(isa, &out, out_len, x, rows, weight, range);
+        if rows == 1 {
+            lone_on(isa, &out, x, weight, range);
         } else {
             PANEL.with_borrow_mut(|panel| paneled(isa, &out, out_len, x, rows, weight, range, panel));
         }
     });
 }
 
-thread_local! {
-    static PANEL: RefCell<Panel> = RefCell::default();
-}
+/// Elements that are worth waking a worker for.
+const GRAIN_ELEMENTS: usize = 1 << 14;
 
-instantiate!(fn fused_on = fused<F: Floats>(
-    out: &SharedSlice<'_>, out_len: usize, x: &[f32], rows: usize, weight: Rows<'_, F>, range: Range<usize>,
+instantiate!(fn pack_on = pack(
+    packed: &SharedSlice<'_, Vector>, x: &[f32], rows: usize, cols: usize, pairs: bool, range: Range<usize>,
 ));
 
-/// Few rows: weights are decoded in registers.
+/// Rows of activations as `[blocks of columns, rows, BLOCK_VECTORS]`, so that what is multiplied together lies together;
+/// with `pairs` the even elements of each unit come first. The last unit is filled up with zeros.
 #[inline(always)]
-fn fused<S: Simd, F: Floats>(
-    simd: S,
-    out: &SharedSlice<'_>,
-    out_len: usize,
+#[allow(unsafe_code, reason = "threads share what is filled")]
+fn pack<S: Simd>(
+    _: S,
+    packed: &SharedSlice<'_, Vector>,
     x: &[f32],
     rows: usize,
-    weight: Rows<'_, F>,
+    cols: usize,
+    pairs: bool,
     range: Range<usize>,
 ) {
+    for row in range {
+        for (block, x) in x[row * cols..][..cols].chunks(BLOCK_COLS).enumerate() {
+            let at = (block * rows + row) * BLOCK_VECTORS;
+            // SAFETY: the place belongs to one row, and the pool gives each row to one thread.
+            let to = unsafe { packed.part(at..at + BLOCK_VECTORS) };
+            let (units, rest) = x.as_chunks::<UNIT_LEN>();
+            let (to, _) = to.as_chunks_mut::<2>();
+            for (to, unit) in to.iter_mut().zip(units) {
+                pack_unit(unit, pairs, to);
+            }
+            if !rest.is_empty() {
+                let mut filled = [0.0; UNIT_LEN];
+                filled[..rest.len()].copy_from_slice(rest);
+                pack_unit(&filled, pairs, &mut to[units.len()]);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn pack_unit(unit: &[f32; UNIT_LEN], pairs: bool, to: &mut [Vector; 2]) {
+    let [first, second] = to;
+    for i in 0..LANES {
+        let (one, other) = if pairs { (2 * i, 2 * i + 1) } else { (i, LANES + i) };
+        (first[i], second[i]) = (unit[one], unit[other]);
+    }
+}
+
+instantiate!(fn lone_on = lone<F: Floats>(
+    out: &SharedSlice<'_>, x: &[Vector], weight: Rows<'_, F>, range: Range<usize>,
+));
+
+/// A lone row of activations.
+#[inline(always)]
+fn lone<S: Simd, F: Floats>(simd: S, out: &SharedSlice<'_>, x: &[Vector], weight: Rows<'_, F>, range: Range<usize>) {
     let mut o = range.start;
     // As few rows at once as keep the FMA units busy: memory likes to be read in order. Narrow vectors are two chains of
     // additions each, of which there must be more.
-    while rows == 1 && S::MANY_REGISTERS && o + 2 <= range.end {
-        fused_tile::<S, F, 2, 1>(simd, out, out_len, x, 0, weight, o);
+    while S::MANY_REGISTERS && o + 2 <= range.end {
+        lone_tile::<S, F, 2>(simd, out, x, weight, o);
         o += 2;
     }
-    while rows == 1 && o + 8 <= range.end {
-        fused_tile::<S, F, 8, 1>(simd, out, out_len, x, 0, weight, o);
+    while o + 8 <= range.end {
+        lone_tile::<S, F, 8>(simd, out, x, weight, o);
         o += 8;
     }
-    while o + 4 <= range.end {
-        // What comes after the first four rows of activations finds the weights in the first cache.
-        for r in (0..rows).step_by(4) {
-            match rows - r {
-                1 => fused_tile::<S, F, 4, 1>(simd, out, out_len, x, r, weight, o),
-                2 => fused_tile::<S, F, 4, 2>(simd, out, out_len, x, r, weight, o),
-                3 => fused_tile::<S, F, 4, 3>(simd, out, out_len, x, r, weight, o),
-                _ => fused_tile::<S, F, 4, 4>(simd, out, out_len, x, r, weight, o),
-            }
-        }
-        o += 4;
-    }
     while o < range.end {
-        for r in 0..rows {
-            fused_tile::<S, F, 1, 1>(simd, out, out_len, x, r, weight, o);
-        }
+        lone_tile::<S, F, 1>(simd, out, x, weight, o);
         o += 1;
     }
 }
 
-/// `W` weight rows from `o` times `X` activation rows from `r`.
+/// `W` weight rows from `o` on.
 #[inline(always)]
-fn fused_tile<S: Simd, F: Floats, const W: usize, const X: usize>(
+fn lone_tile<S: Simd, F: Floats, const W: usize>(
     simd: S,
     out: &SharedSlice<'_>,
-    out_len: usize,
-    x: &[f32],
-    r: usize,
+    x: &[Vector],
     weight: Rows<'_, F>,
     o: usize,
 ) {
-    let cols = weight.cols;
     let mut w_rows = [&weight.bytes[..0]; W];
     for (i, row) in w_rows.iter_mut().enumerate() {
         *row = weight.row(o + i);
     }
-    let mut x_rows = [&x[..0]; X];
-    for (i, row) in x_rows.iter_mut().enumerate() {
-        *row = &x[(r + i) * cols..][..cols];
-    }
-    let units = cols / UNIT_LEN / F::BLOCK_UNITS * F::BLOCK_UNITS;
-    let mut sums = [[simd.splat(0.0); X]; W];
+    let (x_units, _) = x.as_chunks::<2>();
+    let units = weight.cols / UNIT_LEN / F::BLOCK_UNITS * F::BLOCK_UNITS;
+    let mut sums = [simd.splat(0.0); W];
     for u in 0..units {
+        let x = [simd.load(&x_units[u][0]), simd.load(&x_units[u][1])];
         for i in 0..W {
-            let block = &w_rows[i][u / F::BLOCK_UNITS * F::BLOCK_BYTES..][..F::BLOCK_BYTES];
+            let at = u / F::BLOCK_UNITS * F::BLOCK_BYTES;
+            let block = &w_rows[i][at..][..F::BLOCK_BYTES];
             if u.is_multiple_of(F::BLOCK_UNITS) {
                 // Beyond a row's end lies the next one, which is being read too: the one after all of these is wanted.
-                let at = u / F::BLOCK_UNITS * F::BLOCK_BYTES;
                 let ahead = if at + AHEAD < weight.row_bytes { AHEAD } else { AHEAD + (W - 1) * weight.row_bytes };
                 for line in 0..F::BLOCK_BYTES.div_ceil(64) {
                     simd.prefetch(block, ahead + 64 * line);
                 }
             }
-            let w = weight.format.unit(simd, block, u % F::BLOCK_UNITS);
-            for j in 0..X {
-                sums[i][j] = add_unit(simd, w, &x_rows[j][u * UNIT_LEN..], sums[i][j]);
-            }
+            let unit = u % F::BLOCK_UNITS;
+            sums[i] = simd.mul_add(weight.format.half::<S, false>(simd, block, unit), x[0], sums[i]);
+            sums[i] = simd.mul_add(weight.format.half::<S, true>(simd, block, unit), x[1], sums[i]);
         }
     }
-    if cols > units * UNIT_LEN {
+    if weight.cols > units * UNIT_LEN {
+        let x = [simd.load(&x_units[units][0]), simd.load(&x_units[units][1])];
         for i in 0..W {
-            let tail = &w_rows[i][units * F::BLOCK_BYTES..];
-            let mut bytes = [0u8; 128];
-            bytes[..tail.len()].copy_from_slice(tail);
-            let w = weight.format.unit(simd, &bytes[..F::BLOCK_BYTES], 0);
-            for j in 0..X {
-                let mut filled = [0.0; UNIT_LEN];
-                filled[..cols - units * UNIT_LEN].copy_from_slice(&x_rows[j][units * UNIT_LEN..]);
-                sums[i][j] = add_unit(simd, w, &filled, sums[i][j]);
-            }
+            let mut filled = [0; UNIT_BYTES_MAX];
+            let block = fill_up::<F>(&w_rows[i][units * F::BLOCK_BYTES..], &mut filled);
+            sums[i] = simd.mul_add(weight.format.half::<S, false>(simd, block, 0), x[0], sums[i]);
+            sums[i] = simd.mul_add(weight.format.half::<S, true>(simd, block, 0), x[1], sums[i]);
         }
     }
-    for (i, sums) in sums.into_iter().enumerate() {
-        for (j, sum) in sums.into_iter().enumerate() {
-            put(out, (r + j) * out_len + o + i, simd.sum(sum));
-        }
+    for (i, sum) in sums.into_iter().enumerate() {
+        put(out, o + i, simd.sum(sum));
     }
 }
 
+/// Bytes of the largest unit that may be a row's rest.
+const UNIT_BYTES_MAX: usize = 128;
+
+/// The rest of a row, and zeros.
 #[inline(always)]
-fn add_unit<S: Simd>(simd: S, w: [S::F; 2], x: &[f32], sum: S::F) -> S::F {
-    let low: &[f32; LANES] = x[..LANES].first_chunk().expect("a slice of sixteen");
-    let high: &[f32; LANES] = x[LANES..UNIT_LEN].first_chunk().expect("a slice of sixteen");
-    simd.mul_add(w[1], simd.load(high), simd.mul_add(w[0], simd.load(low), sum))
+fn fill_up<'a, F: Floats>(rest: &[u8], filled: &'a mut [u8; UNIT_BYTES_MAX]) -> &'a [u8] {
+    filled[..rest.len()].copy_from_slice(rest);
+    &filled[..F::BLOCK_BYTES]
 }
 
 /// What a thread keeps for many rows.
 #[derive(Default)]
 struct Panel {
-    /// Decoded weights, `[PANEL_ROWS / 4, BLOCK_COLS / 16, 4]` vectors of sixteen columns: a tile reads them in order.
-    weights: Vec<Aligned<[f32; LANES]>>,
-    /// One row of them, `[BLOCK_COLS]`.
-    row: Vec<f32>,
-    /// Lanes of the outputs, `[x tiles, weight tiles]` of four rows by four; what is there belongs to rows `4 j + i`.
-    sums: Vec<Tile>,
+    /// A block of columns that was decoded to memory, `[PANEL_ROWS, BLOCK_VECTORS]`.
+    weights: Vec<Vector>,
+    /// Lanes of the outputs, `[BLOCK_ROWS, PANEL_ROWS / 16]`.
+    sums: Vec<Sums>,
 }
 
-/// Lanes of a tile's outputs: weight row i and activation row j are at `TILE j + i`.
-type Tile = Aligned<[[f32; LANES]; TILE * TILE]>;
+/// Lanes of sixteen outputs.
+type Sums = Aligned<[[f32; LANES]; LANES]>;
 
-/// Rows of weights, and of activations, that are multiplied in registers.
-const TILE: usize = 4;
+/// Those of an activation row.
+const ROW_SUMS: usize = PANEL_ROWS / LANES;
 
-/// Vectors of four rows of the panel.
-const TILE_VECTORS: usize = TILE * BLOCK_COLS / LANES;
+thread_local! {
+    static PANEL: RefCell<Panel> = RefCell::default();
+}
 
-const _: () = assert!(TILE * TILE == LANES, "a tile's outputs are summed together");
+/// A block of columns of some rows of weights.
+#[derive(Clone, Copy)]
+struct Block<'a> {
+    /// From the first row's first column of the block on.
+    bytes: &'a [u8],
+    row_bytes: usize,
+    /// Rows, at least one.
+    count: usize,
+    /// Bytes of the block's columns in a row.
+    len: usize,
+    /// Whether these are the first columns, with which the sums begin.
+    first: bool,
+    /// How far behind these the columns lie that are multiplied next.
+    next: usize,
+}
 
-/// Columns that are multiplied before the next ones are read: so many of four rows of activations fit into the first cache,
-/// and of all of the panel's rows into the second one.
-const BLOCK_COLS: usize = 1024;
-
-/// Rows of activations that a panel is decoded for.
-const BLOCK_ROWS: usize = 128;
-
-/// Many rows: a panel of weights is decoded to memory and used for all of them. Only the decoding knows the format.
+/// Many rows: the sums of a panel of weight rows, block by block of the columns.
 #[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
 fn paneled<F: Floats>(
     isa: Isa,
     out: &SharedSlice<'_>,
     out_len: usize,
-    x: &[f32],
+    x: &[Vector],
     rows: usize,
     weight: Rows<'_, F>,
     range: Range<usize>,
     panel: &mut Panel,
 ) {
-    panel.weights.resize(PANEL_ROWS * BLOCK_COLS / LANES, Aligned([0.0; LANES]));
-    panel.row.resize(BLOCK_COLS, 0.0);
-    panel.sums.resize(BLOCK_ROWS / TILE * (PANEL_ROWS / TILE), Aligned([[0.0; LANES]; LANES]));
-    let mut o = range.start;
-    while o < range.end {
+    panel.sums.resize(BLOCK_ROWS * ROW_SUMS, Aligned([[0.0; LANES]; LANES]));
+    let in_place = match F::DECODING {
+        Decoding::None => rows <= IN_PLACE_ROWS_MAX,
+        Decoding::InRegisters => isa.has_many_registers(),
+        Decoding::ToMemory => false,
+    };
+    // Blocks of rows are about as long as each other.
+    let block_rows = rows.div_ceil(rows.div_ceil(BLOCK_ROWS)).next_multiple_of(NEAR_ROWS);
+    for o in range.clone().step_by(PANEL_ROWS) {
         let count = (range.end - o).min(PANEL_ROWS);
-        for first in (0..rows).step_by(BLOCK_ROWS) {
-            let rows = (rows - first).min(BLOCK_ROWS);
-            let x = &x[first * weight.cols..][..rows * weight.cols];
+        for first in (0..rows).step_by(block_rows) {
+            let block_rows = (rows - first).min(block_rows);
             for col in (0..weight.cols).step_by(BLOCK_COLS) {
-                decode_block_on(isa, weight, o, count, col, panel);
-                multiply_on(isa, x, rows, weight.cols, col, count, panel);
+                let x = &x[(col / BLOCK_COLS * rows + first) * BLOCK_VECTORS..][..block_rows * BLOCK_VECTORS];
+                let start = col / UNIT_LEN / F::BLOCK_UNITS * F::BLOCK_BYTES;
+                let len = (BLOCK_COLS / UNIT_LEN / F::BLOCK_UNITS * F::BLOCK_BYTES).min(weight.row_bytes - start);
+                let (bytes, row_bytes) = (&weight.bytes[o * weight.row_bytes + start..], weight.row_bytes);
+                let last = col + BLOCK_COLS >= weight.cols;
+                let next = if last { count * row_bytes - start } else { len };
+                let block = Block { bytes, row_bytes, count, len, first: col == 0, next };
+                if in_place {
+                    multiply_on(isa, weight.format, block, x, block_rows, &mut panel.sums);
+                } else {
+                    panel.multiply_decoded(isa, weight.format, block, x, block_rows);
+                }
             }
-            finish_on(isa, out, out_len, first, rows, o, count, panel);
+            finish_on(isa, out, out_len, first, block_rows, o, count, &panel.sums);
         }
-        o += count;
     }
 }
 
-instantiate!(fn decode_block_on = decode_block<F: Floats>(
-    weight: Rows<'_, F>, o: usize, count: usize, col: usize, panel: &mut Panel,
+impl Panel {
+    /// A block whose type is decoded to memory first.
+    fn multiply_decoded<F: Floats>(&mut self, isa: Isa, format: F, block: Block<'_>, x: &[Vector], rows: usize) {
+        self.weights.resize(PANEL_ROWS * BLOCK_VECTORS, Aligned([0.0; LANES]));
+        decode_on(isa, format, block, &mut self.weights);
+        let bytes = as_bytes(&self.weights);
+        let len = block.len.div_ceil(F::BLOCK_BYTES) * F::BLOCK_UNITS * F32::BLOCK_BYTES;
+        let block = Block { bytes, row_bytes: 4 * BLOCK_COLS, len, next: 0, ..block };
+        multiply_on(isa, F32, block, x, rows, &mut self.sums);
+    }
+}
+
+/// The bytes one after the other.
+#[allow(unsafe_code, reason = "a view that the compiler cannot know to be one")]
+fn as_bytes(vectors: &[Vector]) -> &[u8] {
+    const { assert!(size_of::<Vector>() == 4 * LANES && cfg!(target_endian = "little"), "what `F32` reads") };
+    // SAFETY: as many bytes, all of them initialised, borrowed as long.
+    unsafe { std::slice::from_raw_parts(vectors.as_ptr().cast(), size_of_val(vectors)) }
+}
+
+instantiate!(fn decode_on = decode<F: Floats>(
+    format: F, block: Block<'_>, to: &mut [Vector],
 ));
 
-/// Decodes a block of columns from `col` on of `count` weight rows from `o` on.
+/// Decodes a block of columns.
 #[inline(always)]
-fn decode_block<S: Simd, F: Floats>(
-    simd: S,
-    weight: Rows<'_, F>,
-    o: usize,
-    count: usize,
-    col: usize,
-    panel: &mut Panel,
-) {
+fn decode<S: Simd, F: Floats>(simd: S, format: F, block: Block<'_>, to: &mut [Vector]) {
     const { assert!(BLOCK_COLS.is_multiple_of(UNIT_LEN * F::BLOCK_UNITS), "a block of columns is whole blocks of weights") };
-    let bytes_before = col / UNIT_LEN / F::BLOCK_UNITS * F::BLOCK_BYTES;
-    let bytes_max = BLOCK_COLS / UNIT_LEN / F::BLOCK_UNITS * F::BLOCK_BYTES;
-    for i in 0..count {
-        let row = &weight.row(o + i)[bytes_before..];
-        decode_floats(simd, weight.format, &row[..row.len().min(bytes_max)], &mut panel.row);
-        let tile = &mut panel.weights[i / TILE * TILE_VECTORS..][..TILE_VECTORS];
-        for (to, vector) in tile.iter_mut().skip(i % TILE).step_by(TILE).zip(panel.row.as_chunks::<LANES>().0) {
-            **to = *vector;
+    for i in 0..block.count {
+        let row = &block.bytes[i * block.row_bytes..][..block.len];
+        let (mut units, _) = to[i * BLOCK_VECTORS..][..BLOCK_VECTORS].as_chunks_mut::<2>();
+        for stored in row.chunks(F::BLOCK_BYTES) {
+            let mut filled = [0; UNIT_BYTES_MAX];
+            let stored = if stored.len() < F::BLOCK_BYTES { fill_up::<F>(stored, &mut filled) } else { stored };
+            let (now, later) = units.split_at_mut(F::BLOCK_UNITS);
+            for (unit, to) in now.iter_mut().enumerate() {
+                simd.store(format.half::<S, false>(simd, stored, unit), &mut to[0]);
+                simd.store(format.half::<S, true>(simd, stored, unit), &mut to[1]);
+            }
+            units = later;
         }
     }
 }
 
-instantiate!(fn multiply_on = multiply(
-    x: &[f32], rows: usize, cols: usize, col: usize, count: usize, panel: &mut Panel,
+instantiate!(fn multiply_on = multiply<F: Floats>(
+    format: F, block: Block<'_>, x: &[Vector], rows: usize, sums: &mut [Sums],
 ));
 
-/// The panel's `count` weight rows times all rows of activations, from column `col` on as far as the panel goes.
+/// A block of columns of the weights times those of all rows of activations, added to the sums.
 #[inline(always)]
-fn multiply<S: Simd>(simd: S, x: &[f32], rows: usize, cols: usize, col: usize, count: usize, panel: &mut Panel) {
-    let Panel { weights, sums, .. } = panel;
-    for (x_tile, r) in (0..rows).step_by(TILE).enumerate() {
-        let x = &x[r * cols..][..(rows - r).min(TILE) * cols];
-        for (w_tile, i) in (0..count).step_by(TILE).enumerate() {
-            let weights = &weights[w_tile * TILE_VECTORS..][..TILE_VECTORS];
-            let sums = &mut sums[x_tile * (PANEL_ROWS / TILE) + w_tile];
-            let (w_rows, x_rows) = ((count - i).min(TILE), (rows - r).min(TILE));
-            if S::MANY_REGISTERS && w_rows == TILE && x_rows == TILE {
-                tile::<S, TILE, TILE>(simd, x, cols, col, weights, sums, 0, 0);
-                continue;
-            }
-            for j in (0..x_rows).step_by(2) {
-                for i in (0..w_rows).step_by(2) {
-                    match (w_rows - i, x_rows - j) {
-                        (1, 1) => tile::<S, 1, 1>(simd, x, cols, col, weights, sums, i, j),
-                        (1, _) => tile::<S, 1, 2>(simd, x, cols, col, weights, sums, i, j),
-                        (_, 1) => tile::<S, 2, 1>(simd, x, cols, col, weights, sums, i, j),
-                        _ => tile::<S, 2, 2>(simd, x, cols, col, weights, sums, i, j),
+fn multiply<S: Simd, F: Floats>(simd: S, format: F, block: Block<'_>, x: &[Vector], rows: usize, sums: &mut [Sums]) {
+    // As few parts as can be, about as large as each other, and so are their tiles.
+    let near_rows = rows.div_ceil(rows.div_ceil(NEAR_ROWS));
+    for near in (0..rows).step_by(near_rows) {
+        let end = (near + near_rows).min(rows);
+        if S::MANY_REGISTERS {
+            let step = (end - near).div_ceil((end - near).div_ceil(TILE_X));
+            for i in (0..block.count).step_by(TILE_W) {
+                for r in (near..end).step_by(step) {
+                    match step.min(end - r) {
+                        1 => tile::<S, F, TILE_W, 1>(simd, format, block, x, i, r, sums),
+                        2 => tile::<S, F, TILE_W, 2>(simd, format, block, x, i, r, sums),
+                        3 => tile::<S, F, TILE_W, 3>(simd, format, block, x, i, r, sums),
+                        4 => tile::<S, F, TILE_W, 4>(simd, format, block, x, i, r, sums),
+                        _ => tile::<S, F, TILE_W, TILE_X>(simd, format, block, x, i, r, sums),
                     }
+                }
+            }
+            continue;
+        }
+        for i in (0..block.count).step_by(SMALL_TILE) {
+            for r in (near..end).step_by(SMALL_TILE) {
+                match end - r {
+                    1 => tile::<S, F, SMALL_TILE, 1>(simd, format, block, x, i, r, sums),
+                    _ => tile::<S, F, SMALL_TILE, SMALL_TILE>(simd, format, block, x, i, r, sums),
                 }
             }
         }
     }
 }
 
-/// `W` weight rows from `i` on times `X` activation rows from `j` on, added to the lanes of the columns before.
+/// `W` weight rows from `i` on times `X` activation rows from `r` on. Of weight rows that there are not, the last one
+/// stands in: nobody reads those sums.
 #[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
-fn tile<S: Simd, const W: usize, const X: usize>(
+fn tile<S: Simd, F: Floats, const W: usize, const X: usize>(
     simd: S,
-    x: &[f32],
-    cols: usize,
-    col: usize,
-    weights: &[Aligned<[f32; LANES]>],
-    sums: &mut Tile,
+    format: F,
+    block: Block<'_>,
+    x: &[Vector],
     i: usize,
-    j: usize,
+    r: usize,
+    sums: &mut [Sums],
 ) {
-    let block = (cols - col).min(BLOCK_COLS);
-    let chunks = block / LANES;
-    let mut x_rows = [&x[..0]; X];
-    for (n, row) in x_rows.iter_mut().enumerate() {
-        *row = &x[(j + n) * cols + col..][..block];
+    let mut w_rows = [&block.bytes[..0]; W];
+    for (n, row) in w_rows.iter_mut().enumerate() {
+        *row = &block.bytes[(i + n).min(block.count - 1) * block.row_bytes..][..block.len];
+    }
+    let units = block.len / F::BLOCK_BYTES;
+    let rest = block.len > units * F::BLOCK_BYTES;
+    // Cut to what the loop below uses, so that it asks once whether it is at the end.
+    let lines = const { F::BLOCK_BYTES / 64 };
+    let mut w_lines = [&w_rows[0].as_chunks::<64>().0[..0]; W];
+    for (lines_of_row, row) in w_lines.iter_mut().zip(&w_rows) {
+        *lines_of_row = &row.as_chunks::<64>().0[..units * lines];
+    }
+    let mut x_rows = [&[[Aligned([0.0; LANES]); 2]; BLOCK_VECTORS / 2][..0]; X];
+    for (m, row) in x_rows.iter_mut().enumerate() {
+        let (all, _) = x[(r + m) * BLOCK_VECTORS..][..BLOCK_VECTORS].as_chunks::<2>();
+        *row = &all[..units + usize::from(rest)];
     }
     let mut lanes = [[simd.splat(0.0); X]; W];
-    if col > 0 {
+    if !block.first {
         for (n, lanes) in lanes.iter_mut().enumerate() {
             for (m, lane) in lanes.iter_mut().enumerate() {
-                *lane = simd.load(&sums[TILE * (j + m) + i + n]);
+                *lane = simd.load(&sums[(r + m) * ROW_SUMS + (i + n) / LANES][(i + n) % LANES]);
             }
         }
     }
-    let (w_chunks, _) = weights.as_chunks::<TILE>();
-    for c in 0..chunks {
-        let mut xs = [simd.splat(0.0); X];
-        for m in 0..X {
-            xs[m] = simd.load(sixteen(x_rows[m], c));
-        }
+    let ahead = if i + AHEAD_ROWS < block.count {
+        AHEAD_ROWS * block.row_bytes
+    } else {
+        // Rows from the first one on, of the columns after these.
+        (block.next + AHEAD_ROWS * block.row_bytes).wrapping_sub(block.count * block.row_bytes)
+    };
+    for u in 0..units {
+        let mut blocks = [&w_rows[0][..0]; W];
         for n in 0..W {
-            let w = simd.load(&w_chunks[c][i + n]);
-            for m in 0..X {
-                lanes[n][m] = simd.mul_add(w, xs[m], lanes[n][m]);
+            blocks[n] = w_lines[n][u * lines..][..lines].as_flattened();
+            for line in 0..lines {
+                simd.prefetch(blocks[n], ahead.wrapping_add(64 * line));
             }
         }
+        add_half::<S, F, W, X, false>(simd, format, &blocks, &x_rows, u, &mut lanes);
+        add_half::<S, F, W, X, true>(simd, format, &blocks, &x_rows, u, &mut lanes);
     }
-    if block > chunks * LANES {
-        for m in 0..X {
-            let mut filled = [0.0; LANES];
-            filled[..block - chunks * LANES].copy_from_slice(&x_rows[m][chunks * LANES..]);
-            for n in 0..W {
-                lanes[n][m] = simd.mul_add(simd.load(&w_chunks[chunks][i + n]), simd.load(&filled), lanes[n][m]);
-            }
+    if rest {
+        let mut filled = [[0; UNIT_BYTES_MAX]; W];
+        let mut blocks = [&w_rows[0][..0]; W];
+        for ((block, filled), row) in blocks.iter_mut().zip(&mut filled).zip(&w_rows) {
+            *block = fill_up::<F>(&row[units * F::BLOCK_BYTES..], filled);
         }
+        add_half::<S, F, W, X, false>(simd, format, &blocks, &x_rows, units, &mut lanes);
+        add_half::<S, F, W, X, true>(simd, format, &blocks, &x_rows, units, &mut lanes);
     }
     for (n, lanes) in lanes.into_iter().enumerate() {
         for (m, lane) in lanes.into_iter().enumerate() {
-            simd.store(lane, &mut sums[TILE * (j + m) + i + n]);
+            simd.store(lane, &mut sums[(r + m) * ROW_SUMS + (i + n) / LANES][(i + n) % LANES]);
+        }
+    }
+}
+
+/// Half of unit `u`, whose weights are in `blocks`.
+#[inline(always)]
+fn add_half<S: Simd, F: Floats, const W: usize, const X: usize, const SECOND: bool>(
+    simd: S,
+    format: F,
+    blocks: &[&[u8]; W],
+    x_rows: &[&[[Vector; 2]]; X],
+    u: usize,
+    lanes: &mut [[S::F; X]; W],
+) {
+    let mut xs = [simd.splat(0.0); X];
+    for m in 0..X {
+        xs[m] = simd.load(&x_rows[m][u][usize::from(SECOND)]);
+    }
+    for n in 0..W {
+        let w = format.half::<S, SECOND>(simd, blocks[n], 0);
+        for m in 0..X {
+            lanes[n][m] = simd.mul_add(w, xs[m], lanes[n][m]);
         }
     }
 }
 
 instantiate!(fn finish_on = finish(
-    out: &SharedSlice<'_>, out_len: usize, first: usize, rows: usize, o: usize, count: usize, panel: &Panel,
+    out: &SharedSlice<'_>, out_len: usize, first: usize, rows: usize, o: usize, count: usize, sums: &[Sums],
 ));
 
 /// Adds the lanes, and writes the outputs from `o` on of the rows from `first` on.
@@ -353,22 +484,15 @@ fn finish<S: Simd>(
     rows: usize,
     o: usize,
     count: usize,
-    panel: &Panel,
+    sums: &[Sums],
 ) {
-    for (x_tile, r) in (0..rows).step_by(TILE).enumerate() {
-        for (w_tile, i) in (0..count).step_by(TILE).enumerate() {
+    for (r, sums) in sums.as_chunks::<ROW_SUMS>().0.iter().enumerate().take(rows) {
+        for (part, sums) in sums.iter().enumerate().take(count.div_ceil(LANES)) {
             let mut outputs = [0.0; LANES];
-            simd.store(simd.sum_rows(&panel.sums[x_tile * (PANEL_ROWS / TILE) + w_tile]), &mut outputs);
-            for (j, outputs) in outputs.as_chunks::<TILE>().0.iter().enumerate().take(rows - r) {
-                for (n, output) in outputs.iter().enumerate().take(count - i) {
-                    put(out, (first + r + j) * out_len + o + i + n, *output);
-                }
+            simd.store(simd.sum_rows(sums), &mut outputs);
+            for (i, output) in outputs.iter().enumerate().take(count - part * LANES) {
+                put(out, (first + r) * out_len + o + part * LANES + i, *output);
             }
         }
     }
-}
-
-#[inline(always)]
-fn sixteen(row: &[f32], chunk: usize) -> &[f32; LANES] {
-    row[chunk * LANES..][..LANES].first_chunk().expect("a slice of sixteen")
 }

@@ -26,7 +26,8 @@ fn run(isa: Isa, threads: usize, case: &Case, weights: &[u8], x: &[f32]) -> Vec<
         case.tensor_type,
         format => floats {
             let weight = Rows { format, bytes, row_bytes, cols: case.cols };
-            matmul_floats(&pool, isa, &mut out, case.out_len, x, case.rows, weight);
+            let mut activations = Activations::default();
+            matmul_floats(&pool, isa, &mut out, case.out_len, &mut activations, x, case.rows, weight);
         },
         integers {
             let weight = Rows { format, bytes, row_bytes, cols: case.cols };
@@ -99,7 +100,7 @@ fn check(case: &Case, dice: &mut Dice) {
 /// Interpreted, a product takes ten thousand times as long: one shape has a tile, a rest of one, and lone rows.
 const BLOCKS: &[usize] = if cfg!(miri) { &[1] } else { &[1, 2, 3, 17, 33] };
 const SHAPES: &[(usize, usize)] =
-    if cfg!(miri) { &[(5, 2)] } else { &[(1, 1), (5, 2), (33, 3), (40, 7), (19, 16), (70, 50)] };
+    if cfg!(miri) { &[(5, 2)] } else { &[(1, 1), (5, 2), (33, 3), (40, 7), (19, 16), (70, 50), (3, 130)] };
 
 #[test]
 fn every_type_and_shape_on_every_path() {

@@ -51,6 +51,23 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn load_bf16_even(self, x: &[u8; 64]) -> Self::F {
+        unsafe {
+            let low = _mm256_loadu_si256(x.as_ptr().cast());
+            let high = _mm256_loadu_si256(x.as_ptr().add(32).cast());
+            [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high))]
+        }
+    }
+    #[inline(always)]
+    fn load_bf16_odd(self, x: &[u8; 64]) -> Self::F {
+        unsafe {
+            let upper = _mm256_set1_epi32(0xffff_0000u32 as i32);
+            let low = _mm256_loadu_si256(x.as_ptr().cast());
+            let high = _mm256_loadu_si256(x.as_ptr().add(32).cast());
+            [_mm256_castsi256_ps(_mm256_and_si256(low, upper)), _mm256_castsi256_ps(_mm256_and_si256(high, upper))]
+        }
+    }
+    #[inline(always)]
     fn load_i8(self, x: &[u8; 16]) -> Self::F {
         unsafe {
             let low = _mm256_cvtepi8_epi32(_mm_loadl_epi64(x.as_ptr().cast()));

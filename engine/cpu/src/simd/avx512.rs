@@ -43,6 +43,17 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    fn load_bf16_even(self, x: &[u8; 64]) -> __m512 {
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_loadu_si512(x.as_ptr().cast()))) }
+    }
+    #[inline(always)]
+    fn load_bf16_odd(self, x: &[u8; 64]) -> __m512 {
+        unsafe {
+            let upper = _mm512_set1_epi32(0xffff_0000u32 as i32);
+            _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(x.as_ptr().cast()), upper))
+        }
+    }
+    #[inline(always)]
     fn load_i8(self, x: &[u8; 16]) -> __m512 {
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))) }
     }

@@ -80,6 +80,11 @@ impl Isa {
         found
     }
 
+    /// Whether 32 vectors fit its registers.
+    pub fn has_many_registers(self) -> bool {
+        matches!(self, Isa::Avx512(_))
+    }
+
     /// Whether it multiplies four bytes at once.
     pub fn multiplies_bytes(self) -> bool {
         matches!(self, Isa::Avx512(_))
@@ -131,6 +136,10 @@ pub trait Simd: Copy {
     fn load_f16(self, x: &[u8; 32]) -> Self::F;
     /// Little-endian bfloat16.
     fn load_bf16(self, x: &[u8; 32]) -> Self::F;
+    /// Every second of 32 little-endian bfloat16, from the first one on.
+    fn load_bf16_even(self, x: &[u8; 64]) -> Self::F;
+    /// As `load_bf16_even`, from the second one on.
+    fn load_bf16_odd(self, x: &[u8; 64]) -> Self::F;
     /// Signed bytes.
     fn load_i8(self, x: &[u8; 16]) -> Self::F;
     /// One half-precision number.
@@ -422,7 +431,7 @@ mod tests {
     }
 
     #[inline(always)]
-    fn loads<S: Simd>(simd: S, bytes: &[u8; 64], out: &mut [[f32; LANES]; 16]) {
+    fn loads<S: Simd>(simd: S, bytes: &[u8; 64], out: &mut [[f32; LANES]; 18]) {
         let half: &[u8; 32] = bytes.first_chunk().expect("32 of 64");
         simd.store(simd.load_f32(bytes), &mut out[0]);
         simd.store(simd.load_f16(half), &mut out[1]);
@@ -454,9 +463,11 @@ mod tests {
         let mut words = [0; LANES];
         out[14][1] = simd.round_to_words(&signed, 0.731, &mut words) as f32;
         out[15] = words.map(|word| f32::from_bits(word as u32 & 0x7fff_ffff));
+        simd.store(simd.load_bf16_even(bytes), &mut out[16]);
+        simd.store(simd.load_bf16_odd(bytes), &mut out[17]);
     }
 
-    instantiate!(fn loads_on = loads(bytes: &[u8; 64], out: &mut [[f32; LANES]; 16]));
+    instantiate!(fn loads_on = loads(bytes: &[u8; 64], out: &mut [[f32; LANES]; 18]));
 
     #[test]
     fn loads_mean_the_same_everywhere() {
@@ -466,10 +477,10 @@ mod tests {
                 state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                 (state >> 56) as u8
             });
-            let mut plain = [[0.0; LANES]; 16];
+            let mut plain = [[0.0; LANES]; 18];
             loads(Portable, &bytes, &mut plain);
             for isa in Isa::detect() {
-                let mut fast = [[0.0; LANES]; 16];
+                let mut fast = [[0.0; LANES]; 18];
                 loads_on(isa, &bytes, &mut fast);
                 for (p, f) in plain.as_flattened().iter().zip(fast.as_flattened()) {
                     assert!(p.to_bits() == f.to_bits() || p.is_nan() && f.is_nan(), "{}: {f} and not {p}", isa.name());

@@ -46,6 +46,22 @@ impl Simd for Portable {
         out
     }
     #[inline(always)]
+    fn load_bf16_even(self, x: &[u8; 64]) -> Self::F {
+        let mut out = [0.0; LANES];
+        for (out, pair) in out.iter_mut().zip(x.as_chunks::<4>().0) {
+            *out = f32::from_bits(u32::from_le_bytes(*pair) << 16);
+        }
+        out
+    }
+    #[inline(always)]
+    fn load_bf16_odd(self, x: &[u8; 64]) -> Self::F {
+        let mut out = [0.0; LANES];
+        for (out, pair) in out.iter_mut().zip(x.as_chunks::<4>().0) {
+            *out = f32::from_bits(u32::from_le_bytes(*pair) & 0xffff_0000);
+        }
+        out
+    }
+    #[inline(always)]
     fn load_i8(self, x: &[u8; 16]) -> Self::F {
         let mut out = [0.0; LANES];
         for (out, byte) in out.iter_mut().zip(x) {
