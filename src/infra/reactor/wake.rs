@@ -33,17 +33,24 @@ pub(super) struct WakeTable {
     /// Slots posted in the present turn, in the order in which their owners run: once for the post, and in the same order
     /// again when what they then wrote is done.
     turn: RefCell<Vec<u32>>,
+    /// Per slot that was ever taken, what is asked for before its owner runs.
+    touched: RefCell<Vec<Touched>>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Touched {
+    /// What its owner touches whenever it runs.
+    state: Stretch,
+    /// And while it writes a stream.
+    stream: Stretch,
+    /// Place in the turn that posted it last.
+    place: u32,
 }
 
 #[derive(Default)]
 struct Slot {
     posted: Cell<bool>,
-    /// Place in the turn that posted it last.
-    place: Cell<u32>,
     waker: RefCell<Option<Waker>>,
-    /// What its owner touches when it runs.
-    state: Cell<Stretch>,
-    stream: Cell<Stretch>,
 }
 
 impl Slot {
@@ -64,6 +71,7 @@ impl WakeTable {
             now: Cell::new(0),
             vacant: RefCell::new((0..slot_count as u32 - 1).rev().collect()),
             turn: RefCell::default(),
+            touched: RefCell::default(),
         });
         let own = Wake { table: table.clone(), slot: slot_count as u32 - 1 };
         (table, own)
@@ -74,6 +82,10 @@ impl WakeTable {
         let slot = self.vacant.borrow_mut().pop()?;
         // A post meant for the slot's last owner is a spurious wake-up at most.
         self.slots[slot as usize].posted.set(false);
+        let mut touched = self.touched.borrow_mut();
+        if touched.len() <= slot as usize {
+            touched.resize(slot as usize + 1, Touched::default());
+        }
         Some(Wake { table: self.clone(), slot })
     }
 
@@ -87,11 +99,12 @@ impl WakeTable {
     }
 
     pub(super) fn post(&self, slot: u32) {
-        let mut turn = self.turn.borrow_mut();
-        let place = turn.len() as u32;
-        turn.push(slot);
+        if let Some(touched) = self.touched.borrow_mut().get_mut(slot as usize) {
+            let mut turn = self.turn.borrow_mut();
+            touched.place = turn.len() as u32;
+            turn.push(slot);
+        }
         let slot = &self.slots[slot as usize];
-        slot.place.set(place);
         slot.posted.set(true);
         slot.wake();
     }
@@ -186,7 +199,12 @@ impl Wake {
 
     /// Says what of other memory its owner touches while it writes a stream.
     pub(super) fn touches_stream(&self, stream: Option<Stretch>) {
-        self.own().stream.set(stream.unwrap_or_default());
+        self.set_touched(|touched| touched.stream = stream.unwrap_or_default());
+    }
+
+    /// The reactor's own slot is no connection's, and nothing is kept for it.
+    fn set_touched(&self, set: impl FnOnce(&mut Touched)) {
+        self.table.touched.borrow_mut().get_mut(self.slot as usize).map(set);
     }
 
     pub(super) fn ahead(&self) -> Ahead {
@@ -205,10 +223,8 @@ impl Wake {
 impl Drop for Wake {
     fn drop(&mut self) {
         self.relax();
-        let own = self.own();
-        own.waker.borrow_mut().take();
-        own.state.take();
-        own.stream.take();
+        self.own().waker.borrow_mut().take();
+        self.set_touched(|touched| *touched = Touched::default());
         if self.slot as usize + 1 < self.table.slots.len() {
             self.table.vacant.borrow_mut().push(self.slot);
         }
@@ -224,17 +240,17 @@ pub(super) struct Ahead {
 impl Ahead {
     /// Says what the slot's owner touches whenever it runs.
     pub(super) fn touches(&self, state: Stretch) {
-        self.table.slots[self.slot as usize].state.set(state);
+        self.table.touched.borrow_mut()[self.slot as usize].state = state;
     }
 
     /// Called by the slot's owner when it begins to run: asks for what those need who run soon.
     pub(super) fn look(&self) {
-        let place = self.table.slots[self.slot as usize].place.get() as usize;
-        let turn = self.table.turn.borrow();
-        if let Some(next) = turn.get(place + AHEAD) {
-            let next = &self.table.slots[*next as usize];
-            next.state.get().prefetch();
-            next.stream.get().prefetch();
+        let touched = self.table.touched.borrow();
+        let place = touched[self.slot as usize].place as usize;
+        if let Some(next) = self.table.turn.borrow().get(place + AHEAD) {
+            let next = touched[*next as usize];
+            next.state.prefetch();
+            next.stream.prefetch();
         }
     }
 }
