@@ -53,12 +53,15 @@ struct Few {
 #[derive(Default)]
 struct Many {
     rows: usize,
-    /// Pairs of words, `[16 lanes, rows, units / 16]`.
+    /// Pairs of words, `[16 lanes, rows, units / 16]`. Where weights are multiplied as bytes, fours of the words' high
+    /// bytes and then of their low ones: see `Halves`.
     words: Vec<Aligned<[i32; LANES]>>,
     /// What a word of the unit stands for, `[16 lanes, rows, units / 16]`.
     scales: Vec<f32>,
     /// The sum of the unit's words times the scale, negative, as `scales`.
     minus_sums: Vec<f32>,
+    /// The sum of the unit's words times what weights' bytes are too large by, negative, where they are multiplied as bytes.
+    minus_offsets: Vec<i32>,
 }
 
 /// The words of two units as `128 * high + low`.
@@ -86,17 +89,28 @@ pub struct Lane<'a> {
     pub words: &'a [Aligned<[i32; LANES]>],
     pub scales: &'a [f32],
     pub minus_sums: &'a [f32],
+    pub minus_offsets: &'a [i32],
+}
+
+/// What rows are multiplied by, and so how they are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// Weights as they lie in the file.
+    Few,
+    /// A panel of words.
+    ManyWords,
+    /// A panel of bytes that are larger than the weights' words by two to the `offset_bits`.
+    ManyBytes { offset_bits: Option<u32> },
 }
 
 impl Activations {
-    /// Takes over rows of `cols` elements, few of them or many.
-    pub fn fill(&mut self, pool: &WorkerPool, isa: Isa, x: &[f32], rows: usize, cols: usize, few: bool) {
+    /// Takes over rows of `cols` elements.
+    pub fn fill(&mut self, pool: &WorkerPool, isa: Isa, x: &[f32], rows: usize, cols: usize, kept: Kept) {
         self.units = cols.div_ceil(UNIT_LEN);
         let units = self.groups() * GROUP_UNITS;
-        if few {
-            self.few.fill(isa, x, rows, cols, units);
-        } else {
-            self.many.fill(pool, isa, x, rows, cols, units);
+        match kept {
+            Kept::Few => self.few.fill(isa, x, rows, cols, units),
+            _ => self.many.fill(pool, isa, x, rows, cols, units, kept),
         }
     }
 
@@ -147,6 +161,7 @@ impl Activations {
             words: &self.many.words[at..][..groups],
             scales: &self.many.scales[at..][..groups],
             minus_sums: &self.many.minus_sums[at..][..groups],
+            minus_offsets: &self.many.minus_offsets[at..][..groups],
         }
     }
 }
@@ -223,22 +238,26 @@ fn split<S: Simd>(
 }
 
 impl Many {
-    fn fill(&mut self, pool: &WorkerPool, isa: Isa, x: &[f32], rows: usize, cols: usize, units: usize) {
+    #[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
+    fn fill(&mut self, pool: &WorkerPool, isa: Isa, x: &[f32], rows: usize, cols: usize, units: usize, kept: Kept) {
         self.rows = rows;
         // What is beyond a row's end must be zero; all else is written.
         if !cols.is_multiple_of(UNIT_LEN * GROUP_UNITS) {
             self.words.clear();
             self.scales.clear();
             self.minus_sums.clear();
+            self.minus_offsets.clear();
         }
         self.words.resize(rows * units, Aligned([0; LANES]));
         self.scales.resize(rows * units, 0.0);
         self.minus_sums.resize(rows * units, 0.0);
+        self.minus_offsets.resize(rows * units, 0);
         let words = SharedSlice::new(&mut self.words);
         let (scales, minus_sums) = (SharedSlice::new(&mut self.scales), SharedSlice::new(&mut self.minus_sums));
+        let minus_offsets = SharedSlice::new(&mut self.minus_offsets);
         let groups = units / GROUP_UNITS;
         pool.run(rows, (GRAIN_ELEMENTS / cols).max(1), |range| {
-            fill_many_on(isa, &words, &scales, &minus_sums, x, rows, cols, groups, range);
+            fill_many_on(isa, &words, &scales, &minus_sums, &minus_offsets, x, rows, cols, groups, kept, range);
         });
     }
 }
@@ -247,8 +266,9 @@ impl Many {
 const GRAIN_ELEMENTS: usize = 1 << 14;
 
 instantiate!(fn fill_many_on = fill_many(
-    words: &SharedSlice<'_, Aligned<[i32; LANES]>>, scales: &SharedSlice<'_>, minus_sums: &SharedSlice<'_>, x: &[f32],
-    rows: usize, cols: usize, groups: usize, range: Range<usize>,
+    words: &SharedSlice<'_, Aligned<[i32; LANES]>>, scales: &SharedSlice<'_>, minus_sums: &SharedSlice<'_>,
+    minus_offsets: &SharedSlice<'_, i32>, x: &[f32], rows: usize, cols: usize, groups: usize, kept: Kept,
+    range: Range<usize>,
 ));
 
 #[inline(always)]
@@ -259,10 +279,12 @@ fn fill_many<S: Simd>(
     words: &SharedSlice<'_, Aligned<[i32; LANES]>>,
     scales: &SharedSlice<'_>,
     minus_sums: &SharedSlice<'_>,
+    minus_offsets: &SharedSlice<'_, i32>,
     x: &[f32],
     rows: usize,
     cols: usize,
     groups: usize,
+    kept: Kept,
     range: Range<usize>,
 ) {
     for row in range {
@@ -270,12 +292,33 @@ fn fill_many<S: Simd>(
             let at = (unit % GROUP_UNITS * rows + row) * groups + unit / GROUP_UNITS;
             // SAFETY: the place belongs to a unit of one row, and the pool gives each row to one thread.
             unsafe {
-                let (scale, sum) = words_of_unit(simd, x, &mut words.part(at..at + 1)[0]);
+                let words = &mut words.part(at..at + 1)[0];
+                let (scale, sum) = words_of_unit(simd, x, words);
                 scales.write(at, scale);
                 minus_sums.write(at, -(scale * sum as f32));
+                if let Kept::ManyBytes { offset_bits } = kept {
+                    *words = Aligned(bytes_of_unit(words));
+                    minus_offsets.write(at, offset_bits.map_or(0, |bits| (sum << bits).wrapping_neg()));
+                }
             }
         }
     }
+}
+
+/// Fours of the high bytes of a unit's words, then of their low ones.
+#[inline(always)]
+fn bytes_of_unit(words: &[i32; LANES]) -> [i32; LANES] {
+    let (mut high, mut low) = ([0; UNIT_LEN], [0; UNIT_LEN]);
+    for (i, pair) in words.iter().enumerate() {
+        for (i, word) in [(2 * i, *pair as i16), (2 * i + 1, (*pair >> 16) as i16)] {
+            (high[i], low[i]) = ((word >> 7) as u8, (word & 127) as u8);
+        }
+    }
+    let mut fours = [0; LANES];
+    for (to, four) in fours.iter_mut().zip(high.as_chunks::<4>().0.iter().chain(low.as_chunks::<4>().0)) {
+        *to = i32::from_le_bytes(*four);
+    }
+    fours
 }
 
 /// Scale and sum of the words of one unit, which may be the rest of a row.
@@ -313,9 +356,9 @@ mod tests {
             let (mut all, mut alone) = (Activations::default(), Activations::default());
             for cols in [1, 31, 32, 33, 512, 513, 700] {
                 let x: Vec<f32> = (0..ROWS * cols).map(|_| dice.unit() * 10f32.powf(6.0 * dice.unit())).collect();
-                all.fill(&pool, isa, &x, ROWS, cols, false);
+                all.fill(&pool, isa, &x, ROWS, cols, Kept::ManyWords);
                 for row in 0..ROWS {
-                    alone.fill(&pool, isa, &x[row * cols..][..cols], 1, cols, true);
+                    alone.fill(&pool, isa, &x[row * cols..][..cols], 1, cols, Kept::Few);
                     for index in 0..all.groups() {
                         let group = alone.group(0, index);
                         for unit in 0..GROUP_UNITS {
@@ -350,7 +393,7 @@ mod tests {
             let mut x = [1.0; UNIT_LEN];
             x[7] = bad;
             let mut activations = Activations::default();
-            activations.fill(&WorkerPool::new(1).expect("no thread"), Isa::detect()[0], &x, 1, UNIT_LEN, true);
+            activations.fill(&WorkerPool::new(1).expect("no thread"), Isa::detect()[0], &x, 1, UNIT_LEN, Kept::Few);
             assert!(!activations.group(0, 0).scales[0].is_finite());
         }
     }
@@ -365,7 +408,7 @@ mod tests {
                 &[x; UNIT_LEN],
                 1,
                 UNIT_LEN,
-                true,
+                Kept::Few,
             );
             let group = activations.group(0, 0);
             assert_eq!((group.scales[0], group.sums[0], group.words[0].0), (0.0, 0, [0; LANES]));

@@ -129,6 +129,16 @@ fn row_times<S: ByteDots, F: Integers, const X: usize>(
     }
 }
 
+/// The blocks of a group that hold one of its pairs of units, and which pair it is in them.
+#[inline(always)]
+pub fn blocks_of_pair<F: Integers>(group: &[u8], pair: usize) -> (&[u8], usize) {
+    let (at, len) = match F::BLOCK_UNITS {
+        1 => (2 * pair, 2),
+        units => (2 * pair / units, 1),
+    };
+    (&group[at * F::BLOCK_BYTES..][..len * F::BLOCK_BYTES], pair % (F::BLOCK_UNITS / 2).max(1))
+}
+
 /// The dot products of a pair of units: one of four in `dots`.
 #[inline(always)]
 fn dots_of_pair<S: ByteDots, F: Integers, const X: usize>(
@@ -140,12 +150,7 @@ fn dots_of_pair<S: ByteDots, F: Integers, const X: usize>(
     minus_offsets: &[&[Aligned<[i32; LANES]>; GROUP_PAIRS]; X],
     dots: &mut [[S::I; 4]; X],
 ) {
-    let (at, len) = match F::BLOCK_UNITS {
-        1 => (2 * pair, 2),
-        units => (2 * pair / units, 1),
-    };
-    let blocks = &bytes[at * F::BLOCK_BYTES..][..len * F::BLOCK_BYTES];
-    let pair_of_block = pair % (F::BLOCK_UNITS / 2).max(1);
+    let (blocks, pair_of_block) = blocks_of_pair::<F>(bytes, pair);
     let weights = format.bytes(simd, blocks, pair_of_block);
     for j in 0..X {
         let x = &halves[j][pair];

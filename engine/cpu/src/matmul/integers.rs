@@ -10,18 +10,19 @@
 //!   Where four bytes are multiplied at once it costs about half of that: see `bytes`.
 //! - Many rows: 32 weight rows are unpacked to a panel in which a vector has the same two columns of sixteen rows, so that
 //!   a multiplication yields sixteen outputs and nothing is summed across lanes. 16 multiplications and three operations
-//!   for the scales are 512 multiply-adds, ten cycles.
+//!   for the scales are 512 multiply-adds, ten cycles. Where four bytes are multiplied at once, weights are unpacked to
+//!   bytes, which takes less time: see `byte_panel`.
 
 #![allow(clippy::needless_range_loop, reason = "the arrays of a tile are walked side by side")]
 
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::activations::{Activations, Group};
-use super::{GRAIN_OPERATIONS, bytes, put};
+use super::activations::{Activations, Group, Kept, Lane};
+use super::{GRAIN_OPERATIONS, byte_panel, bytes, put};
 use crate::format::{GROUP_BYTES_MAX, GROUP_UNITS, Integers, Rows, UNIT_LEN};
 use crate::pool::{SharedSlice, WorkerPool};
-use crate::simd::{Aligned, Isa, LANES, Simd, instantiate};
+use crate::simd::{Aligned, BYTES, ByteDots, Isa, LANES, Simd, instantiate};
 
 /// With more rows than this, weights are unpacked to a panel, where they are not multiplied as bytes.
 const IN_PLACE_ROWS_MAX: usize = 2;
@@ -45,6 +46,9 @@ const ROWS_BLOCK: usize = 48;
 /// Pairs of columns in a unit.
 const PAIRS: usize = UNIT_LEN / 2;
 
+/// Fours of columns in a unit.
+pub const FOURS: usize = UNIT_LEN / 4;
+
 /// `out[r, o] = weight[o] · x[r]`, with `weight.bytes` all rows of the matrix; `scratch` takes over `x`.
 #[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
 pub fn matmul_integers<F: Integers>(
@@ -61,17 +65,26 @@ pub fn matmul_integers<F: Integers>(
     if rows == 0 {
         return;
     }
-    let few = rows <= in_place_rows_max::<F>(isa);
-    scratch.fill(pool, isa, x, rows, weight.cols, few);
+    let kept = if rows <= in_place_rows_max::<F>(isa) {
+        Kept::Few
+    } else if byte_panel::pays::<F>(isa, rows) {
+        Kept::ManyBytes { offset_bits: F::BYTE_OFFSET_BITS }
+    } else {
+        Kept::ManyWords
+    };
+    scratch.fill(pool, isa, x, rows, weight.cols, kept);
     let x = &*scratch;
     let out = SharedSlice::new(&mut out[..rows * out_len]);
     let grain = (GRAIN_OPERATIONS / (rows * weight.cols).max(1)).max(1);
-    if few {
+    if kept == Kept::Few {
         return pool.run(out_len, grain, |range| in_place_on(isa, &out, out_len, x, rows, weight, range));
     }
     pool.run(out_len.div_ceil(PANEL_ROWS), grain.div_ceil(PANEL_ROWS), |range| {
         let range = range.start * PANEL_ROWS..(range.end * PANEL_ROWS).min(out_len);
-        PANEL.with_borrow_mut(|panel| paneled(isa, &out, out_len, x, rows, weight, range, panel));
+        PANEL.with_borrow_mut(|panel| {
+            panel.of_bytes = kept != Kept::ManyWords;
+            paneled(isa, &out, out_len, x, rows, weight, range, panel);
+        });
     });
 }
 
@@ -257,10 +270,14 @@ fn fold_units<S: Simd, F: Integers, const X: usize>(
 
 /// Unpacked weights of `PANEL_ROWS` rows. Lane by lane of the sums, so that what belongs to one lies together.
 #[derive(Default)]
-struct Panel {
-    groups: usize,
+pub struct Panel {
+    pub groups: usize,
+    /// Whether weights are in `bytes`, not in `words`.
+    of_bytes: bool,
     /// `[2, 16 lanes, groups, PAIRS]`: two columns of sixteen rows.
     words: Vec<Aligned<[i32; LANES]>>,
+    /// `[2, 16 lanes, groups, FOURS]`: four columns of sixteen rows.
+    pub bytes: Vec<Aligned<[u8; BYTES]>>,
     /// `[2, 16 lanes, groups]`, of sixteen rows.
     scales: Vec<Aligned<[f32; LANES]>>,
     /// As `scales`.
@@ -288,7 +305,11 @@ fn paneled<F: Integers>(
 ) {
     panel.groups = x.groups();
     let units = 2 * GROUP_UNITS * panel.groups;
-    panel.words.resize(units * PAIRS, Aligned([0; LANES]));
+    if panel.of_bytes {
+        panel.bytes.resize(units * FOURS, Aligned([0; BYTES]));
+    } else {
+        panel.words.resize(units * PAIRS, Aligned([0; LANES]));
+    }
     panel.scales.resize(units, Aligned([0.0; LANES]));
     panel.minimums.resize(units, Aligned([0.0; LANES]));
     panel.sums.resize(GROUP_UNITS * ROWS_BLOCK * 2, Aligned([0.0; LANES]));
@@ -301,15 +322,98 @@ fn paneled<F: Integers>(
     }
 }
 
-instantiate!(fn multiply_on = multiply(
+instantiate!(fn multiply_on = multiply_words, avx512 multiply_either(
     out: &SharedSlice<'_>, out_len: usize, x: &Activations, rows: usize, o: usize, count: usize, minimums: bool,
     panel: &mut Panel,
 ));
 
+/// The dot products of a panel's unit.
+pub trait Dots<S: Simd> {
+    /// Of `W` vectors of weight rows, units `at` of the panel, with unit `g` of `X` lanes of activations. The activations
+    /// are those that are kept for weights of `MINIMUMS` or without.
+    fn dots<const MINIMUMS: bool, const W: usize, const X: usize>(
+        simd: S,
+        panel: &Panel,
+        at: [usize; W],
+        x: &[Lane<'_>; X],
+        g: usize,
+    ) -> [[S::I; X]; W];
+}
+
+/// Of a panel of words.
+struct PanelOfWords;
+
+impl<S: Simd> Dots<S> for PanelOfWords {
+    #[inline(always)]
+    fn dots<const MINIMUMS: bool, const W: usize, const X: usize>(
+        simd: S,
+        panel: &Panel,
+        at: [usize; W],
+        x: &[Lane<'_>; X],
+        g: usize,
+    ) -> [[S::I; X]; W] {
+        let mut units = [&[Aligned([0; LANES]); PAIRS]; W];
+        for i in 0..W {
+            units[i] = panel.words[at[i] * PAIRS..].first_chunk().expect("a unit of the panel");
+        }
+        let mut dots = [[simd.zeros(); X]; W];
+        for pair in 0..PAIRS {
+            let mut words = [simd.splat_pair(0); W];
+            for i in 0..W {
+                words[i] = simd.load_words(&units[i][pair]);
+            }
+            for j in 0..X {
+                let x = simd.splat_pair(x[j].words[g][pair]);
+                for i in 0..W {
+                    dots[i][j] = simd.dot(dots[i][j], words[i], x);
+                }
+            }
+        }
+        dots
+    }
+}
+
 /// The panel's `count` weight rows, which are those from `o` on, times all rows of activations.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
-fn multiply<S: Simd>(
+fn multiply_words<S: Simd>(
+    simd: S,
+    out: &SharedSlice<'_>,
+    out_len: usize,
+    x: &Activations,
+    rows: usize,
+    o: usize,
+    count: usize,
+    minimums: bool,
+    panel: &mut Panel,
+) {
+    multiply::<S, PanelOfWords>(simd, out, out_len, x, rows, o, count, minimums, panel);
+}
+
+/// As `multiply_words`, or with a panel of bytes.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
+fn multiply_either<S: ByteDots>(
+    simd: S,
+    out: &SharedSlice<'_>,
+    out_len: usize,
+    x: &Activations,
+    rows: usize,
+    o: usize,
+    count: usize,
+    minimums: bool,
+    panel: &mut Panel,
+) {
+    if panel.of_bytes {
+        multiply::<S, byte_panel::PanelOfBytes>(simd, out, out_len, x, rows, o, count, minimums, panel);
+    } else {
+        multiply::<S, PanelOfWords>(simd, out, out_len, x, rows, o, count, minimums, panel);
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
+fn multiply<S: Simd, D: Dots<S>>(
     simd: S,
     out: &SharedSlice<'_>,
     out_len: usize,
@@ -325,9 +429,9 @@ fn multiply<S: Simd>(
         let block = (rows - first).min(ROWS_BLOCK);
         for lane in 0..GROUP_UNITS {
             if minimums {
-                sum_lane::<S, true>(simd, x, first, block, lane, panel);
+                sum_lane::<S, D, true>(simd, x, first, block, lane, panel);
             } else {
-                sum_lane::<S, false>(simd, x, first, block, lane, panel);
+                sum_lane::<S, D, false>(simd, x, first, block, lane, panel);
             }
         }
         finish(simd, out, out_len, o, count, first, block, panel);
@@ -335,38 +439,80 @@ fn multiply<S: Simd>(
     }
 }
 
-instantiate!(fn unpack_on = unpack<F: Integers>(weight: Rows<'_, F>, o: usize, count: usize, panel: &mut Panel));
+instantiate!(fn unpack_on = unpack_words, avx512 unpack_either<F: Integers>(
+    weight: Rows<'_, F>, o: usize, count: usize, panel: &mut Panel,
+));
 
 /// Fills the panel with `count` rows from `o`; the others are zero.
 #[inline(always)]
-fn unpack<S: Simd, F: Integers>(simd: S, weight: Rows<'_, F>, o: usize, count: usize, panel: &mut Panel) {
+fn unpack_words<S: Simd, F: Integers>(simd: S, weight: Rows<'_, F>, o: usize, count: usize, panel: &mut Panel) {
+    unpack::<S, F, WordUnits>(simd, weight, o, count, panel);
+}
+
+/// How a panel's weights are unpacked.
+pub trait Units<S: Simd, F: Integers> {
+    /// Group `g` of sixteen rows, the first or the second half of the panel's: their columns become rows.
+    fn unpack(simd: S, format: F, groups: &[&[u8]; LANES], half: usize, g: usize, panel: &mut Panel);
+}
+
+/// As `unpack_words`, or as bytes.
+#[inline(always)]
+fn unpack_either<S: ByteDots, F: Integers>(simd: S, weight: Rows<'_, F>, o: usize, count: usize, panel: &mut Panel) {
+    if panel.of_bytes && !F::SMALL_SCALES {
+        unpack::<S, F, byte_panel::ByteUnits>(simd, weight, o, count, panel);
+    } else {
+        unpack::<S, F, WordUnits>(simd, weight, o, count, panel);
+    }
+}
+
+#[inline(always)]
+fn unpack<S: Simd, F: Integers, U: Units<S, F>>(
+    simd: S,
+    weight: Rows<'_, F>,
+    o: usize,
+    count: usize,
+    panel: &mut Panel,
+) {
     let mut filled = [[0; GROUP_BYTES_MAX]; LANES];
     for half in 0..2 {
         let rows = count.saturating_sub(half * LANES).min(LANES);
         for g in 0..panel.groups {
             let mut groups = [&[0; GROUP_BYTES_MAX][..F::GROUP_BYTES]; LANES];
-            let (mut scales, mut minimums) = (Aligned([[0.0; LANES]; LANES]), Aligned([[0.0; LANES]; LANES]));
+            let (mut scales, mut minimums) = ([simd.splat(0.0); LANES], [simd.splat(0.0); LANES]);
             for (i, (group, filled)) in groups.iter_mut().zip(&mut filled).enumerate().take(rows) {
                 *group = group_bytes::<F>(weight.row(o + half * LANES + i), g, filled);
                 // The same group of the row that takes this one's place.
                 for line in 0..F::GROUP_BYTES.div_ceil(64) {
                     simd.prefetch(group, LANES * weight.row_bytes + 64 * line);
                 }
-                let (scale, minimum) = weight.format.scales(simd, group);
-                simd.store(scale, &mut scales[i]);
-                simd.store(minimum, &mut minimums[i]);
+                (scales[i], minimums[i]) = weight.format.scales(simd, group);
+            }
+            simd.transpose_floats(&mut scales);
+            if F::MINIMUMS {
+                simd.transpose_floats(&mut minimums);
             }
             for unit in 0..GROUP_UNITS {
                 let at = (half * GROUP_UNITS + unit) * panel.groups + g;
-                let to = panel.words[at * PAIRS..].first_chunk_mut().expect("a unit of the panel");
-                unpack_unit::<S, F>(simd, weight.format, &groups, unit, to);
-                for i in 0..LANES {
-                    panel.scales[at][i] = scales[i][unit];
-                    if F::MINIMUMS {
-                        panel.minimums[at][i] = minimums[i][unit];
-                    }
+                simd.store(scales[unit], &mut panel.scales[at]);
+                if F::MINIMUMS {
+                    simd.store(minimums[unit], &mut panel.minimums[at]);
                 }
             }
+            U::unpack(simd, weight.format, &groups, half, g, panel);
+        }
+    }
+}
+
+/// Unpacks to words.
+struct WordUnits;
+
+impl<S: Simd, F: Integers> Units<S, F> for WordUnits {
+    #[inline(always)]
+    fn unpack(simd: S, format: F, groups: &[&[u8]; LANES], half: usize, g: usize, panel: &mut Panel) {
+        for unit in 0..GROUP_UNITS {
+            let at = (half * GROUP_UNITS + unit) * panel.groups + g;
+            let to = panel.words[at * PAIRS..].first_chunk_mut().expect("a unit of the panel");
+            unpack_unit::<S, F>(simd, format, groups, unit, to);
         }
     }
 }
@@ -397,7 +543,7 @@ fn unpack_unit<S: Simd, F: Integers>(
 
 /// Sums one lane for a block of activation rows.
 #[inline(always)]
-fn sum_lane<S: Simd, const MINIMUMS: bool>(
+fn sum_lane<S: Simd, D: Dots<S>, const MINIMUMS: bool>(
     simd: S,
     x: &Activations,
     first: usize,
@@ -407,35 +553,38 @@ fn sum_lane<S: Simd, const MINIMUMS: bool>(
 ) {
     let mut r = 0;
     if S::MANY_REGISTERS {
-        while r + 6 <= block {
-            tile::<S, MINIMUMS, 2, 6>(simd, x, first, r, lane, 0, panel);
-            r += 6;
+        // Sums of a unit stay in registers, those of the lane wait in memory. Sixteen rows are two tiles.
+        while r + 8 <= block {
+            tile::<S, D, MINIMUMS, 2, 8>(simd, x, first, r, lane, 0, panel);
+            r += 8;
         }
         match block - r {
             0 => {}
-            1 => tile::<S, MINIMUMS, 2, 1>(simd, x, first, r, lane, 0, panel),
-            2 => tile::<S, MINIMUMS, 2, 2>(simd, x, first, r, lane, 0, panel),
-            3 => tile::<S, MINIMUMS, 2, 3>(simd, x, first, r, lane, 0, panel),
-            4 => tile::<S, MINIMUMS, 2, 4>(simd, x, first, r, lane, 0, panel),
-            _ => tile::<S, MINIMUMS, 2, 5>(simd, x, first, r, lane, 0, panel),
+            1 => tile::<S, D, MINIMUMS, 2, 1>(simd, x, first, r, lane, 0, panel),
+            2 => tile::<S, D, MINIMUMS, 2, 2>(simd, x, first, r, lane, 0, panel),
+            3 => tile::<S, D, MINIMUMS, 2, 3>(simd, x, first, r, lane, 0, panel),
+            4 => tile::<S, D, MINIMUMS, 2, 4>(simd, x, first, r, lane, 0, panel),
+            5 => tile::<S, D, MINIMUMS, 2, 5>(simd, x, first, r, lane, 0, panel),
+            6 => tile::<S, D, MINIMUMS, 2, 6>(simd, x, first, r, lane, 0, panel),
+            _ => tile::<S, D, MINIMUMS, 2, 7>(simd, x, first, r, lane, 0, panel),
         }
         return;
     }
     for half in 0..2 {
         r = 0;
         while r + 2 <= block {
-            tile::<S, MINIMUMS, 1, 2>(simd, x, first, r, lane, half, panel);
+            tile::<S, D, MINIMUMS, 1, 2>(simd, x, first, r, lane, half, panel);
             r += 2;
         }
         if r < block {
-            tile::<S, MINIMUMS, 1, 1>(simd, x, first, r, lane, half, panel);
+            tile::<S, D, MINIMUMS, 1, 1>(simd, x, first, r, lane, half, panel);
         }
     }
 }
 
 /// `W` vectors of weight rows from `half` on times `X` activation rows.
 #[inline(always)]
-fn tile<S: Simd, const MINIMUMS: bool, const W: usize, const X: usize>(
+fn tile<S: Simd, D: Dots<S>, const MINIMUMS: bool, const W: usize, const X: usize>(
     simd: S,
     x: &Activations,
     first: usize,
@@ -455,23 +604,7 @@ fn tile<S: Simd, const MINIMUMS: bool, const W: usize, const X: usize>(
         for (i, at) in at.iter_mut().enumerate() {
             *at = ((half + i) * GROUP_UNITS + lane) * groups + g;
         }
-        let mut w_units = [&[Aligned([0; LANES]); PAIRS]; W];
-        for i in 0..W {
-            w_units[i] = panel.words[at[i] * PAIRS..].first_chunk().expect("a unit of the panel");
-        }
-        let mut dots = [[simd.zeros(); X]; W];
-        for pair in 0..PAIRS {
-            let mut words = [simd.splat_pair(0); W];
-            for i in 0..W {
-                words[i] = simd.load_words(&w_units[i][pair]);
-            }
-            for j in 0..X {
-                let x = simd.splat_pair(x_lanes[j].words[g][pair]);
-                for i in 0..W {
-                    dots[i][j] = simd.dot(dots[i][j], words[i], x);
-                }
-            }
-        }
+        let dots = D::dots::<MINIMUMS, W, X>(simd, panel, at, &x_lanes, g);
         for i in 0..W {
             let scale = simd.load(&panel.scales[at[i]]);
             for j in 0..X {

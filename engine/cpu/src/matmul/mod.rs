@@ -4,6 +4,7 @@
 //! numbers. Either way an output element is summed in an order that is a function of the weight's shape.
 
 mod activations;
+mod byte_panel;
 mod bytes;
 mod floats;
 mod integers;

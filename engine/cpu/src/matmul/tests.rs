@@ -1,5 +1,7 @@
 //! Both kernels, every tensor type and instruction set, against plain sums over decoded weights.
 
+use std::ops::Range;
+
 use super::*;
 use crate::TensorType;
 use crate::format::{Floats, Integers, Rows, decode_floats, decode_integers, with_format};
@@ -136,6 +138,48 @@ fn the_largest_words_do_not_overflow() {
 }
 
 #[test]
+fn the_largest_bytes_do_not_overflow() {
+    // Q8_0 with every element -128: the byte that is larger by 128 is 0, and the offset the largest there is. Then 127.
+    for (element, x) in [(-128i8, 1.0), (-128, -1.0), (127, 1.0), (127, -1.0)] {
+        let mut block = 0x3c00u16.to_le_bytes().to_vec();
+        block.resize(34, element as u8);
+        for (isa, rows) in Isa::detect().into_iter().flat_map(|isa| [(isa, 1), (isa, 16), (isa, 100)]) {
+            let case = Case { tensor_type: TensorType::Q8_0, cols: 32, out_len: 1, rows };
+            for out in run(isa, 1, &case, &block, &vec![x; 32 * rows]) {
+                let wanted = 32.0 * f32::from(element) * x;
+                assert!((out / wanted - 1.0).abs() < 1e-6, "{out} and not {wanted} on {}", isa.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_is_the_same_among_however_many() {
+    // All rests of tiles and blocks, and where one path ends and the next begins.
+    const MOST: usize = if cfg!(miri) { 3 } else { 70 };
+    let out_len = if cfg!(miri) { 2 } else { 35 };
+    let mut dice = Dice::new(12);
+    for tensor_type in [TensorType::Q4_0, TensorType::Q4K, TensorType::Q8_0, TensorType::Q6K, TensorType::Bf16] {
+        let cols = tensor_type.block_len().max(32) * 3;
+        let values: Vec<f32> = (0..out_len * cols).map(|_| dice.unit()).collect();
+        let weights = encode(tensor_type, &values);
+        let x: Vec<f32> = (0..MOST * cols).map(|_| dice.unit()).collect();
+        for isa in Isa::detect() {
+            let of_rows = |rows: Range<usize>| {
+                let case = Case { tensor_type, cols, out_len, rows: rows.len() };
+                let out = run(isa, 1, &case, &weights, &x[rows.start * cols..rows.end * cols]);
+                out.iter().map(|x| x.to_bits()).collect::<Vec<u32>>()
+            };
+            let alone: Vec<u32> = (0..MOST).flat_map(|r| of_rows(r..r + 1)).collect();
+            for rows in 2..=MOST {
+                let what = format!("{rows} rows of {} on {}", tensor_type.name(), isa.name());
+                assert_eq!(of_rows(0..rows), alone[..rows * out_len], "{what}");
+            }
+        }
+    }
+}
+
+#[test]
 fn the_next_row_of_weights_does_not_matter() {
     // Rows that end within a group are read beyond their end, where the next one's scales may be no numbers.
     for tensor_type in TensorType::all() {
@@ -145,7 +189,7 @@ fn the_next_row_of_weights_does_not_matter() {
         let row_bytes = weights.len() / count;
         let mut spoiled = weights.clone();
         spoiled[row_bytes..].fill(0xff);
-        for (isa, rows) in Isa::detect().into_iter().flat_map(|isa| [(isa, 1), (isa, 2), (isa, 3)]) {
+        for (isa, rows) in Isa::detect().into_iter().flat_map(|isa| [(isa, 1), (isa, 2), (isa, 3), (isa, 12)]) {
             let case = Case { tensor_type, cols, out_len: count, rows };
             let x: Vec<f32> = (0..rows * cols).map(|i| (i % 5) as f32 - 1.5).collect();
             let (clean, spoiled) = (run(isa, 1, &case, &weights, &x), run(isa, 1, &case, &spoiled, &x));

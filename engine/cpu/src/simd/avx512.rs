@@ -261,6 +261,17 @@ impl Simd for Avx512 {
         unsafe { _mm512_cvtepi32_ps(x) }
     }
     #[inline(always)]
+    fn transpose_floats(self, x: &mut [__m512; LANES]) {
+        let mut bits = [self.zeros(); LANES];
+        for (bits, x) in bits.iter_mut().zip(x.iter()) {
+            *bits = unsafe { _mm512_castps_si512(*x) };
+        }
+        self.transpose(&mut bits);
+        for (x, bits) in x.iter_mut().zip(bits) {
+            *x = unsafe { _mm512_castsi512_ps(bits) };
+        }
+    }
+    #[inline(always)]
     fn transpose(self, r: &mut [__m512i; LANES]) {
         unsafe {
             // Four by four within the 128-bit lanes: t[4g + k] has column 4l + k of rows 4g to 4g + 3 in its lane l.
@@ -299,6 +310,10 @@ impl ByteDots for Avx512 {
     #[inline(always)]
     fn store_bytes(self, x: __m512i, to: &mut [u8; BYTES]) {
         unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), x) }
+    }
+    #[inline(always)]
+    fn splat_four(self, four: i32) -> __m512i {
+        unsafe { _mm512_set1_epi32(four) }
     }
     #[inline(always)]
     fn twice(self, x: &[u8; BYTES / 2]) -> __m512i {
@@ -357,6 +372,10 @@ impl ByteDots for Avx512 {
         unsafe { _mm512_dpbusd_epi32(sum, unsigned, signed) }
     }
     #[inline(always)]
+    fn splat_int(self, x: i32) -> __m512i {
+        unsafe { _mm512_set1_epi32(x) }
+    }
+    #[inline(always)]
     fn add_ints(self, a: __m512i, b: __m512i) -> __m512i {
         unsafe { _mm512_add_epi32(a, b) }
     }
@@ -383,6 +402,10 @@ impl ByteDots for Avx512 {
             let lanes = _mm512_set_epi32(15, 11, 14, 10, 13, 9, 12, 8, 7, 3, 6, 2, 5, 1, 4, 0);
             _mm512_permutexvar_epi32(lanes, across(first, second))
         }
+    }
+    #[inline(always)]
+    fn transpose_bytes(self, x: &mut [__m512i; LANES]) {
+        self.transpose(x);
     }
 }
 

@@ -206,6 +206,22 @@ pub trait Simd: Copy {
         }
     }
 
+    /// Rows become columns.
+    #[inline(always)]
+    fn transpose_floats(self, x: &mut [Self::F; LANES]) {
+        let mut rows = [[0.0; LANES]; LANES];
+        for (row, x) in rows.iter_mut().zip(x.iter()) {
+            self.store(*x, row);
+        }
+        for (col, x) in x.iter_mut().enumerate() {
+            let mut column = [0.0; LANES];
+            for (to, row) in column.iter_mut().zip(&rows) {
+                *to = row[col];
+            }
+            *x = self.load(&column);
+        }
+    }
+
     /// Each of sixteen unsigned bytes, the first in the lowest bits.
     #[inline(always)]
     fn load_u8(self, x: [u64; 2]) -> Self::F {
@@ -301,6 +317,8 @@ pub trait ByteDots: Simd {
 
     fn load_bytes(self, x: &[u8; BYTES]) -> Self::B;
     fn store_bytes(self, x: Self::B, to: &mut [u8; BYTES]);
+    /// Four bytes, the first in the lowest bits, for all lanes of `dot_bytes`.
+    fn splat_four(self, four: i32) -> Self::B;
     /// Thirty-two bytes twice.
     fn twice(self, x: &[u8; BYTES / 2]) -> Self::B;
     /// Thirty-two bytes, then thirty-two others.
@@ -322,6 +340,7 @@ pub trait ByteDots: Simd {
     fn flip_signs(self, x: Self::B) -> Self::B;
     /// Adds to lane i the products of bytes 4i to 4i + 3, unsigned ones times signed ones.
     fn dot_bytes(self, sum: Self::I, unsigned: Self::B, signed: Self::B) -> Self::I;
+    fn splat_int(self, x: i32) -> Self::I;
     fn add_ints(self, a: Self::I, b: Self::I) -> Self::I;
     /// The low 32 bits of the products.
     fn mul_ints(self, a: Self::I, b: Self::I) -> Self::I;
@@ -332,6 +351,8 @@ pub trait ByteDots: Simd {
     /// What two vectors of `sum_fours` make of eight vectors: lanes 2i and 2i + 1 are the sums of the first and the second
     /// eight lanes of vector i.
     fn sum_halves(self, first: Self::I, second: Self::I) -> Self::I;
+    /// Rows become columns, of four bytes each.
+    fn transpose_bytes(self, x: &mut [Self::B; LANES]);
 }
 
 /// Sum by a tree: lane i and i + 8, then i + 4, i + 2, i + 1.
@@ -431,7 +452,7 @@ mod tests {
     }
 
     #[inline(always)]
-    fn loads<S: Simd>(simd: S, bytes: &[u8; 64], out: &mut [[f32; LANES]; 18]) {
+    fn loads<S: Simd>(simd: S, bytes: &[u8; 64], out: &mut [[f32; LANES]; 20]) {
         let half: &[u8; 32] = bytes.first_chunk().expect("32 of 64");
         simd.store(simd.load_f32(bytes), &mut out[0]);
         simd.store(simd.load_f16(half), &mut out[1]);
@@ -465,9 +486,16 @@ mod tests {
         out[15] = words.map(|word| f32::from_bits(word as u32 & 0x7fff_ffff));
         simd.store(simd.load_bf16_even(bytes), &mut out[16]);
         simd.store(simd.load_bf16_odd(bytes), &mut out[17]);
+        let mut square = [simd.splat(0.0); LANES];
+        for (x, row) in square.iter_mut().zip(&rows) {
+            *x = simd.load(row);
+        }
+        simd.transpose_floats(&mut square);
+        simd.store(square[3], &mut out[18]);
+        simd.store(square[14], &mut out[19]);
     }
 
-    instantiate!(fn loads_on = loads(bytes: &[u8; 64], out: &mut [[f32; LANES]; 18]));
+    instantiate!(fn loads_on = loads(bytes: &[u8; 64], out: &mut [[f32; LANES]; 20]));
 
     #[test]
     fn loads_mean_the_same_everywhere() {
@@ -477,10 +505,10 @@ mod tests {
                 state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                 (state >> 56) as u8
             });
-            let mut plain = [[0.0; LANES]; 18];
+            let mut plain = [[0.0; LANES]; 20];
             loads(Portable, &bytes, &mut plain);
             for isa in Isa::detect() {
-                let mut fast = [[0.0; LANES]; 18];
+                let mut fast = [[0.0; LANES]; 20];
                 loads_on(isa, &bytes, &mut fast);
                 for (p, f) in plain.as_flattened().iter().zip(fast.as_flattened()) {
                     assert!(p.to_bits() == f.to_bits() || p.is_nan() && f.is_nan(), "{}: {f} and not {p}", isa.name());
@@ -540,7 +568,7 @@ mod tests {
     }
 
     #[inline(always)]
-    fn bytes_of_all<S: ByteDots>(simd: S, x: &[u8; 64], all: &mut [[u8; BYTES]; 13], ints: &mut [[i32; LANES]; 8]) {
+    fn bytes_of_all<S: ByteDots>(simd: S, x: &[u8; 64], all: &mut [[u8; BYTES]; 30], ints: &mut [[i32; LANES]; 10]) {
         let (a, b): (&[u8; 32], &[u8; 32]) = (x.first_chunk().expect("32"), x.last_chunk().expect("32"));
         let (small, other): (&[u8; 16], &[u8; 16]) = (a.first_chunk().expect("16"), b.first_chunk().expect("16"));
         let whole = simd.load_bytes(x);
@@ -560,8 +588,14 @@ mod tests {
             simd.add_where_bit(nibbles, whole, 3, 4, 16),
             simd.add_where_bit(nibbles, whole, 0, 7, 28),
             simd.flip_signs(whole),
+            simd.splat_four(i32::from_le_bytes([x[9], x[2], x[33], x[40]])),
         ];
-        for (bytes, to) in bytes.into_iter().zip(all.iter_mut()) {
+        let mut square = [whole; LANES];
+        for (row, to) in square.iter_mut().enumerate() {
+            *to = simd.add_where(whole, mask.rotate_left(row as u32), row as u8 * 5);
+        }
+        simd.transpose_bytes(&mut square);
+        for (bytes, to) in bytes.into_iter().chain(square).zip(all.iter_mut()) {
             simd.store_bytes(bytes, to);
         }
         let mut vectors = [simd.zeros(); 8];
@@ -571,7 +605,8 @@ mod tests {
         }
         let (fours, _) = vectors.as_chunks::<4>();
         let halves = simd.sum_halves(simd.sum_fours(&fours[0]), simd.sum_fours(&fours[1]));
-        let sums = [vectors[3], vectors[6], halves, simd.dot_bytes(vectors[1], whole, whole)];
+        let number = simd.splat_int(i32::from_le_bytes([x[0], x[1], x[2], x[3]]));
+        let sums = [vectors[3], vectors[6], halves, simd.dot_bytes(vectors[1], whole, whole), number];
         for (sum, to) in sums.into_iter().zip(ints.as_chunks_mut::<2>().0) {
             // As floats they are rounded: once all of it, once the lower half.
             for (to, part) in to.iter_mut().zip([sum, simd.shift_ints_left(sum, 16)]) {
@@ -583,12 +618,12 @@ mod tests {
     }
 
     instantiate!(fn bytes_on = no_bytes, avx512 bytes_of_all(
-        x: &[u8; 64], all: &mut [[u8; BYTES]; 13], ints: &mut [[i32; LANES]; 8],
+        x: &[u8; 64], all: &mut [[u8; BYTES]; 30], ints: &mut [[i32; LANES]; 10],
     ));
 
     /// The other instruction sets have none.
     #[inline(always)]
-    fn no_bytes<S: Simd>(_: S, x: &[u8; 64], all: &mut [[u8; BYTES]; 13], ints: &mut [[i32; LANES]; 8]) {
+    fn no_bytes<S: Simd>(_: S, x: &[u8; 64], all: &mut [[u8; BYTES]; 30], ints: &mut [[i32; LANES]; 10]) {
         bytes_of_all(Portable, x, all, ints);
     }
 
@@ -597,11 +632,12 @@ mod tests {
         let mut dice = crate::testing::Dice::new(4);
         for _ in 0..if cfg!(miri) { 5 } else { 500 } {
             let x = std::array::from_fn(|_| dice.next_u64() as u8);
-            let (mut plain, mut plain_ints) = ([[0; BYTES]; 13], [[0; LANES]; 8]);
+            let (mut plain, mut plain_ints) = ([[0; BYTES]; 30], [[0; LANES]; 10]);
             bytes_of_all(Portable, &x, &mut plain, &mut plain_ints);
             assert_eq!((plain[3][0], plain[3][16], plain[3][32]), (x[0] & 15, x[0] >> 4, x[32] & 15));
+            assert_eq!((plain[13][1], plain[13][62], plain[14][2], plain[29][1]), (x[2], x[33], x[2], x[61]));
             for isa in Isa::detect() {
-                let (mut fast, mut fast_ints) = ([[0; BYTES]; 13], [[0; LANES]; 8]);
+                let (mut fast, mut fast_ints) = ([[0; BYTES]; 30], [[0; LANES]; 10]);
                 bytes_on(isa, &x, &mut fast, &mut fast_ints);
                 assert_eq!((fast, fast_ints), (plain, plain_ints), "{}", isa.name());
             }

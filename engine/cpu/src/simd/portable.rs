@@ -243,6 +243,10 @@ impl ByteDots for Portable {
         *to = x;
     }
     #[inline(always)]
+    fn splat_four(self, four: i32) -> Self::B {
+        each_byte(|i| four.to_le_bytes()[i % 4])
+    }
+    #[inline(always)]
     fn twice(self, x: &[u8; BYTES / 2]) -> Self::B {
         each_byte(|i| x[i % (BYTES / 2)])
     }
@@ -291,6 +295,10 @@ impl ByteDots for Portable {
         out
     }
     #[inline(always)]
+    fn splat_int(self, x: i32) -> Self::I {
+        [x; LANES]
+    }
+    #[inline(always)]
     fn add_ints(self, a: Self::I, b: Self::I) -> Self::I {
         let mut out = a;
         for (out, b) in out.iter_mut().zip(b) {
@@ -332,6 +340,13 @@ impl ByteDots for Portable {
             *out = fours[8 * half + vector].wrapping_add(fours[8 * half + 4 + vector]);
         }
         out
+    }
+    #[inline(always)]
+    fn transpose_bytes(self, x: &mut [Self::B; LANES]) {
+        let rows = *x;
+        for (col, x) in x.iter_mut().enumerate() {
+            *x = each_byte(|i| rows[i / 4][4 * col + i % 4]);
+        }
     }
 }
 
