@@ -75,7 +75,7 @@ def codex_is_answered(server, model, home):
     text = documented("toml", "model = ", server, model)
     (config / "config.toml").write_text(f'model_instructions_file = "{home}/brief.md"\n{text}')
     for more in ([], ["resume", "--last"]):
-        said = run(["codex", "exec", *more, "--skip-git-repo-check", "--json", ASKED], home, ORCH_KEY=KEY)
+        said = run(["codex", "exec", *more, "--skip-git-repo-check", "--json", ASKED], home, ORCHESTRATORD_KEY=KEY)
         events = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
         assert any(e["item"]["text"] for e in events if e.get("item", {}).get("type") == "agent_message"), events
         assert events[-1]["type"] == "turn.completed" and events[-1]["usage"]["output_tokens"] > 0, events
