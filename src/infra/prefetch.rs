@@ -59,3 +59,27 @@ fn prefetch_line(at: *const u8) {
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn prefetch_line(_: *const u8) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hull_has_both_and_what_is_between_and_nothing_more() {
+        let bytes = [0u8; 300];
+        let (first, second) = (Stretch::of(&bytes[10..30]), Stretch::of(&bytes[200..290]));
+        for hull in [first.hull(second), second.hull(first)] {
+            assert_eq!((hull.start, hull.len), (bytes[10..].as_ptr(), 280));
+        }
+        let inner = Stretch::of(&bytes[210..220]).hull(second);
+        assert_eq!((inner.start, inner.len), (second.start, second.len));
+    }
+
+    #[test]
+    fn memory_that_is_gone_may_be_asked_for() {
+        let gone = Stretch::of(&*Box::new([0u8; 4096]));
+        gone.prefetch();
+        Stretch::default().prefetch();
+        Stretch { start: std::ptr::without_provenance(usize::MAX - 100), len: 300 }.prefetch();
+    }
+}

@@ -29,6 +29,18 @@ fn drain(reader: &mut StreamReader) -> Vec<u8> {
     out
 }
 
+/// To the end, with a writer on another thread.
+fn read_through(reader: &mut StreamReader) -> Vec<u8> {
+    let mut out = Vec::new();
+    loop {
+        match reader.claim() {
+            Claim::Bytes(span) => out.extend_from_slice(span.as_slice()),
+            Claim::Wait => std::hint::spin_loop(),
+            Claim::Done => return out,
+        }
+    }
+}
+
 #[test]
 fn every_reader_gets_every_byte_once_across_segments() {
     let (stream, mut writer, address) = stream();
@@ -202,16 +214,7 @@ fn settling_under_a_reader_loses_nothing() {
     let reading = std::thread::spawn(move || {
         let (_, address) = WakeHub::for_tests();
         for stream in receiver {
-            let mut reader = stream.attach(address, None).unwrap();
-            let mut seen = Vec::new();
-            loop {
-                match reader.claim() {
-                    Claim::Bytes(span) => seen.extend_from_slice(span.as_slice()),
-                    Claim::Wait => std::hint::spin_loop(),
-                    Claim::Done => break,
-                }
-            }
-            assert!(seen == expected);
+            assert!(read_through(&mut stream.attach(address, None).unwrap()) == expected);
         }
     });
     for round in 0..3000 {
@@ -269,14 +272,6 @@ fn a_reader_on_another_thread_never_sees_unfinished_bytes() {
         stream.close();
         stream.finish(&tail(count));
     });
-    let mut seen = Vec::new();
-    loop {
-        match reader.claim() {
-            Claim::Bytes(span) => seen.extend_from_slice(span.as_slice()),
-            Claim::Wait => std::hint::spin_loop(),
-            Claim::Done => break,
-        }
-    }
+    assert!(read_through(&mut reader) == expected);
     writing.join().unwrap();
-    assert!(seen == expected);
 }
