@@ -9,6 +9,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use orchestratord_engine::Isa;
+
 /// Where a value came from, for `config check`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
@@ -94,6 +96,10 @@ pub enum DriverChoice {
     IoUring,
     Legacy,
 }
+
+/// The instruction set of the CPU engine's kernels; none is the best one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IsaChoice(pub Option<Isa>);
 
 /// A type that a setting can have: read from text, shown as text.
 trait Value: Sized {
@@ -325,6 +331,19 @@ impl Value for KvMemory {
     }
 }
 
+impl Value for IsaChoice {
+    const EXPECTED: &'static str = "auto, or one of avx512-bf16, avx512, avx2 and portable that this processor has (`orchestratord doctor` lists them)";
+    fn read(text: &str) -> Option<Self> {
+        match text {
+            "auto" => Some(IsaChoice(None)),
+            name => Isa::named(name).map(|isa| IsaChoice(Some(isa))),
+        }
+    }
+    fn show(&self) -> String {
+        self.0.map_or("auto", Isa::name).to_owned()
+    }
+}
+
 impl Value for DriverChoice {
     const EXPECTED: &'static str = "auto, io_uring or legacy";
     fn read(text: &str) -> Option<Self> {
@@ -410,6 +429,7 @@ settings! {
     engine: EngineChoice = EngineChoice::Auto, "what computes: cpu, cuda, or auto: cuda where an NVIDIA driver has a device";
     cuda_kernels: Option<PathBuf> = None, "folder of CUDA kernels that this machine's NVRTC compiles, for tuning; empty: those of the binary";
     threads: usize = 1, "threads of the CPU engine; results do not depend on it";
+    isa: IsaChoice = IsaChoice(None), "instruction set of the CPU engine, on which the last digits of results depend: avx512-bf16, avx512, avx2, portable, or auto: the best one here";
     slots_max: usize = 16, "sequences decoded together";
     step_rows_max: usize = 128, "rows of one step: decode rows first, the rest for prompts; bounds the time between tokens";
     kv_blocks_max: usize = 2048, "blocks of the KV cache (16 cells each), shared by sequences and prefix cache";

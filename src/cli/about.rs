@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgMatches, Command, value_parser};
 use orchestratord_engine::backend::cuda::{DoesNotFit, devices, kv_blocks_in, plan, version_text};
-use orchestratord_engine::{Engine, EngineOptions, Model};
+use orchestratord_engine::{Engine, EngineOptions, Isa, Model};
 use serde_json::{Value, json};
 
 use super::progress::{Status, bytes, coloured, has_colours};
@@ -178,8 +178,13 @@ fn descriptors(config: &Config) -> Finding {
 fn processors(config: &Config) -> Finding {
     let there = std::thread::available_parallelism().map_or(1, usize::from);
     let wanted = config.threads + config.reactors;
-    let text =
-        format!("{there} here; {} engine threads and {} reactors want one each", config.threads, config.reactors);
+    let isas: Vec<&str> = Isa::detect().into_iter().map(Isa::name).collect();
+    let text = format!(
+        "{there} here; {} engine threads and {} reactors want one each; instruction sets: {}",
+        config.threads,
+        config.reactors,
+        isas.join(", ")
+    );
     if wanted <= there { Good(text) } else { Note(text) }
 }
 
@@ -261,6 +266,7 @@ fn served_model(config: &Config) -> Finding {
         step_rows_max: config.step_rows_max,
         kv_blocks_max: config.kv_blocks_max,
         threads: config.threads,
+        isa: config.isa.0,
         ..EngineOptions::default()
     };
     let mut sized = config.clone();

@@ -17,7 +17,7 @@ use signal_hook::iterator::Signals;
 use super::remote::{Events, Remote, refusal, with_server};
 use super::{Failure, model};
 use crate::app::bootstrap::Server;
-use crate::config::Config;
+use crate::config::{Config, IsaChoice};
 
 const HELP: &str = "/stats  what the last answer took, and what is left of the budgets
 /history  the conversation so far
@@ -64,6 +64,7 @@ fn start(arguments: &ArgMatches) -> Result<(Remote, Server), Failure> {
         api_keys: vec![key.clone()],
         model: arguments.get_one::<std::path::PathBuf>("model").cloned(),
         threads: usize::from(*arguments.get_one::<u16>("threads").expect("it has a default")),
+        isa: IsaChoice(model::isa(arguments)),
         log_level: "error".into(),
         drain_deadline_ms: 0,
         ..Config::default()

@@ -4,8 +4,9 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
-use orchestratord_engine::{BLOCK_LEN, ChatMessage, Engine, EngineOptions, Model};
+use orchestratord_engine::{BLOCK_LEN, ChatMessage, Engine, EngineOptions, Isa, Model};
 
 use super::Failure;
 
@@ -22,7 +23,7 @@ pub fn with_model(command: Command) -> Command {
     command.arg(model)
 }
 
-/// Adds `--threads`.
+/// Adds `--threads` and `--isa`.
 pub fn with_threads(command: Command) -> Command {
     let threads = Arg::new("threads")
         .long("threads")
@@ -30,7 +31,17 @@ pub fn with_threads(command: Command) -> Command {
         .value_parser(value_parser!(u16).range(1..=1024))
         .default_value("1")
         .help("threads that compute; results do not depend on it");
-    command.arg(threads)
+    let isa = Arg::new("isa")
+        .long("isa")
+        .value_name("NAME")
+        .value_parser(PossibleValuesParser::new(Isa::detect().into_iter().map(Isa::name)))
+        .help("instruction set, on which the last digits of results depend; without it the best one here");
+    command.arg(threads).arg(isa)
+}
+
+/// The instruction set that `--isa` names.
+pub fn isa(arguments: &ArgMatches) -> Option<Isa> {
+    arguments.get_one::<String>("isa").and_then(|name| Isa::named(name))
 }
 
 /// Adds what says how text becomes tokens.
@@ -71,11 +82,23 @@ pub fn open(arguments: &ArgMatches) -> Result<Model, Failure> {
 
 /// An engine for one sequence of at most `tokens_max` tokens, with `slots` logits at once.
 pub fn engine(model: Arc<Model>, arguments: &ArgMatches, tokens_max: usize, slots: usize) -> Result<Engine, Failure> {
+    engine_on(isa(arguments), model, arguments, tokens_max, slots)
+}
+
+/// As `engine`, on an instruction set that `--isa` does not name.
+pub fn engine_on(
+    isa: Option<Isa>,
+    model: Arc<Model>,
+    arguments: &ArgMatches,
+    tokens_max: usize,
+    slots: usize,
+) -> Result<Engine, Failure> {
     let options = EngineOptions {
         slots_max: slots,
         step_rows_max: STEP_ROWS_MAX.max(slots),
         kv_blocks_max: tokens_max.div_ceil(BLOCK_LEN).max(1),
         threads: usize::from(*arguments.get_one::<u16>("threads").expect("it has a default")),
+        isa,
         ..EngineOptions::default()
     };
     Engine::new(model, options).map_err(Failure::failed)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::{Arg, ArgMatches, Command, value_parser};
 use orchestratord_engine::{
-    Detokenizer, FinishReason, Model, Pooling, SamplingParams, SequenceRequest, StopMatcher, TokenSink, Verdict,
+    Detokenizer, FinishReason, Isa, Model, Pooling, SamplingParams, SequenceRequest, StopMatcher, TokenSink, Verdict,
     shortened,
 };
 use serde::Deserialize;
@@ -312,7 +312,10 @@ fn decode(
     let max_tokens = if m.prompt_logprobs.as_deref() == Some(PromptLogprobs::Only.name()) { 0 } else { m.max_tokens };
     let tokens_max = m.prompt_tokens.len() + m.max_tokens as usize;
     model::check_length(&model, m.prompt_tokens.len(), m.max_tokens as usize)?;
-    let mut engine = model::engine(model.clone(), arguments, tokens_max, 1)?;
+    // The transcript's own instruction set, if this processor has it and no other is asked for.
+    let own = || m.arithmetic.rsplit_once("-v").and_then(|(isa, _)| Isa::named(isa));
+    let isa = model::isa(arguments).or_else(own);
+    let mut engine = model::engine_on(isa, model.clone(), arguments, tokens_max, 1)?;
     let bias = m.logit_bias.iter().map(|(token, bias)| Some((token.parse().ok()?, *bias))).collect::<Option<Vec<_>>>();
     let sampling = SamplingParams {
         temperature: m.temperature,

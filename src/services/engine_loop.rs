@@ -317,6 +317,7 @@ impl EngineThread {
             step_rows_max: pool.rules.step_rows_max,
             kv_blocks_max: pool.rules.kv_blocks_max,
             threads: pool.rules.threads,
+            isa: pool.rules.isa,
             ..EngineOptions::default()
         };
         loop {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use crossbeam_queue::ArrayQueue;
 use hdrhistogram::Histogram;
-use orchestratord_engine::{Engine, EngineOptions, LoadError, Model, ModelInfo};
+use orchestratord_engine::{Engine, EngineOptions, Isa, LoadError, Model, ModelInfo};
 
 use super::decoder::Decoder;
 use super::device;
@@ -111,6 +111,8 @@ pub struct PoolRules {
     pub step_rows_max: usize,
     pub kv_blocks_max: usize,
     pub threads: usize,
+    /// Of the CPU engine; none is the best one.
+    pub isa: Option<Isa>,
     /// True when a device computes, with kernels from this folder or else those of the binary.
     pub cuda: bool,
     pub cuda_kernels: Option<PathBuf>,
@@ -132,6 +134,7 @@ impl PoolRules {
             step_rows_max: config.step_rows_max,
             kv_blocks_max: config.kv_blocks_max,
             threads: config.threads,
+            isa: config.isa.0,
             cuda: config.engine == EngineChoice::Cuda,
             cuda_kernels: config.cuda_kernels.clone(),
             metrics_interval_us: config.metrics_interval_ms * 1000,
@@ -430,6 +433,7 @@ pub fn seat(
         step_rows_max: rules.step_rows_max,
         kv_blocks_max: rules.kv_blocks_max,
         threads: rules.threads,
+        isa: rules.isa,
         ..EngineOptions::default()
     };
     let made: Result<Box<dyn Decoder>, String> = match rules.cuda {

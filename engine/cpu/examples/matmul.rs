@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let isas = Isa::detect();
     let isa = match rest.get(1) {
         None => isas[0],
-        Some(name) => *isas.iter().find(|isa| isa.name() == name).ok_or_else(|| {
+        Some(name) => Isa::named(name).ok_or_else(|| {
             let names: Vec<&str> = isas.iter().map(|isa| isa.name()).collect();
             format!("this processor has no {name}, but {}", names.join(", "))
         })?,

@@ -1,7 +1,7 @@
 //! The doors to the kernels: a tensor type is looked up, then its kernel is called.
 
-use crate::format::{Floats, Integers, Rows, UNIT_LEN, decode_floats, decode_integers, with_format};
-use crate::matmul::{Activations, matmul_floats, matmul_integers};
+use crate::format::{Bf16, Floats, Integers, Rows, UNIT_LEN, decode_floats, decode_integers, with_format};
+use crate::matmul::{Activations, matmul_floats, matmul_integers, matmul_pairs};
 use crate::pool::WorkerPool;
 use crate::simd::{Isa, Simd, instantiate};
 use crate::tensor_type::TensorType;
@@ -36,6 +36,9 @@ pub fn matmul(
     rows: usize,
     weight: &Weight<'_>,
 ) {
+    if weight.tensor_type == TensorType::Bf16 && isa.multiplies_pairs() {
+        return matmul_pairs(pool, isa, out, weight.rows, scratch, x, rows, weight.rows_as(Bf16));
+    }
     with_format!(
         weight.tensor_type,
         format => floats matmul_floats(pool, isa, out, weight.rows, scratch, x, rows, weight.rows_as(format)),

@@ -103,6 +103,11 @@ pub fn drain<B: Backend>(engine: &mut Engine<B>, record: &mut Record) {
     }
 }
 
+/// Whether an instruction set rounds the activations that weights of this type meet.
+pub fn rounds(isa: Isa, tensor_type: TensorType) -> bool {
+    isa.multiplies_pairs() && tensor_type == TensorType::Bf16
+}
+
 /// Every instruction set of this machine.
 pub fn isas() -> Vec<Isa> {
     Isa::detect()

@@ -10,7 +10,7 @@ use super::bytes::GROUP_PAIRS;
 use super::floats::Vector;
 use crate::format::{GROUP_UNITS, SMALL_OFFSET, UNIT_LEN, WORD_MAX};
 use crate::pool::{SharedSlice, WorkerPool};
-use crate::simd::{Aligned, BYTES, Isa, LANES, Simd, instantiate};
+use crate::simd::{Aligned, BYTES, Isa, LANES, Pairs, Simd, instantiate};
 
 /// Largest absolute value of an activation's word.
 pub const ACTIVATION_MAX: i32 = 16_383;
@@ -29,6 +29,8 @@ pub struct Activations {
     many: Many,
     /// Rows that stay floats, as `floats` packs them.
     pub(super) floats: Vec<Vector>,
+    /// Rows that are rounded to bfloat16, as `pairs` packs them.
+    pub(super) pairs: Vec<Pairs>,
 }
 
 /// Few rows: sixteen units of a row lie together, as their weights do.

@@ -25,7 +25,7 @@ use crate::simd::{Aligned, Isa, LANES, Simd, instantiate};
 pub type Vector = Aligned<[f32; LANES]>;
 
 /// Weight rows whose sums are kept together.
-const PANEL_ROWS: usize = 32;
+pub(super) const PANEL_ROWS: usize = 32;
 
 /// Columns that are multiplied before the next ones are read.
 const BLOCK_COLS: usize = 512;
@@ -90,7 +90,7 @@ pub fn matmul_floats<F: Floats>(
 }
 
 /// Elements that are worth waking a worker for.
-const GRAIN_ELEMENTS: usize = 1 << 14;
+pub(super) const GRAIN_ELEMENTS: usize = 1 << 14;
 
 instantiate!(fn pack_on = pack(
     packed: &SharedSlice<'_, Vector>, x: &[f32], rows: usize, cols: usize, pairs: bool, range: Range<usize>,
@@ -228,10 +228,10 @@ struct Panel {
 }
 
 /// Lanes of sixteen outputs.
-type Sums = Aligned<[[f32; LANES]; LANES]>;
+pub(super) type Sums = Aligned<[[f32; LANES]; LANES]>;
 
 /// Those of an activation row.
-const ROW_SUMS: usize = PANEL_ROWS / LANES;
+pub(super) const ROW_SUMS: usize = PANEL_ROWS / LANES;
 
 thread_local! {
     static PANEL: RefCell<Panel> = RefCell::default();
@@ -239,18 +239,51 @@ thread_local! {
 
 /// A block of columns of some rows of weights.
 #[derive(Clone, Copy)]
-struct Block<'a> {
+pub(super) struct Block<'a> {
     /// From the first row's first column of the block on.
-    bytes: &'a [u8],
-    row_bytes: usize,
+    pub bytes: &'a [u8],
+    /// Bytes from one row to the next.
+    pub row_bytes: usize,
     /// Rows, at least one.
-    count: usize,
+    pub count: usize,
     /// Bytes of the block's columns in a row.
-    len: usize,
+    pub len: usize,
     /// Whether these are the first columns, with which the sums begin.
-    first: bool,
+    pub first: bool,
     /// How far behind these the columns lie that are multiplied next.
-    next: usize,
+    pub next: usize,
+}
+
+impl<'a> Block<'a> {
+    /// `cols` columns from `col` on, or as many as there are, of `count` rows from `o` on.
+    pub fn of<F: Floats>(weight: Rows<'a, F>, o: usize, count: usize, col: usize, cols: usize) -> Block<'a> {
+        let start = col / UNIT_LEN / F::BLOCK_UNITS * F::BLOCK_BYTES;
+        let len = (cols / UNIT_LEN / F::BLOCK_UNITS * F::BLOCK_BYTES).min(weight.row_bytes - start);
+        let (bytes, row_bytes) = (&weight.bytes[o * weight.row_bytes + start..], weight.row_bytes);
+        let next = if col + cols >= weight.cols { count * row_bytes - start } else { len };
+        Block { bytes, row_bytes, count, len, first: col == 0, next }
+    }
+
+    /// Its rows from `i` on. Of those that there are not, the last one stands in.
+    #[inline(always)]
+    pub fn rows<const W: usize>(&self, i: usize) -> [&'a [u8]; W] {
+        let mut rows = [&self.bytes[..0]; W];
+        for (n, row) in rows.iter_mut().enumerate() {
+            *row = &self.bytes[(i + n).min(self.count - 1) * self.row_bytes..][..self.len];
+        }
+        rows
+    }
+
+    /// How far behind row `i` that lies which is wanted `rows` rows later.
+    #[inline(always)]
+    pub fn ahead(&self, i: usize, rows: usize) -> usize {
+        if i + rows < self.count {
+            rows * self.row_bytes
+        } else {
+            // Rows from the first one on, of the columns after these.
+            (self.next + rows * self.row_bytes).wrapping_sub(self.count * self.row_bytes)
+        }
+    }
 }
 
 /// Many rows: the sums of a panel of weight rows, block by block of the columns.
@@ -279,12 +312,7 @@ fn paneled<F: Floats>(
             let block_rows = (rows - first).min(block_rows);
             for col in (0..weight.cols).step_by(BLOCK_COLS) {
                 let x = &x[(col / BLOCK_COLS * rows + first) * BLOCK_VECTORS..][..block_rows * BLOCK_VECTORS];
-                let start = col / UNIT_LEN / F::BLOCK_UNITS * F::BLOCK_BYTES;
-                let len = (BLOCK_COLS / UNIT_LEN / F::BLOCK_UNITS * F::BLOCK_BYTES).min(weight.row_bytes - start);
-                let (bytes, row_bytes) = (&weight.bytes[o * weight.row_bytes + start..], weight.row_bytes);
-                let last = col + BLOCK_COLS >= weight.cols;
-                let next = if last { count * row_bytes - start } else { len };
-                let block = Block { bytes, row_bytes, count, len, first: col == 0, next };
+                let block = Block::of(weight, o, count, col, BLOCK_COLS);
                 if in_place {
                     multiply_on(isa, weight.format, block, x, block_rows, &mut panel.sums);
                 } else {
@@ -389,10 +417,7 @@ fn tile<S: Simd, F: Floats, const W: usize, const X: usize>(
     r: usize,
     sums: &mut [Sums],
 ) {
-    let mut w_rows = [&block.bytes[..0]; W];
-    for (n, row) in w_rows.iter_mut().enumerate() {
-        *row = &block.bytes[(i + n).min(block.count - 1) * block.row_bytes..][..block.len];
-    }
+    let w_rows = block.rows::<W>(i);
     let units = block.len / F::BLOCK_BYTES;
     let rest = block.len > units * F::BLOCK_BYTES;
     // Cut to what the loop below uses, so that it asks once whether it is at the end.
@@ -414,12 +439,7 @@ fn tile<S: Simd, F: Floats, const W: usize, const X: usize>(
             }
         }
     }
-    let ahead = if i + AHEAD_ROWS < block.count {
-        AHEAD_ROWS * block.row_bytes
-    } else {
-        // Rows from the first one on, of the columns after these.
-        (block.next + AHEAD_ROWS * block.row_bytes).wrapping_sub(block.count * block.row_bytes)
-    };
+    let ahead = block.ahead(i, AHEAD_ROWS);
     for u in 0..units {
         let mut blocks = [&w_rows[0][..0]; W];
         for n in 0..W {
@@ -469,7 +489,7 @@ fn add_half<S: Simd, F: Floats, const W: usize, const X: usize, const SECOND: bo
     }
 }
 
-instantiate!(fn finish_on = finish(
+instantiate!(pub(super) fn finish_on = finish(
     out: &SharedSlice<'_>, out_len: usize, first: usize, rows: usize, o: usize, count: usize, sums: &[Sums],
 ));
 

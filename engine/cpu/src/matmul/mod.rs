@@ -1,19 +1,21 @@
 //! Matrix times rows of activations.
 //!
-//! Weights that are floating-point numbers are multiplied as such, those that are whole numbers with scales as whole
-//! numbers. Either way an output element is summed in an order that is a function of the weight's shape.
+//! Weights that are floating-point numbers are multiplied as such, bfloat16 by activations of its kind where the processor
+//! does that, and those that are whole numbers with scales as whole numbers. Either way an output element is summed in an order that is a function of the weight's shape.
 
 mod activations;
 mod byte_panel;
 mod bytes;
 mod floats;
 mod integers;
+mod pairs;
 #[cfg(test)]
 mod tests;
 
 pub use activations::Activations;
 pub use floats::matmul_floats;
 pub use integers::matmul_integers;
+pub use pairs::matmul_pairs;
 
 use super::pool::SharedSlice;
 

@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 use super::*;
-use crate::TensorType;
-use crate::format::{Floats, Integers, Rows, decode_floats, decode_integers, with_format};
+use crate::format::{Bf16, Floats, Integers, Rows, decode_floats, decode_integers, with_format};
 use crate::pool::WorkerPool;
 use crate::simd::{Isa, Portable};
 use crate::testing::{Dice, encode};
+use crate::{TensorType, Weight, matmul};
 
 struct Case {
     tensor_type: TensorType,
@@ -22,21 +22,20 @@ fn run(isa: Isa, threads: usize, case: &Case, weights: &[u8], x: &[f32]) -> Vec<
     let mut moved = vec![0; weights.len() + 1];
     let start = 1 - moved.as_ptr().addr() % 2;
     moved[start..start + weights.len()].copy_from_slice(weights);
-    let (bytes, row_bytes) = (&moved[start..start + weights.len()], weights.len() / case.out_len);
+    let bytes = &moved[start..start + weights.len()];
     let mut out = vec![f32::NAN; case.rows * case.out_len];
-    with_format!(
-        case.tensor_type,
-        format => floats {
-            let weight = Rows { format, bytes, row_bytes, cols: case.cols };
-            let mut activations = Activations::default();
-            matmul_floats(&pool, isa, &mut out, case.out_len, &mut activations, x, case.rows, weight);
-        },
-        integers {
-            let weight = Rows { format, bytes, row_bytes, cols: case.cols };
-            let mut activations = Activations::default();
-            matmul_integers(&pool, isa, &mut out, case.out_len, &mut activations, x, case.rows, weight);
-        }
-    );
+    let weight = Weight { tensor_type: case.tensor_type, bytes, rows: case.out_len, cols: case.cols };
+    matmul(&pool, isa, &mut Activations::default(), &mut out, x, case.rows, &weight);
+    out
+}
+
+/// As `run`, with the kernel of pairs compiled from plain code.
+fn pairs_in_plain_code(case: &Case, weights: &[u8], x: &[f32]) -> Vec<f32> {
+    let pool = WorkerPool::new(1).expect("threads for a test");
+    let mut out = vec![f32::NAN; case.rows * case.out_len];
+    let row_bytes = weights.len() / case.out_len;
+    let weight = Rows { format: Bf16, bytes: weights, row_bytes, cols: case.cols };
+    matmul_pairs(&pool, Isa::Portable, &mut out, case.out_len, &mut Activations::default(), x, case.rows, weight);
     out
 }
 
@@ -93,6 +92,11 @@ fn check(case: &Case, dice: &mut Dice) {
         }
         match isa {
             Isa::Portable => assert_eq!(bits(&all), bits(&portable), "{what}"),
+            _ if isa.multiplies_pairs() && case.tensor_type == TensorType::Bf16 => {
+                // Plain code says what its products are.
+                let plain = pairs_in_plain_code(case, &weights, &x);
+                assert_eq!(bits(&all), bits(&plain), "{what}");
+            }
             // Whoever rounds once rounds the same.
             _ => assert_eq!(*fused.get_or_insert(bits(&all)), bits(&all), "{what}"),
         }
@@ -148,6 +152,35 @@ fn the_largest_bytes_do_not_overflow() {
             for out in run(isa, 1, &case, &block, &vec![x; 32 * rows]) {
                 let wanted = 32.0 * f32::from(element) * x;
                 assert!((out / wanted - 1.0).abs() < 1e-6, "{out} and not {wanted} on {}", isa.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn pairs_are_the_sums_of_rounded_activations() {
+    // Independent of any kernel: rounded by arithmetic on the numbers, and summed in f64.
+    let mut dice = Dice::new(13);
+    for (cols, out_len, rows) in
+        if cfg!(miri) { &[(33, 2, 2)][..] } else { &[(20, 3, 1), (1100, 40, 1), (2080, 37, 29)] }
+    {
+        let case = Case { tensor_type: TensorType::Bf16, cols: *cols, out_len: *out_len, rows: *rows };
+        let values: Vec<f32> = (0..out_len * cols).map(|_| dice.unit()).collect();
+        let weights = encode(TensorType::Bf16, &values);
+        let x: Vec<f32> = (0..rows * cols).map(|_| dice.unit() * 4.0).collect();
+        for (r, out) in pairs_in_plain_code(&case, &weights, &x).chunks_exact(*out_len).enumerate() {
+            for (o, out) in out.iter().enumerate() {
+                let (mut sum, mut most) = (0f64, 0f64);
+                for (w, x) in weights[o * 2 * cols..].as_chunks::<2>().0.iter().zip(&x[r * cols..][..*cols]) {
+                    let w = f64::from(f32::from_bits(u32::from(u16::from_le_bytes(*w)) << 16));
+                    // Eight bits, the first of them counted: the step between two neighbours of x.
+                    let step = 2f64.powi(f64::from(*x).abs().log2().floor() as i32 - 7);
+                    let rounded = (f64::from(*x) / step).round_ties_even() * step;
+                    sum += w * rounded;
+                    most += 3e-6 * (w * rounded).abs();
+                }
+                let error = (f64::from(*out) - sum).abs();
+                assert!(error <= most, "{error} and not {most} at {r}, {o} of {cols} columns");
             }
         }
     }

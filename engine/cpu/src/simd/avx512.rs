@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Avx512, BYTES, ByteDots, LANES, Simd, WORDS};
+use super::{Avx512, Avx512Bf16, BYTES, ByteDots, LANES, PairDots, Pairs, Simd, WORDS};
 
 // SAFETY, for all of it: a token is only made by `Isa::detect` after it has seen every feature that the intrinsics below
 // need, and every pointer comes from an array of exactly the size that is read or written; the loads and stores are the
@@ -491,4 +491,32 @@ fn add_pairs(a: __m512, b: __m512) -> __m512 {
 #[inline(always)]
 fn across(a: __m512i, b: __m512i) -> __m512i {
     unsafe { _mm512_add_epi32(_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b)) }
+}
+
+// SAFETY: as above.
+impl PairDots for Avx512Bf16 {
+    type Simd = Avx512;
+    type P = __m512bh;
+
+    #[inline(always)]
+    fn simd(self) -> Avx512 {
+        self.avx512()
+    }
+    #[inline(always)]
+    fn load_pairs(self, x: &[u8; BYTES]) -> __m512bh {
+        unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(x.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn round_to_pairs(self, x: &[f32; WORDS], to: &mut Pairs) {
+        let (halves, _) = x.as_chunks::<LANES>();
+        let (low, high) = (self.avx512().load(&halves[0]), self.avx512().load(&halves[1]));
+        unsafe {
+            let pairs = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), pairs);
+        }
+    }
+    #[inline(always)]
+    fn dot_pairs(self, sum: __m512, a: __m512bh, b: __m512bh) -> __m512 {
+        unsafe { _mm512_dpbf16_ps(sum, a, b) }
+    }
 }

@@ -49,6 +49,8 @@ impl<T> std::ops::DerefMut for Aligned<T> {
 /// Instruction sets with kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
+    /// AVX-512 F, BW, VL, VNNI and BF16: as the next one, but activations that meet bfloat16 are rounded to it.
+    Avx512Bf16(Avx512Bf16),
     /// AVX-512 F, BW, VL and VNNI.
     Avx512(Avx512),
     /// AVX2 with FMA and F16C.
@@ -70,6 +72,9 @@ impl Isa {
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512vnni");
             if avx2 && avx512 {
+                if is_x86_feature_detected!("avx512bf16") {
+                    found.push(Isa::Avx512Bf16(Avx512Bf16(Avx512(()))));
+                }
                 found.push(Isa::Avx512(Avx512(())));
             }
             if avx2 {
@@ -80,19 +85,30 @@ impl Isa {
         found
     }
 
+    /// The one of that name, if this processor has it.
+    pub fn named(name: &str) -> Option<Isa> {
+        Isa::detect().into_iter().find(|isa| isa.name() == name)
+    }
+
     /// Whether 32 vectors fit its registers.
     pub fn has_many_registers(self) -> bool {
-        matches!(self, Isa::Avx512(_))
+        matches!(self, Isa::Avx512(_) | Isa::Avx512Bf16(_))
     }
 
     /// Whether it multiplies four bytes at once.
     pub fn multiplies_bytes(self) -> bool {
-        matches!(self, Isa::Avx512(_))
+        self.has_many_registers()
+    }
+
+    /// Whether it multiplies two bfloat16 at once.
+    pub fn multiplies_pairs(self) -> bool {
+        matches!(self, Isa::Avx512Bf16(_))
     }
 
     /// Name for people and for `arithmetic`.
     pub fn name(self) -> &'static str {
         match self {
+            Isa::Avx512Bf16(_) => "avx512-bf16",
             Isa::Avx512(_) => "avx512",
             Isa::Avx2(_) => "avx2",
             Isa::Portable => "portable",
@@ -103,6 +119,18 @@ impl Isa {
 /// Proof that the processor has AVX-512.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Avx512(());
+
+/// Proof that the processor has AVX-512 with BF16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Avx512Bf16(Avx512);
+
+impl Avx512Bf16 {
+    /// What it proves as well.
+    #[inline(always)]
+    pub fn avx512(self) -> Avx512 {
+        self.0
+    }
+}
 
 /// Proof that the processor has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -355,6 +383,24 @@ pub trait ByteDots: Simd {
     fn transpose_bytes(self, x: &mut [Self::B; LANES]);
 }
 
+/// Thirty-two bfloat16, little-endian, as a file has them.
+pub type Pairs = Aligned<[u8; BYTES]>;
+
+/// Products of bfloat16, two of a lane at once. Plain code says what they mean; subnormal numbers are zeros.
+pub trait PairDots: Copy {
+    /// What does everything else.
+    type Simd: Simd;
+    /// Thirty-two bfloat16.
+    type P: Copy;
+
+    fn simd(self) -> Self::Simd;
+    fn load_pairs(self, x: &[u8; BYTES]) -> Self::P;
+    /// The nearest bfloat16, ties to even.
+    fn round_to_pairs(self, x: &[f32; WORDS], to: &mut Pairs);
+    /// Adds to lane i the product of elements 2i + 1, then that of elements 2i, rounded after each.
+    fn dot_pairs(self, sum: <Self::Simd as Simd>::F, a: Self::P, b: Self::P) -> <Self::Simd as Simd>::F;
+}
+
 /// Sum by a tree: lane i and i + 8, then i + 4, i + 2, i + 1.
 #[inline(always)]
 pub fn sum_lanes(x: &[f32; LANES]) -> f32 {
@@ -415,6 +461,9 @@ macro_rules! instantiate {
                     Isa::Avx512(simd) => return unsafe { avx512 $(::<$t>)? (simd, $($name),*) },
                     // SAFETY: as above.
                     #[allow(unsafe_code, reason = "one of the doors of the SIMD room")]
+                    Isa::Avx512Bf16(simd) => return unsafe { avx512 $(::<$t>)? (simd.avx512(), $($name),*) },
+                    // SAFETY: as above.
+                    #[allow(unsafe_code, reason = "one of the doors of the SIMD room")]
                     Isa::Avx2(simd) => return unsafe { avx2 $(::<$t>)? (simd, $($name),*) },
                     Isa::Portable => {}
                 }
@@ -425,6 +474,33 @@ macro_rules! instantiate {
     };
 }
 pub use instantiate;
+
+/// As `instantiate!`, for a kernel `fn kernel<D: PairDots>(dots: D, ...)`: the instruction set that has such products, and
+/// plain code.
+macro_rules! instantiate_pairs {
+    ($vis:vis fn $door:ident = $kernel:ident ($($name:ident: $ty:ty),* $(,)?)) => {
+        #[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
+        $vis fn $door(isa: $crate::simd::Isa, $($name: $ty),*) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                use $crate::simd::{Avx512Bf16, Isa};
+                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
+                #[allow(clippy::too_many_arguments, reason = "as above")]
+                fn avx512_bf16(dots: Avx512Bf16, $($name: $ty),*) {
+                    $kernel(dots, $($name),*)
+                }
+                if let Isa::Avx512Bf16(dots) = isa {
+                    // SAFETY: the token inside proves that the processor has these features.
+                    #[allow(unsafe_code, reason = "one of the doors of the SIMD room")]
+                    return unsafe { avx512_bf16(dots, $($name),*) };
+                }
+            }
+            let _ = isa;
+            $kernel($crate::simd::Portable, $($name),*)
+        }
+    };
+}
+pub(crate) use instantiate_pairs;
 
 #[cfg(test)]
 mod tests {
@@ -642,6 +718,46 @@ mod tests {
                 assert_eq!((fast, fast_ints), (plain, plain_ints), "{}", isa.name());
             }
         }
+    }
+
+    #[inline(always)]
+    fn pairs<D: PairDots>(dots: D, x: &[f32; WORDS], weights: &Pairs, rounded: &mut Pairs, lanes: &mut [f32; LANES]) {
+        dots.round_to_pairs(x, rounded);
+        let sums = dots.simd().load(x.first_chunk().expect("sixteen of 32"));
+        let sums = dots.dot_pairs(sums, dots.load_pairs(weights), dots.load_pairs(rounded));
+        dots.simd().store(sums, lanes);
+    }
+
+    instantiate_pairs!(fn pairs_on = pairs(
+        x: &[f32; WORDS], weights: &Pairs, rounded: &mut Pairs, lanes: &mut [f32; LANES],
+    ));
+
+    #[test]
+    fn pairs_mean_the_same_everywhere() {
+        let mut dice = crate::testing::Dice::new(5);
+        for turn in 0..if cfg!(miri) { 5 } else { 2000 } {
+            // Of all sizes; at the end so small and so large that there are zeros and infinities, too.
+            let size = if turn % 10 == 0 { 250 } else { 20 };
+            let mut number = || dice.unit() * 2f32.powi(dice.below(size) as i32 - size as i32 / 2);
+            let x: [f32; WORDS] = std::array::from_fn(|_| number());
+            let mut weights = Aligned([0; BYTES]);
+            for bytes in weights.as_chunks_mut::<2>().0 {
+                *bytes = ((number().to_bits() >> 16) as u16).to_le_bytes();
+            }
+            let (mut plain, mut plain_lanes) = (Aligned([0; BYTES]), [0.0; LANES]);
+            pairs(Portable, &x, &weights, &mut plain, &mut plain_lanes);
+            for isa in Isa::detect().into_iter().filter(|isa| isa.multiplies_pairs()) {
+                let (mut fast, mut fast_lanes) = (Aligned([0; BYTES]), [0.0; LANES]);
+                pairs_on(isa, &x, &weights, &mut fast, &mut fast_lanes);
+                assert_eq!(*fast, *plain, "{x:?}");
+                assert_eq!(fast_lanes.map(f32::to_bits), plain_lanes.map(f32::to_bits), "{x:?} times {:?}", *weights);
+            }
+        }
+        let mut rounded = Aligned([0; BYTES]);
+        let ties = std::array::from_fn(|i| f32::from_bits(0x3f80_8000 + ((i as u32) << 16) + u32::from(i == 5)));
+        Portable.round_to_pairs(&ties, &mut rounded);
+        let rounded: Vec<u16> = rounded.as_chunks::<2>().0.iter().map(|x| u16::from_le_bytes(*x)).collect();
+        assert_eq!(rounded[..6], [0x3f80, 0x3f82, 0x3f82, 0x3f84, 0x3f84, 0x3f86], "ties to even, and one above a tie");
     }
 
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! Plain loops: what every operation means.
 
-use super::{BYTES, ByteDots, LANES, Portable, Simd, WORDS, f16_to_f32};
+use super::{BYTES, ByteDots, LANES, PairDots, Pairs, Portable, Simd, WORDS, f16_to_f32};
 
 impl Simd for Portable {
     type F = [f32; LANES];
@@ -348,6 +348,51 @@ impl ByteDots for Portable {
             *x = each_byte(|i| rows[i / 4][4 * col + i % 4]);
         }
     }
+}
+
+impl PairDots for Portable {
+    type Simd = Portable;
+    type P = [u8; BYTES];
+
+    #[inline(always)]
+    fn simd(self) -> Portable {
+        self
+    }
+    #[inline(always)]
+    fn load_pairs(self, x: &[u8; BYTES]) -> Self::P {
+        *x
+    }
+    #[inline(always)]
+    fn round_to_pairs(self, x: &[f32; WORDS], to: &mut Pairs) {
+        for (to, x) in to.as_chunks_mut::<2>().0.iter_mut().zip(x) {
+            let bits = without_subnormals(*x).to_bits();
+            // Half of what is cut off, a little less where that makes a tie even.
+            let rounded = if x.is_nan() { bits | 0x0040_0000 } else { bits + 0x7fff + (bits >> 16 & 1) };
+            *to = ((rounded >> 16) as u16).to_le_bytes();
+        }
+    }
+    #[inline(always)]
+    fn dot_pairs(self, sum: [f32; LANES], a: Self::P, b: Self::P) -> [f32; LANES] {
+        let (a, b) = (a.as_chunks::<4>().0, b.as_chunks::<4>().0);
+        let mut out = sum;
+        for (i, out) in out.iter_mut().enumerate() {
+            for half in [2, 0] {
+                let [a, b] = [a[i], b[i]].map(|pair| {
+                    without_subnormals(f32::from_bits(
+                        u32::from(u16::from_le_bytes([pair[half], pair[half + 1]])) << 16,
+                    ))
+                });
+                *out = without_subnormals(a.mul_add(b, without_subnormals(*out)));
+            }
+        }
+        out
+    }
+}
+
+/// A subnormal number becomes a zero of its sign.
+#[inline(always)]
+fn without_subnormals(x: f32) -> f32 {
+    if x.is_subnormal() { 0f32.copysign(x) } else { x }
 }
 
 /// Bytes by their index.
