@@ -124,7 +124,11 @@ impl<'a> Array<'a> {
         let whole = cursor.rest();
         for _ in 0..count {
             // Only to see that it is sound: errors speak of offsets in the whole file.
-            Value::parse_as(cursor, kind, key, depth + 1)?;
+            if kind == 8 {
+                cursor.string(|| format!("the value of metadata key {key:?}"))?;
+            } else {
+                Value::parse_as(cursor, kind, key, depth + 1)?;
+            }
         }
         let used = whole.len() - cursor.left();
         Ok(Array { kind, count, bytes: &whole[..used] })
@@ -156,10 +160,9 @@ impl<'a> Array<'a> {
         if self.kind != 8 && self.count > 0 {
             return Err(LoadError::corrupt(format!("metadata key {key:?}"), "must be an array of strings"));
         }
-        Ok(self.iter().map(|value| match value {
-            Value::String(bytes) => bytes,
-            _ => &[],
-        }))
+        // Not by `iter`: a vocabulary and its merges are half a million strings, and a start waits for them.
+        let mut cursor = Cursor::new(self.bytes);
+        Ok((0..self.count).map(move |_| cursor.string(String::new).expect("it was checked at parsing")))
     }
 }
 

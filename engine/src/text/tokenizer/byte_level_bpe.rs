@@ -180,18 +180,50 @@ struct Candidate {
     becomes: u32,
 }
 
+/// Threads that look up merges, at most: a start has hundreds of thousands of them before it, and little else to do.
+const LOOKUP_THREADS_MAX: usize = 4;
+
+/// Merges that are worth a thread.
+const LOOKUP_LEN_MIN: usize = 8192;
+
 /// # Errors
 ///
 /// When an entry is no pair of tokens that make a third.
 fn merges(gguf: &Gguf<'_>, vocabulary: &Vocabulary) -> Result<Merges, LoadError> {
     let entries = gguf.array(MERGES)?.ok_or_else(|| LoadError::missing(format!("metadata key {MERGES:?}")))?;
-    let corrupt = |why: String| LoadError::corrupt(format!("metadata key {MERGES:?}"), why);
+    let entries: Vec<&[u8]> = entries.strings(MERGES)?.collect();
+    let there = std::thread::available_parallelism().map_or(1, usize::from).min(LOOKUP_THREADS_MAX);
+    let part_len = entries.len().div_ceil(there).max(LOOKUP_LEN_MIN);
+    let found: Vec<Result<Vec<[u32; 3]>, LoadError>> = std::thread::scope(|scope| {
+        let look_up = |(first, part): (usize, &[&[u8]])| look_up(vocabulary, first, part);
+        let mut parts = (0..).step_by(part_len).zip(entries.chunks(part_len));
+        let own = parts.next();
+        let others: Vec<_> = parts.map(|part| scope.spawn(move || look_up(part))).collect();
+        let others = others.into_iter().map(|thread| thread.join().expect("looking up does not panic"));
+        own.map(look_up).into_iter().chain(others).collect()
+    });
     let mut merges = AHashMap::with_capacity(entries.len());
+    let mut rank = 0;
+    // The first part's error is the first entry's.
+    for part in found {
+        for [left, right, whole] in part? {
+            // Of two entries alike the last counts, as in the crate.
+            merges.insert((left, right), (rank, whole));
+            rank += 1;
+        }
+    }
+    Ok(merges)
+}
+
+/// The tokens of each entry, of which the first is number `first`: left, right, and both together.
+fn look_up(vocabulary: &Vocabulary, first: usize, entries: &[&[u8]]) -> Result<Vec<[u32; 3]>, LoadError> {
+    let corrupt = |why: String| LoadError::corrupt(format!("metadata key {MERGES:?}"), why);
+    let mut found = Vec::with_capacity(entries.len());
     let mut whole = String::new();
-    for (rank, entry) in (0u32..).zip(entries.strings(MERGES)?) {
+    for (rank, entry) in (first..).zip(entries) {
         let text = std::str::from_utf8(entry).ok();
         // Neither half is empty, so the space that parts them is not the first character.
-        let cut = text.and_then(|t| t.char_indices().skip(1).find(|(_, c)| *c == ' ').map(|(at, _)| t.split_at(at)));
+        let cut = text.and_then(|t| Some(t.split_at(1 + t.as_bytes().get(1..)?.iter().position(|b| *b == b' ')?)));
         let (left, right) = cut.ok_or_else(|| corrupt(format!("entry {rank} is no pair of tokens")))?;
         let right = &right[1..];
         whole.clear();
@@ -200,10 +232,9 @@ fn merges(gguf: &Gguf<'_>, vocabulary: &Vocabulary) -> Result<Merges, LoadError>
         let id = |name: &str| {
             vocabulary.id(name).ok_or_else(|| corrupt(format!("entry {rank} needs {name:?}, which is no token")))
         };
-        // Of two entries alike the last counts, as in the crate.
-        merges.insert((id(left)?, id(right)?), (rank, id(&whole)?));
+        found.push([id(left)?, id(right)?, id(&whole)?]);
     }
-    Ok(merges)
+    Ok(found)
 }
 
 /// Appends what a token of the byte-level alphabet stands for.

@@ -1,12 +1,15 @@
 //! The tokens of a model: what each is called, what it is for, and what it adds to a text.
 
-use ahash::AHashMap;
+use ahash::RandomState;
 
 use crate::LoadError;
 use crate::gguf::{Gguf, Value};
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TYPES: &str = "tokenizer.ggml.token_type";
+
+/// Bytes of a name for which there is room at first.
+const NAME_LEN: usize = 8;
 
 /// What a token is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,15 +28,16 @@ pub(super) enum Kind {
 }
 
 pub(super) struct Vocabulary {
-    /// Each token as the file writes it; what is not UTF-8 is replaced.
-    names: Vec<Box<str>>,
+    /// Each token as the file writes it, one after the other, and where each begins; what is not UTF-8 is replaced.
+    names: String,
+    name_starts: Vec<usize>,
     kinds: Vec<Kind>,
     /// The bytes of every token, one after the other, and where each begins.
     bytes: Vec<u8>,
     starts: Vec<u32>,
     bytes_max: usize,
     /// The first token of each name that is UTF-8.
-    ids: AHashMap<Box<str>, u32>,
+    index: Index,
 }
 
 impl Vocabulary {
@@ -43,10 +47,15 @@ impl Vocabulary {
         kinds: Vec<Kind>,
         append_bytes: impl Fn(&str, Kind, &mut Vec<u8>),
     ) -> Vocabulary {
-        let (mut names, mut ids) = (Vec::with_capacity(kinds.len()), AHashMap::with_capacity(kinds.len()));
-        let (mut bytes, mut starts) = (Vec::new(), vec![0u32]);
-        for (index, raw) in raw.enumerate() {
-            let kind = kinds[index];
+        let mut names = String::with_capacity(kinds.len() * NAME_LEN);
+        let mut name_starts = Vec::with_capacity(kinds.len() + 1);
+        name_starts.push(0);
+        let mut index = Index::for_count(kinds.len());
+        let mut bytes = Vec::with_capacity(kinds.len() * NAME_LEN);
+        let mut starts = Vec::with_capacity(kinds.len() + 1);
+        starts.push(0u32);
+        for (id, raw) in (0u32..).zip(raw) {
+            let kind = kinds[id as usize];
             let name = std::str::from_utf8(raw);
             match (kind, name) {
                 (Kind::Control, _) => {}
@@ -56,13 +65,16 @@ impl Vocabulary {
             }
             if let Ok(name) = name {
                 // Of two tokens with one name the first is the one that text becomes.
-                ids.entry(name.into()).or_insert(index as u32);
+                index.add(name, id, |other| &names[name_starts[other as usize]..name_starts[other as usize + 1]]);
             }
-            names.push(String::from_utf8_lossy(raw).into());
+            names.push_str(&String::from_utf8_lossy(raw));
+            name_starts.push(names.len());
             starts.push(bytes.len() as u32);
         }
+        names.shrink_to_fit();
+        bytes.shrink_to_fit();
         let bytes_max = starts.windows(2).map(|w| (w[1] - w[0]) as usize).max().unwrap_or(0);
-        Vocabulary { names, kinds, bytes, starts, bytes_max, ids }
+        Vocabulary { names, name_starts, kinds, bytes, starts, bytes_max, index }
     }
 
     /// # Errors
@@ -82,11 +94,12 @@ impl Vocabulary {
     }
 
     pub fn len(&self) -> usize {
-        self.names.len()
+        self.kinds.len()
     }
 
     pub fn name(&self, token: u32) -> Option<&str> {
-        self.names.get(token as usize).map(|name| &**name)
+        let end = *self.name_starts.get(token as usize + 1)?;
+        Some(&self.names[self.name_starts[token as usize]..end])
     }
 
     pub fn kind(&self, token: u32) -> Option<Kind> {
@@ -95,12 +108,12 @@ impl Vocabulary {
 
     /// The token of a name.
     pub fn id(&self, name: &str) -> Option<u32> {
-        self.ids.get(name).copied()
+        self.index.find(name, |id| self.name(id).expect("the index holds tokens"))
     }
 
     /// Every name that is UTF-8, with its token.
     pub fn ids(&self) -> impl Iterator<Item = (&str, u32)> {
-        self.ids.iter().map(|(name, id)| (&**name, *id))
+        self.index.ids().map(|id| (self.name(id).expect("the index holds tokens"), id))
     }
 
     pub fn bytes(&self, token: u32) -> &[u8] {
@@ -113,6 +126,58 @@ impl Vocabulary {
 
     pub fn bytes_max(&self) -> usize {
         self.bytes_max
+    }
+}
+
+/// Tokens by their names, which lie elsewhere. A map with strings of its own as keys held each name a second time, and a start
+/// waited for its allocations: half a million names of merges are looked up, and this is what they are looked up in.
+///
+/// Open addressing; at least a quarter of the places is free, so that a search ends soon.
+struct Index {
+    /// Of its own, so that no file can know which names collide.
+    keys: RandomState,
+    /// Half of the name's hash, and its token.
+    places: Box<[(u32, u32)]>,
+}
+
+/// No token: a place that is free.
+const FREE: u32 = u32::MAX;
+
+impl Index {
+    fn for_count(count: usize) -> Index {
+        let place_count = (count + count / 3 + 1).next_power_of_two();
+        Index { keys: RandomState::new(), places: vec![(0, FREE); place_count].into() }
+    }
+
+    /// Adds a token, unless its name has one.
+    fn add<'n>(&mut self, name: &str, id: u32, name_of: impl Fn(u32) -> &'n str) {
+        let (tag, place) = self.search(name, name_of);
+        if self.places[place].1 == FREE {
+            self.places[place] = (tag, id);
+        }
+    }
+
+    fn find<'n>(&self, name: &str, name_of: impl Fn(u32) -> &'n str) -> Option<u32> {
+        let (_, place) = self.search(name, name_of);
+        Some(self.places[place].1).filter(|id| *id != FREE)
+    }
+
+    /// The place where the name is, or where it would be.
+    fn search<'n>(&self, name: &str, name_of: impl Fn(u32) -> &'n str) -> (u32, usize) {
+        let hash = self.keys.hash_one(name);
+        let (tag, last) = ((hash >> 32) as u32, self.places.len() - 1);
+        let mut place = hash as usize & last;
+        loop {
+            let (other_tag, other) = self.places[place];
+            if other == FREE || other_tag == tag && name_of(other) == name {
+                return (tag, place);
+            }
+            place = (place + 1) & last;
+        }
+    }
+
+    fn ids(&self) -> impl Iterator<Item = u32> {
+        self.places.iter().map(|(_, id)| *id).filter(|id| *id != FREE)
     }
 }
 
@@ -131,4 +196,33 @@ fn read_kinds(gguf: &Gguf<'_>, count: usize) -> Result<Vec<Kind>, LoadError> {
         _ => Kind::Text,
     };
     Ok(types.iter().map(kind).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_found_and_the_first_of_two_alike_counts() {
+        for count in [0, 1, 2, 3, 4, 700] {
+            let mut raw: Vec<Vec<u8>> = (0..count).map(|i| format!("name {}", i % 500).into_bytes()).collect();
+            raw.push(b"\xff".into());
+            let kinds = vec![Kind::Text; raw.len()];
+            let plain = |name: &str, _: Kind, out: &mut Vec<u8>| out.extend_from_slice(name.as_bytes());
+            let vocabulary = Vocabulary::new(raw.iter().map(Vec::as_slice), kinds, plain);
+            assert_eq!(vocabulary.len(), count + 1);
+            for id in 0..count {
+                let name = format!("name {}", id % 500);
+                assert_eq!(vocabulary.name(id as u32), Some(&*name));
+                assert_eq!(vocabulary.id(&name), Some(id as u32 % 500), "{count} names");
+                assert_eq!(vocabulary.bytes(id as u32), name.as_bytes());
+            }
+            assert_eq!(vocabulary.id("name 500"), None);
+            // What is not UTF-8 is not found under what stands for it.
+            let odd = (vocabulary.name(count as u32), vocabulary.id("\u{fffd}"), vocabulary.name(count as u32 + 1));
+            assert_eq!(odd, (Some("\u{fffd}"), None, None));
+            assert_eq!(vocabulary.bytes(count as u32), b"\xff");
+            assert_eq!(vocabulary.ids().count(), count.min(500));
+        }
+    }
 }
