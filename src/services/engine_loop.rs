@@ -27,6 +27,9 @@ use crate::metrics::Metrics;
 /// Longest sleep: deadlines of waiting tasks are looked at this often at least.
 const NAP: Duration = Duration::from_millis(20);
 
+/// Longest sleep while there is no task at all. Whoever brings work rings; what is shown is still brought up to date.
+const REST: Duration = Duration::from_millis(200);
+
 /// Running and waiting tasks are looked through for those that are over this often at most: at a thousand tasks it costs
 /// more than a step's other work.
 const EXPIRE_EVERY_US: u64 = 1_000;
@@ -90,7 +93,9 @@ impl EngineThread {
         let_know(&self.pool);
         if !stepped && !self.try_out() {
             let pool = &self.pool;
-            pool.doorbell.sleep(Some(NAP), || pool.has_controls() || pool.queue.has_arrivals());
+            let nobody = self.scheduler.waiting().is_empty() && self.served.iter().all(|s| s.engine.is_idle());
+            let longest = if nobody { REST } else { NAP };
+            pool.doorbell.sleep(Some(longest), || pool.has_controls() || pool.queue.has_arrivals());
         }
         true
     }
