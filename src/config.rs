@@ -413,6 +413,15 @@ macro_rules! settings {
     };
 }
 
+/// Most engine threads.
+const THREADS_MAX: usize = 256;
+
+/// An engine thread for each processor but one, which a reactor gets: while all of them compute, it waits for its turn, and
+/// one stream in ten sees it. Figures are in the record of `bench/cpu.sh`, reactor.
+pub fn threads_default() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get() - 1).clamp(1, THREADS_MAX)
+}
+
 settings! {
     listen: SocketAddr = ([127, 0, 0, 1], 8080).into(), "address of the main listener; port 0 takes a free one";
     gateway_listen: Option<SocketAddr> = None, "address of the gateway, which speaks the dialects of other servers' clients; empty: none";
@@ -428,7 +437,7 @@ settings! {
     reactors: usize = 1, "reactor threads, each with its own listener on the same port";
     engine: EngineChoice = EngineChoice::Auto, "what computes: cpu, cuda, or auto: cuda where an NVIDIA driver has a device";
     cuda_kernels: Option<PathBuf> = None, "folder of CUDA kernels that this machine's NVRTC compiles, for tuning; empty: those of the binary";
-    threads: usize = 1, "threads of the CPU engine; results do not depend on it";
+    threads: usize = threads_default(), "threads of the CPU engine, by itself one per processor but one for a reactor; results do not depend on it";
     isa: IsaChoice = IsaChoice(None), "instruction set of the CPU engine, on which the last digits of results depend: avx512-bf16, avx512, avx2, portable, or auto: the best one here";
     slots_max: usize = 16, "sequences decoded together";
     step_rows_max: usize = 128, "rows of one step: decode rows first, the rest for prompts; bounds the time between tokens";
@@ -600,7 +609,7 @@ fn check(c: &Config) -> Result<(), ConfigError> {
     };
     for (name, value, least, most) in [
         ("reactors", c.reactors, 1, 256),
-        ("threads", c.threads, 1, 256),
+        ("threads", c.threads, 1, THREADS_MAX as u64),
         ("slots_max", c.slots_max, 1, 4096),
         ("step_rows_max", c.step_rows_max, 1, 65_536),
         ("kv_blocks_max", c.kv_blocks_max, 1, 1 << 24),

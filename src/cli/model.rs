@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -23,13 +23,17 @@ pub fn with_model(command: Command) -> Command {
     command.arg(model)
 }
 
+/// Without a server all processors compute.
+static THREADS: LazyLock<String> =
+    LazyLock::new(|| std::thread::available_parallelism().map_or(1, usize::from).min(1024).to_string());
+
 /// Adds `--threads` and `--isa`.
 pub fn with_threads(command: Command) -> Command {
     let threads = Arg::new("threads")
         .long("threads")
         .value_name("N")
         .value_parser(value_parser!(u16).range(1..=1024))
-        .default_value("1")
+        .default_value(THREADS.as_str())
         .help("threads that compute; results do not depend on it");
     let isa = Arg::new("isa")
         .long("isa")
