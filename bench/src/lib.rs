@@ -3,12 +3,14 @@
 pub mod counting;
 pub mod grade;
 pub mod load;
+pub mod neighbour;
 pub mod null_server;
 pub mod outcomes;
 pub mod pace;
 pub mod paced;
 pub mod startup;
 pub mod table;
+pub mod tax;
 
 pub mod sim;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use orchestratord_bench::load::{self, Api, Arrivals, Measure, Plan};
-use orchestratord_bench::{grade, null_server, startup, table};
+use orchestratord_bench::{grade, neighbour, null_server, startup, table, tax};
 
 #[derive(Parser)]
 #[command(about = "Measures orchestratord and its peers.")]
@@ -23,10 +23,14 @@ enum Command {
     Load(LoadArgs),
     /// Serves with an engine that says one token on a schedule.
     NullServer(null_server::Options),
+    /// Keeps a processor busy for a part of the time, until it is killed.
+    Neighbour(neighbour::Options),
     /// Starts a server again and again, and measures the time to its first 202.
     Startup(startup::Options),
     /// Grades the promises of a live server on the CPU engine, as the simulator grades those of a simulated one.
     Grade(grade::Options),
+    /// Times lone rows of a model's matrix products, shared by rows of the weight and by columns.
+    Tax(tax::Options),
     /// Writes the table of a run's measurements.
     Table(table::Options),
 }
@@ -73,6 +77,9 @@ struct LoadArgs {
     /// Bytes of prompt.
     #[arg(long, default_value_t = 200)]
     prompt_len: usize,
+    /// What answers must look like, as a task says it in JSON; for our API.
+    #[arg(long)]
+    response_format: Option<String>,
     #[arg(long, default_value = "wren")]
     model: String,
     #[arg(long, default_value = "bench-key-of-no-value")]
@@ -117,6 +124,7 @@ impl LoadArgs {
             seed: self.seed,
             max_tokens: self.max_tokens,
             prompt: words.chars().cycle().take(self.prompt_len).collect(),
+            response_format: self.response_format.clone(),
             model: self.model.clone(),
             key: self.key.clone(),
             grid: self.grid_us.map(Duration::from_micros),
@@ -143,9 +151,11 @@ fn main() {
     let done = match &Cli::parse().command {
         Command::Load(args) => args.run(),
         Command::NullServer(options) => null_server::run(options),
+        Command::Neighbour(options) => neighbour::run(options),
         Command::Startup(options) => startup::run(options),
         Command::Grade(options) => grade::run(options),
         Command::Table(options) => table::run(options),
+        Command::Tax(options) => tax::run(options),
     };
     if let Err(why) = done {
         eprintln!("orchestratord-bench: {why}");

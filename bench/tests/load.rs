@@ -42,6 +42,7 @@ fn plan() -> Plan {
         seed: 1,
         max_tokens: 20,
         prompt: "Once upon a time".into(),
+        response_format: None,
         model: "wren".into(),
         key: "bench-key-of-no-value".into(),
         grid: Some(Duration::from_micros(INTERVAL_US)),

@@ -120,8 +120,13 @@ impl Client {
         let (path, accept, key_header, body) = match plan.api {
             Api::Ours => {
                 let (task, session) = (uuid(id_high, id_low), &self.session);
+                // A grammar says where an answer ends, so a task has one of the two.
+                let ending = match &plan.response_format {
+                    None => r#""ignore_end":true"#.to_owned(),
+                    Some(format) => format!(r#""response_format":{format}"#),
+                };
                 let body = format!(
-                    r#"{{"task_id":"{task}","session_id":"{session}","workload":"completion","model_ref":"{model}","engine":"cpu","ctx":2048,"priority":"interactive","max_tokens":{max_tokens},"deadline_ms":600000,"temperature":0.7,"top_p":0.9,"seed":7,"ignore_end":true,"prompt":"{prompt}"}}"#
+                    r#"{{"task_id":"{task}","session_id":"{session}","workload":"completion","model_ref":"{model}","engine":"cpu","ctx":2048,"priority":"interactive","max_tokens":{max_tokens},"deadline_ms":600000,"temperature":0.7,"top_p":0.9,"seed":7,{ending},"prompt":"{prompt}"}}"#
                 );
                 let accept = if plan.measure == Measure::Stream { "text/event-stream" } else { "application/json" };
                 ("/v1/tasks", accept, format!("X-API-Key: {key}"), body)

@@ -63,6 +63,8 @@ pub struct Plan {
     pub seed: u64,
     pub max_tokens: u32,
     pub prompt: String,
+    /// What the answer must look like, as the task says it: a JSON object, for our API only.
+    pub response_format: Option<String>,
     pub model: String,
     pub key: String,
     /// The interval of a paced engine: tokens are due on its grid.
