@@ -18,7 +18,8 @@ if found=$(grep -E "$unwanted" <<<"$tree"); then fail "the default build depends
 echo "$(wc -l <<<"$tree") packages, none of them unwanted"
 
 say "build"
-cargo build --release --locked
+# With the benches, whose build the next steps use.
+cargo build --release --locked -p orchestratord -p orchestratord-bench --bins
 target=$(cargo metadata --no-deps --format-version 1 | grep -o '"target_directory":"[^"]*"' | cut -d'"' -f4)
 
 say "start"
