@@ -118,20 +118,30 @@ settle() {
   echo "the server does not come to rest" && exit 1
 }
 
+# Of bf16 files also what rounding their activations gives, where the processor can.
+isas() {
+  echo auto
+  if [[ $1 == *-bf16.gguf ]] && "$ours" bench --help | grep -q avx512-bf16; then echo avx512-bf16; fi
+}
+# rows PART FILE OPTIONS
+rows() {
+  local part=$1 file=$2 isa name && shift 2
+  for isa in $(isas "$file"); do
+    name=$(name_of "$file") && local chosen=()
+    if [ "$isa" != auto ]; then name="$name, isa $isa" chosen=(--isa "$isa"); fi
+    say "$part: $name"
+    line "{\"part\":\"$part\",\"model\":\"$name\",\"rows\":$(engine "$file" --threads 1,2 --rounds "$ROUNDS" "${chosen[@]}" "$@")}"
+  done
+}
+
 part_alone() {
   local file
-  for file in $(files); do
-    say "alone: $(name_of "$file")"
-    line "{\"part\":\"alone\",\"model\":\"$(name_of "$file")\",\"rows\":$(engine "$file" --threads 1,2 --prompt $prompt --decode $decode --rounds "$ROUNDS")}"
-  done
+  for file in $(files); do rows alone "$file" --prompt $prompt --decode $decode; done
 }
 
 part_sixteen() {
   local file
-  for file in $(files); do
-    say "sixteen: $(name_of "$file")"
-    line "{\"part\":\"sixteen\",\"model\":\"$(name_of "$file")\",\"rows\":$(engine "$file" --threads 1,2 --sequences 16 --decode $together --rounds "$ROUNDS")}"
-  done
+  for file in $(files); do rows sixteen "$file" --sequences 16 --decode $together; done
 }
 
 # Both programs undisturbed, then both disturbed, in each round; the largest shape only, for llama.cpp takes long over it.

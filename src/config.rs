@@ -97,7 +97,7 @@ pub enum DriverChoice {
     Legacy,
 }
 
-/// The instruction set of the CPU engine's kernels; none is the best one.
+/// The instruction set of the CPU engine's kernels; none is the best one that does not round activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IsaChoice(pub Option<Isa>);
 
@@ -332,7 +332,7 @@ impl Value for KvMemory {
 }
 
 impl Value for IsaChoice {
-    const EXPECTED: &'static str = "auto, or one of avx512-bf16, avx512, avx2 and portable that this processor has (`orchestratord doctor` lists them)";
+    const EXPECTED: &'static str = "auto, or one of avx512, avx512-bf16, avx2 and portable that this processor has (`orchestratord doctor` lists them)";
     fn read(text: &str) -> Option<Self> {
         match text {
             "auto" => Some(IsaChoice(None)),
@@ -438,7 +438,7 @@ settings! {
     engine: EngineChoice = EngineChoice::Auto, "what computes: cpu, cuda, or auto: cuda where an NVIDIA driver has a device";
     cuda_kernels: Option<PathBuf> = None, "folder of CUDA kernels that this machine's NVRTC compiles, for tuning; empty: those of the binary";
     threads: usize = threads_default(), "threads of the CPU engine, by itself one per processor but one for a reactor; results do not depend on it";
-    isa: IsaChoice = IsaChoice(None), "instruction set of the CPU engine, on which the last digits of results depend: avx512-bf16, avx512, avx2, portable, or auto: the best one here";
+    isa: IsaChoice = IsaChoice(None), "instruction set of the CPU engine, on which the last digits of results depend: avx512, avx2, portable; avx512-bf16 rounds activations that meet bf16 weights, which is faster; auto: the best one here that does not";
     slots_max: usize = 16, "sequences decoded together";
     step_rows_max: usize = 128, "rows of one step: decode rows first, the rest for prompts; bounds the time between tokens";
     kv_blocks_max: usize = 2048, "blocks of the KV cache (16 cells each), shared by sequences and prefix cache";

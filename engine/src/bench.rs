@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::{Engine, EngineError, EngineOptions, FinishReason, Model, SequenceRequest, TokenSink, Verdict};
+use crate::{Engine, EngineError, EngineOptions, FinishReason, Isa, Model, SequenceRequest, TokenSink, Verdict};
 
 /// What is to be measured.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +16,8 @@ pub struct BenchOptions {
     pub decode_len: usize,
     /// Sequences that decode together; their prompts have one token each if there are several.
     pub sequences: usize,
+    /// Instruction set of the kernels; none is the one that is taken by itself.
+    pub isa: Option<Isa>,
 }
 
 /// What was measured, once.
@@ -47,7 +49,7 @@ const READ_LEN: usize = 1 << 29;
 ///
 /// When the model's context is too short for what is asked, or the device fails.
 pub fn measure(model: &Arc<Model>, options: BenchOptions) -> Result<Speed, EngineError> {
-    let BenchOptions { threads, prompt_len, decode_len, sequences } = options;
+    let BenchOptions { threads, prompt_len, decode_len, sequences, isa } = options;
     let prompt_len = if sequences > 1 { 1 } else { prompt_len };
     let blocks = (prompt_len + decode_len + 2).div_ceil(crate::BLOCK_LEN);
     let mut engine = Engine::new(
@@ -57,6 +59,7 @@ pub fn measure(model: &Arc<Model>, options: BenchOptions) -> Result<Speed, Engin
             step_rows_max: prompt_len.max(sequences),
             kv_blocks_max: blocks * sequences,
             threads,
+            isa,
             ..EngineOptions::default()
         },
     )?;

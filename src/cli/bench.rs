@@ -63,7 +63,7 @@ pub fn command() -> Command {
                 .action(ArgAction::SetTrue)
                 .help("llama.cpp keeps weights as they are in the file; slower, but its AMX path fails on some machines"),
         );
-    model::with_json(model::with_model(command), "a list of rows as JSON, instead of a table")
+    model::with_json(model::with_isa(model::with_model(command)), "a list of rows as JSON, instead of a table")
 }
 
 /// One row of the table.
@@ -102,7 +102,7 @@ pub fn run(arguments: &ArgMatches) -> Result<(), Failure> {
     let mut rows = Vec::new();
     let mut status = Status::new();
     for (threads, sequences) in shapes {
-        let options = BenchOptions { threads, prompt_len, decode_len, sequences };
+        let options = BenchOptions { threads, prompt_len, decode_len, sequences, isa: model::isa(arguments) };
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for round in 1..=rounds {
             status.say(&format!("bench: {threads} threads, {sequences} sequences: round {round} of {rounds}"));

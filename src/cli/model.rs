@@ -35,12 +35,17 @@ pub fn with_threads(command: Command) -> Command {
         .value_parser(value_parser!(u16).range(1..=1024))
         .default_value(THREADS.as_str())
         .help("threads that compute; results do not depend on it");
+    with_isa(command.arg(threads))
+}
+
+/// Adds `--isa`.
+pub fn with_isa(command: Command) -> Command {
     let isa = Arg::new("isa")
         .long("isa")
         .value_name("NAME")
         .value_parser(PossibleValuesParser::new(Isa::detect().into_iter().map(Isa::name)))
-        .help("instruction set, on which the last digits of results depend; without it the best one here");
-    command.arg(threads).arg(isa)
+        .help("instruction set, on which the last digits of results depend; without it the best one that rounds no activations");
+    command.arg(isa)
 }
 
 /// The instruction set that `--isa` names.

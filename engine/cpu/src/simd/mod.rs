@@ -49,10 +49,10 @@ impl<T> std::ops::DerefMut for Aligned<T> {
 /// Instruction sets with kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
-    /// AVX-512 F, BW, VL, VNNI and BF16: as the next one, but activations that meet bfloat16 are rounded to it.
-    Avx512Bf16(Avx512Bf16),
     /// AVX-512 F, BW, VL and VNNI.
     Avx512(Avx512),
+    /// The same and BF16: activations that meet bfloat16 are rounded to it. Faster, and less exact: only for who asks for it.
+    Avx512Bf16(Avx512Bf16),
     /// AVX2 with FMA and F16C.
     Avx2(Avx2),
     /// Whatever the compiler makes of plain loops.
@@ -60,7 +60,7 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// Everything this processor can do, the best first.
+    /// Everything this processor can do, the one that is taken by itself first.
     pub fn detect() -> Vec<Isa> {
         let mut found = Vec::new();
         #[cfg(target_arch = "x86_64")]
@@ -72,10 +72,10 @@ impl Isa {
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512vnni");
             if avx2 && avx512 {
+                found.push(Isa::Avx512(Avx512(())));
                 if is_x86_feature_detected!("avx512bf16") {
                     found.push(Isa::Avx512Bf16(Avx512Bf16(Avx512(()))));
                 }
-                found.push(Isa::Avx512(Avx512(())));
             }
             if avx2 {
                 found.push(Isa::Avx2(Avx2(())));
