@@ -111,7 +111,9 @@ mod tests {
         let mut shelf = Shelf::default();
         let document = [7; 1000];
         let in_chunk = CHUNK_LEN / document.len();
-        (0..2 * in_chunk).for_each(|_| drop(shelf.push(&document)));
+        for _ in 0..2 * in_chunk {
+            shelf.push(&document);
+        }
         assert_eq!(shelf.chunks.len(), 2);
         let memory = shelf.chunks[0].bytes.as_ptr();
         (0..in_chunk).for_each(|_| shelf.drop_first());
