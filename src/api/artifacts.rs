@@ -24,7 +24,7 @@ pub async fn create_artifact(
     request.check()?;
     let document = serde_json::to_value(&request).expect("our own shapes are JSON");
     let digest = crate::infra::storage::id_of(&crate::services::artifacts::canonical(&document));
-    if let Some(claimed) = request.digest.as_ref().filter(|claimed| **claimed != digest) {
+    if let Some(claimed) = request.digest.as_ref().filter(|claimed| ***claimed != *digest) {
         let message = format!("the digest sent is {claimed}, the document's is {digest}: it was changed on its way");
         return Err(OrchestratorError::UntrustedArtifact(message));
     }

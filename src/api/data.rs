@@ -231,21 +231,25 @@ pub async fn tokenize(
     prompt: &Prompt,
     wake: &Wake,
 ) -> Result<Arc<[u32]>, OrchestratorError> {
-    let now_ms = state.clock.unix_ms();
     if prompt.text_len() <= state.config.tokenize_inline_len_max {
-        return prompt_tokens(loaded, prompt, now_ms);
+        return prompt_tokens(loaded, prompt, || state.clock.unix_ms());
     }
-    let (loaded, prompt) = (loaded.clone(), prompt.clone());
-    super::on_helper(state, wake, move || prompt_tokens(&loaded, &prompt, now_ms)).await?
+    let (loaded, prompt, now_ms) = (loaded.clone(), prompt.clone(), state.clock.unix_ms());
+    super::on_helper(state, wake, move || prompt_tokens(&loaded, &prompt, || now_ms)).await?
 }
 
-fn prompt_tokens(loaded: &Loaded, prompt: &Prompt, now_ms: u64) -> Result<Arc<[u32]>, OrchestratorError> {
+/// Templates may ask for the time: `now_ms` since 1970.
+fn prompt_tokens(
+    loaded: &Loaded,
+    prompt: &Prompt,
+    now_ms: impl FnOnce() -> u64,
+) -> Result<Arc<[u32]>, OrchestratorError> {
     let tokenizer = loaded.model.tokenizer();
     let tokens = match prompt {
         // Text is text: a client that writes a control token's name into its prompt gets its letters.
         Prompt::Text(text) => loaded.prompts.encode(tokenizer, text, true, false),
         Prompt::Chat(chat) => {
-            let text = render(loaded, chat, true, now_ms)?;
+            let text = render(loaded, chat, true, now_ms())?;
             let adds_bos = loaded.model.chat_template().is_some_and(|t| t.adds_bos());
             loaded.prompts.encode(tokenizer, &text, !adds_bos, true)
         }
@@ -343,22 +347,21 @@ fn enqueue(
     correlation_id: &str,
 ) -> Result<Arc<LiveTask>, OrchestratorError> {
     let pool = &prepared.pool.clone();
-    let now_ms = state.clock.now_ms();
+    let now_us = state.clock.now_us();
+    let now_ms = now_us / 1000;
     let (session, evicted) = state.sessions.get_or_create(spec.session_id, now_ms);
     if let Some(id) = evicted {
         pool.send(Control::DropSession { session: id.0 });
     }
     let rules = &state.sessions.rules;
     let account = state.sessions.account(session.clone(), client);
-    let budgets = account.budgets();
     let (id, session_id) = (spec.task_id, spec.session_id);
     let inserted = state.tasks.insert(spec, |spec| {
-        let now_us = state.clock.now_us();
-        let reserved =
-            account.reserve(spec.max_tokens.into(), now_us, rules).map_err(|spent| budget_spent(session_id, spent))?;
+        let granted = account.grant(spec.max_tokens.into(), now_us, rules);
+        let (reserved, budgets) = granted.map_err(|spent| budget_spent(session_id, spent))?;
         let nothing = Bill { reserved, tokens: 0, time_ms: 0, seated_us: None, now_ms };
         let newcomer =
-            Newcomer { state, pool, client, spec, prepared, account: account.clone(), budgets, correlation_id };
+            Newcomer { state, pool, client, spec, prepared, account: account.clone(), budgets, correlation_id, now_us };
         newcomer.enqueue(reserved as u32).inspect_err(|_| account.settle(nothing, rules))
     });
     match inserted {
@@ -398,13 +401,14 @@ struct Newcomer<'a> {
     account: Account,
     budgets: Budgets,
     correlation_id: &'a str,
+    now_us: u64,
 }
 
 impl Newcomer<'_> {
     fn enqueue(self, tokens_reserved: u32) -> Result<Arc<LiveTask>, OrchestratorError> {
-        let Newcomer { state, pool, client, spec, prepared, account, budgets, correlation_id } = self;
+        let Newcomer { state, pool, client, spec, prepared, account, budgets, correlation_id, now_us: accepted_us } =
+            self;
         let Prepared { loaded, prompt, constraint, .. } = prepared;
-        let accepted_us = state.clock.now_us();
         let (deadline_ms, session) = (spec.deadline_ms, account.session.clone());
         let offer = Offer {
             id: spec.task_id.0,
@@ -428,7 +432,7 @@ impl Newcomer<'_> {
         let placed = pool.gate.offer(&offer, |_, promise| {
             let (stream, mut writer) = TaskStream::new(state.hub.clone());
             write_started(&mut writer, &promise);
-            let task = Arc::new(LiveTask::new(TaskParts {
+            let task = LiveTask::new(TaskParts {
                 spec,
                 prompt,
                 constraint: Mutex::new(constraint),
@@ -442,7 +446,7 @@ impl Newcomer<'_> {
                 tokens_reserved,
                 budgets,
                 accepted_us,
-            }));
+            });
             made = Some(task.clone());
             Entry { task, writer }
         });
@@ -563,10 +567,11 @@ fn open_stream(task: &Arc<LiveTask>, last_event_id: Option<u32>, wake: &Wake) ->
 }
 
 fn with_budgets(response: Response, left: &Budgets) -> Response {
-    response
-        .header("X-Budget-Tokens-Remaining", left.tokens)
-        .header("X-Budget-Time-Remaining-Ms", left.time_ms)
-        .header("X-Budget-Cost-Remaining", left.cost())
+    let response =
+        response.number("X-Budget-Tokens-Remaining", left.tokens).number("X-Budget-Time-Remaining-Ms", left.time_ms);
+    let (name, cost) = ("X-Budget-Cost-Remaining", left.cost());
+    // Where nothing is charged it stays what was configured, and that is mostly a whole number.
+    if cost.fract() == 0.0 && cost < 1e15 { response.number(name, cost as u64) } else { response.header(name, cost) }
 }
 
 fn find_task(state: &AppState, id: &str) -> Result<Arc<LiveTask>, OrchestratorError> {

@@ -4,6 +4,7 @@ pub mod artifacts;
 pub mod control;
 pub mod data;
 pub mod observability;
+mod tape;
 pub mod types;
 
 use std::sync::Arc;

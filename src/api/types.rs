@@ -1,4 +1,4 @@
-//! Shapes on the wire, and how they become checked values. serde lives here and nowhere else in `api`.
+//! Shapes on the wire, and how they become checked values. serde lives here and in `tape`, and nowhere else in `api`.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use simd_json::{Node, Tape};
 use subtle::ConstantTimeEq;
 
+use super::tape::Reader;
 use crate::domain::error::OrchestratorError;
 use crate::domain::ids::{CorrelationId, Uuid};
 use crate::domain::limits;
@@ -21,6 +22,7 @@ use crate::domain::task::{
 use crate::infra::http::response::buffer;
 use crate::infra::http::{RequestHead, Response};
 use crate::services::response_format;
+use crate::services::task::prompt_text;
 
 const JSON: &str = "application/json";
 
@@ -49,10 +51,14 @@ impl ApiKeys {
 ///
 /// `Unauthorized` without the header, `Forbidden` with a wrong one or more than one.
 pub fn require_api_key(head: &RequestHead<'_>, keys: &ApiKeys) -> Result<u16, OrchestratorError> {
+    // It is asked before the body is read, and once more by who wants the number.
+    if let Some(number) = head.note() {
+        return Ok(number);
+    }
     let mut values = head.headers_named("x-api-key");
     let key = values.next().ok_or(OrchestratorError::Unauthorized)?;
     let number = keys.number_of(key).filter(|_| values.next().is_none());
-    number.ok_or(OrchestratorError::Forbidden)
+    number.inspect(|number| head.take_note(*number)).ok_or(OrchestratorError::Forbidden)
 }
 
 /// Refuses a request without a valid key in `Authorization: Bearer` or `X-API-Key`, and gives the key's number. Where both are sent, both count:
@@ -94,35 +100,30 @@ pub fn from_json<'a, T: Deserialize<'a>>(body: &'a mut [u8]) -> Result<T, Orches
         return Err(invalid("the body is empty: send a JSON object".into()));
     }
     let malformed = |e: simd_json::Error| invalid(format!("the body is not JSON in UTF-8: {}", first_line(&e)));
-    let tape = BUFFERS.with_borrow_mut(|buffers| simd_json::to_tape_with_buffers(body, buffers)).map_err(malformed)?;
+    let mut tape = SPARE_TAPE.replace(Tape(Vec::new())).reset();
+    BUFFERS.with_borrow_mut(|buffers| simd_json::fill_tape(body, buffers, &mut tape)).map_err(malformed)?;
     check_depth(&tape.0)?;
-    let mut again = SPARE_TAPE.replace(Tape(Vec::new())).reset();
-    again.0.extend_from_slice(&tape.0);
-    match tape.deserialize() {
-        Ok(value) => {
-            if again.0.capacity() <= SPARE_NODES_MAX {
-                SPARE_TAPE.set(again.reset());
-            }
-            Ok(value)
+    let read = T::deserialize(&mut Reader::new(&tape.0)).map_err(|error| {
+        let what = error.to_string();
+        match Where::<T>::deserialize(&mut Reader::new(&tape.0)).map(|Where(path, _)| path).as_deref() {
+            Ok("." | "?") | Err(_) => invalid(what),
+            Ok(field) => invalid(format!("field `{field}`: {what}")),
         }
-        Err(error) => {
-            let what = first_line(&error);
-            Err(match again.deserialize().map(|Where::<T>(path, _)| path).as_deref() {
-                Ok("." | "?") | Err(_) => invalid(what),
-                Ok(field) => invalid(format!("field `{field}`: {what}")),
-            })
-        }
+    });
+    if tape.0.capacity() <= SPARE_NODES_MAX {
+        SPARE_TAPE.set(tape.reset());
     }
+    read
 }
 
-/// Nodes of the second reading for which a thread keeps memory: a task has a few dozen.
+/// Nodes for which a thread keeps memory: a task has a few dozen.
 const SPARE_NODES_MAX: usize = 4096;
 
 thread_local! {
     /// What the parser needs beside the body, as large as the largest body on this thread.
     static BUFFERS: RefCell<simd_json::Buffers> = RefCell::default();
 
-    /// Memory for what is read a second time when it does not fit.
+    /// Memory for what it finds.
     static SPARE_TAPE: RefCell<Tape<'static>> = const { RefCell::new(Tape(Vec::new())) };
 }
 
@@ -137,12 +138,9 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Where<T> {
     }
 }
 
-/// The library's message without its position, which counts in units that mean nothing to a client.
+/// The library's message on one line.
 fn first_line(error: &simd_json::Error) -> String {
-    match error.error() {
-        simd_json::ErrorType::Serde(text) => text.clone(),
-        other => format!("{other:?} at byte {}", error.index()),
-    }
+    format!("{:?} at byte {}", error.error(), error.index())
 }
 
 /// Refuses what is nested more deeply than `JSON_DEPTH_MAX` before anything recursive sees it.
@@ -291,7 +289,7 @@ pub struct TaskRequest<'a> {
     #[serde(default)]
     determinism: DeterminismWire,
     sampler_profile_version: Option<&'a str>,
-    prompt: Option<String>,
+    prompt: Option<&'a str>,
     messages: Option<Vec<MessageWire>>,
     inputs: Option<Value>,
     expected_tokens: Option<u32>,
@@ -372,7 +370,7 @@ impl TaskRequest<'_> {
             _ => (None, Embedding::default()),
         };
         let prompt = match (self.prompt, self.messages, inputs) {
-            (Some(text), None, None) => Prompt::Text(text),
+            (Some(text), None, None) => Prompt::Text(prompt_text(text)),
             (None, Some(messages), None) => Prompt::Chat(check_messages(messages)?.into()),
             (None, None, Some(prompt)) => prompt,
             (None, None, None) if workload == Workload::Rerank => Prompt::Text(String::new()),

@@ -177,7 +177,7 @@ fn fetch(arguments: &ArgMatches) -> Result<Value, Failure> {
     } else {
         return Err(Failure::Misused("where is it? Give --artifacts FOLDER, --url URL, or the file itself".into()));
     };
-    if is_id(name) && id_of(&bytes) != *name {
+    if is_id(name) && *id_of(&bytes) != **name {
         return Err(Failure::Failed(format!("what came has the digest {}: it is not {name}", id_of(&bytes))));
     }
     serde_json::from_slice(&bytes).map_err(|e| Failure::Failed(format!("{name} is not JSON: {e}")))

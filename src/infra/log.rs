@@ -7,10 +7,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tracing::field::{Field, Visit};
-use tracing::{Event, Subscriber};
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
-use tracing_subscriber::registry::LookupSpan;
+use tracing::level_filters::LevelFilter;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
 
 use crate::metrics::Metrics;
 
@@ -19,10 +18,6 @@ const WAITING_LEN_MAX: usize = 2 * 1024 * 1024;
 
 /// Lines gather for this long after a write.
 pub const GATHERING: Duration = Duration::from_millis(2);
-
-/// Hands finished lines to the writing thread.
-#[derive(Clone)]
-pub struct LineSender(Arc<Lines>);
 
 /// Lines on their way to stderr.
 struct Lines {
@@ -67,55 +62,64 @@ impl Lines {
     }
 }
 
-/// Takes each event's line as `tracing-subscriber` has it: in one piece.
-impl Write for &LineSender {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.push(line);
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+/// Hands each event as one JSON object and a line end to `sink`: time, level and its fields, written as they come. There are no
+/// spans in this program, so nothing is kept of any.
+struct JsonLines<W> {
+    level: Level,
+    sink: W,
 }
 
-impl<'a> MakeWriter<'a> for LineSender {
-    type Writer = &'a LineSender;
-
-    fn make_writer(&'a self) -> &'a LineSender {
-        self
+impl<W: Fn(&[u8]) + 'static> Subscriber for JsonLines<W> {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() <= self.level
     }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(LevelFilter::from_level(self.level))
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        // Taken and not borrowed: what a field writes of itself may log, too. A thread that is ending has none.
+        let mut line = LINE.try_with(Cell::take).unwrap_or_default();
+        line.clear();
+        line.extend_from_slice(b"{\"timestamp\":\"");
+        write_now(&mut line);
+        line.extend_from_slice(b"\",\"level\":\"");
+        line.extend_from_slice(event.metadata().level().as_str().as_bytes());
+        line.push(b'"');
+        event.record(&mut Fields(&mut line));
+        line.extend_from_slice(b"}\n");
+        (self.sink)(&line);
+        if line.capacity() <= LINE_LEN_MAX {
+            let _ = LINE.try_with(|spare| spare.set(line));
+        }
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
 }
 
-/// An event as one JSON object: time, level and its fields, written as they come. `tracing-subscriber`'s own sorts them in
-/// a tree first, which allocates for every field.
-struct JsonLine;
-
-impl<S, N> FormatEvent<S, N> for JsonLine
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-{
-    fn format_event(&self, _: &FmtContext<'_, S, N>, mut to: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        to.write_str("{\"timestamp\":\"")?;
-        write_now(&mut to)?;
-        to.write_str("\",\"level\":\"")?;
-        to.write_str(event.metadata().level().as_str())?;
-        to.write_str("\"")?;
-        let mut fields = Fields { to: &mut to, result: Ok(()) };
-        event.record(&mut fields);
-        fields.result?;
-        to.write_str("}\n")
-    }
-}
+/// Memory that a thread keeps for its next line.
+const LINE_LEN_MAX: usize = 16 * 1024;
 
 thread_local! {
+    static LINE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+
     /// The second that was last written, since 1970, and its text up to the point.
     static LAST_SECOND: Cell<(u64, [u8; 20])> = const { Cell::new((0, [0; 20])) };
 }
 
 /// The time as RFC 3339 has it, to the microsecond.
-fn write_now(to: &mut Writer<'_>) -> fmt::Result {
+fn write_now(to: &mut Vec<u8>) {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let (mut second, mut text) = LAST_SECOND.get();
     if second != since_1970.as_secs() {
@@ -130,9 +134,9 @@ fn write_now(to: &mut Writer<'_>) -> fmt::Result {
         *digit = b'0' + (left % 10) as u8;
         left /= 10;
     }
-    to.write_str(std::str::from_utf8(&text).expect("it is ASCII"))?;
-    to.write_str(std::str::from_utf8(&micros).expect("it is ASCII"))?;
-    to.write_char('Z')
+    to.extend_from_slice(&text);
+    to.extend_from_slice(&micros);
+    to.push(b'Z');
 }
 
 /// `Sun, 06 Nov 1994 08:49:37 GMT` as `1994-11-06T08:49:37.`
@@ -143,79 +147,88 @@ fn rfc_3339(http_date: &str) -> [u8; 20] {
     format!("{year}-{month:02}-{day}T{time}.").into_bytes().try_into().expect("a year has four digits")
 }
 
-struct Fields<'a, 'b> {
-    to: &'a mut Writer<'b>,
-    result: fmt::Result,
-}
+struct Fields<'a>(&'a mut Vec<u8>);
 
-impl Fields<'_, '_> {
-    fn put(&mut self, field: &Field, value: impl FnOnce(&mut Writer<'_>) -> fmt::Result) {
-        self.result = self.result.and_then(|()| {
-            self.to.write_str(",\"")?;
-            self.to.write_str(field.name())?;
-            self.to.write_str("\":")?;
-            value(self.to)
-        });
+impl Fields<'_> {
+    /// Begins a field; its value is to follow.
+    fn name(&mut self, field: &Field) -> &mut Vec<u8> {
+        self.0.extend_from_slice(b",\"");
+        self.0.extend_from_slice(field.name().as_bytes());
+        self.0.extend_from_slice(b"\":");
+        self.0
+    }
+
+    fn plain(&mut self, field: &Field, value: &str) {
+        self.name(field).extend_from_slice(value.as_bytes());
+    }
+
+    fn text(&mut self, field: &Field, value: fmt::Arguments<'_>) {
+        let to = self.name(field);
+        to.push(b'"');
+        Escaped(to).write_fmt(value).expect("a buffer takes everything");
+        to.push(b'"');
     }
 }
 
-impl Visit for Fields<'_, '_> {
+impl Visit for Fields<'_> {
     fn record_f64(&mut self, field: &Field, value: f64) {
         // JSON has no word for what is not a number.
-        let quote = if value.is_finite() { "" } else { "\"" };
-        self.put(field, |to| write!(to, "{quote}{value}{quote}"));
+        match value.is_finite() {
+            true => write!(self.name(field), "{value}").expect("a buffer takes everything"),
+            false => self.text(field, format_args!("{value}")),
+        }
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.put(field, |to| to.write_str(itoa::Buffer::new().format(value)));
+        self.plain(field, itoa::Buffer::new().format(value));
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.put(field, |to| to.write_str(itoa::Buffer::new().format(value)));
+        self.plain(field, itoa::Buffer::new().format(value));
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.put(field, |to| to.write_str(if value { "true" } else { "false" }));
+        self.plain(field, if value { "true" } else { "false" });
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.put(field, |to| {
-            to.write_str("\"")?;
-            Escaped(to).write_str(value)?;
-            to.write_str("\"")
-        });
+        let to = self.name(field);
+        to.push(b'"');
+        Escaped(to).put(value);
+        to.push(b'"');
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.put(field, |to| {
-            to.write_str("\"")?;
-            write!(Escaped(to), "{value:?}")?;
-            to.write_str("\"")
-        });
+        self.text(field, format_args!("{value:?}"));
     }
 }
 
 /// Writes text as the inside of a JSON string.
-struct Escaped<'a, 'b>(&'a mut Writer<'b>);
+struct Escaped<'a>(&'a mut Vec<u8>);
 
-impl fmt::Write for Escaped<'_, '_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
+impl Escaped<'_> {
+    fn put(&mut self, text: &str) {
         let is_special = |b: u8| b < 0x20 || b == b'"' || b == b'\\';
+        let mut rest = text.as_bytes();
         // Nearly no text has any, and this is seen many bytes at a time.
-        if !text.bytes().fold(false, |any, b| any | is_special(b)) {
-            return self.0.write_str(text);
-        }
-        let mut rest = text;
-        while let Some(at) = rest.bytes().position(is_special) {
-            self.0.write_str(&rest[..at])?;
-            match rest.as_bytes()[at] {
-                b'\n' => self.0.write_str("\\n")?,
-                byte @ (b'"' | b'\\') => write!(self.0, "\\{}", byte as char)?,
-                byte => write!(self.0, "\\u{byte:04x}")?,
+        while rest.iter().fold(false, |any, b| any | is_special(*b)) {
+            let at = rest.iter().position(|b| is_special(*b)).expect("there is one");
+            self.0.extend_from_slice(&rest[..at]);
+            match rest[at] {
+                b'\n' => self.0.extend_from_slice(b"\\n"),
+                byte @ (b'"' | b'\\') => self.0.extend_from_slice(&[b'\\', byte]),
+                byte => write!(self.0, "\\u{byte:04x}").expect("a buffer takes everything"),
             }
             rest = &rest[at + 1..];
         }
-        self.0.write_str(rest)
+        self.0.extend_from_slice(rest);
+    }
+}
+
+impl fmt::Write for Escaped<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.put(text);
+        Ok(())
     }
 }
 
@@ -241,9 +254,8 @@ pub fn install(level: &str, metrics: Arc<Metrics>) -> io::Result<()> {
     let lines = Arc::new(Lines { inner: Mutex::default(), came: Condvar::new(), metrics });
     let written = lines.clone();
     std::thread::Builder::new().name("log".into()).spawn(move || write_lines(&written))?;
-    let level: tracing::Level = level.parse().unwrap_or(tracing::Level::INFO);
-    let subscriber =
-        tracing_subscriber::fmt().event_format(JsonLine).with_max_level(level).with_writer(LineSender(lines)).finish();
+    let level = level.parse().unwrap_or(Level::INFO);
+    let subscriber = JsonLines { level, sink: move |line: &[u8]| lines.push(line) };
     // A second server in one process (tests) keeps the first one's log.
     let _ = tracing::subscriber::set_global_default(subscriber);
     Ok(())
@@ -254,29 +266,19 @@ mod tests {
     use super::*;
     use crate::metrics::Labels;
 
-    #[derive(Clone, Default)]
-    struct Kept(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Kept {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().expect("one thread").write(bytes)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
     #[test]
     fn a_line_is_json_whatever_is_in_its_fields() {
-        let kept = Kept::default();
+        let kept = Arc::new(Mutex::new(Vec::new()));
         let to = kept.clone();
-        let subscriber = tracing_subscriber::fmt().event_format(JsonLine).with_writer(move || to.clone()).finish();
+        let sink = move |line: &[u8]| to.lock().expect("one thread").extend_from_slice(line);
+        let subscriber = JsonLines { level: Level::INFO, sink };
         let nasty = "a \"quote\", a \\, a line\nend, \u{1} and ü";
         tracing::subscriber::with_default(subscriber, || {
             tracing::warn!(text = nasty, shown = %nasty, count = 7u64, less = -1i64, yes = true, share = 0.5, none = f64::NAN, "it {}", "is");
+            tracing::debug!("which is too much");
+            let _span = tracing::info_span!("nothing is written of it").entered();
         });
-        let bytes = kept.0.lock().expect("one thread").clone();
+        let bytes = kept.lock().expect("one thread").clone();
         let line: serde_json::Value = serde_json::from_slice(&bytes).expect("JSON");
         assert_eq!((&line["level"], &line["message"]), (&"WARN".into(), &"it is".into()));
         assert_eq!((&line["text"], &line["shown"]), (&nasty.into(), &nasty.into()));

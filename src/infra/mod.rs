@@ -8,5 +8,6 @@ pub mod log;
 pub mod notify;
 pub mod prefetch;
 pub mod reactor;
+pub mod recycle;
 pub mod storage;
 pub mod stream;

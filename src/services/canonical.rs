@@ -85,12 +85,13 @@ impl Object<'_> {
     }
 
     fn key(&mut self, key: &'static str) {
-        assert!(self.last_key < key, "the canonical form has {key:?} before {:?}", self.last_key);
-        if !self.last_key.is_empty() {
-            self.out.push(b',');
-        }
+        // The first letters nearly always settle it.
+        let begins_later = self.last_key.as_bytes().first() < key.as_bytes().first();
+        assert!(begins_later || self.last_key < key, "the canonical form has {key:?} before {:?}", self.last_key);
+        let before: &[u8] = if self.last_key.is_empty() { b"\"" } else { b",\"" };
         self.last_key = key;
-        self.out.push(b'"');
+        self.out.reserve(before.len() + key.len() + 2);
+        self.out.extend_from_slice(before);
         self.out.extend_from_slice(key.as_bytes());
         self.out.extend_from_slice(b"\":");
     }

@@ -57,6 +57,8 @@ struct Buffers {
     /// Times to the first token, and between two, of this step.
     first_token_us: Vec<u64>,
     between_tokens_us: Vec<u64>,
+    /// Sequences that ended in this step.
+    ended: Vec<usize>,
 }
 
 struct EngineThread {
@@ -230,15 +232,14 @@ impl EngineThread {
             running: &mut served.running,
             buffers: &mut self.buffers,
             now_us: None,
-            ended: Vec::new(),
         };
+        sink.buffers.ended.clear();
         let engine = &mut served.engine;
         // The engine is thrown away when it panics, so nobody sees what it left half done.
         let result = catch_unwind(AssertUnwindSafe(|| {
             fail::fail_point!("engine-step", |_| Err("the fault point engine-step was reached".to_owned()));
             engine.step(&mut sink)
         }));
-        let ended = std::mem::take(&mut sink.ended);
         self.buffers.count(pool);
         pool.step_began_us.store(0, SeqCst);
         let report = match result {
@@ -260,7 +261,7 @@ impl EngineThread {
         }
         let (rows, interactive) = served.rows();
         self.scheduler.note_step(duration_us as f64, rows, interactive);
-        for id in ended {
+        for id in self.buffers.ended.drain(..) {
             served.unseat(id);
             self.scheduler.note_freed();
         }
@@ -399,8 +400,6 @@ struct Sink<'a> {
     buffers: &'a mut Buffers,
     /// When the step's first token came; the others come with it.
     now_us: Option<u64>,
-    /// Sequences that ended in this step.
-    ended: Vec<usize>,
 }
 
 impl TokenSink for Sink<'_> {
@@ -505,7 +504,7 @@ impl TokenSink for Sink<'_> {
         // Whoever has read the end finds its tokens counted.
         self.buffers.count(self.pool);
         end(self.pool, &running.task, outcome, now_us);
-        self.ended.push(id as usize);
+        self.buffers.ended.push(id as usize);
     }
 }
 

@@ -235,7 +235,9 @@ impl<T> Gate<T> {
                 deadline_us: offer.deadline_us,
             };
             desk.board.add(offer.now_us as f64, queued);
-            desk.fair[offer.priority.index()].take(offer.client, cost);
+            if self.rules.order == QueueOrder::Fair {
+                desk.fair[offer.priority.index()].take(offer.client, cost);
+            }
             drop(desk);
             make(placed, promise)
         });

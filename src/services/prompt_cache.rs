@@ -5,9 +5,9 @@
 //! that comes again as it was is one look-up.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex};
 
+use ahash::RandomState;
 use orchestratord_engine::Tokenizer;
 
 /// Shorter stretches of text are tokenized faster than they are looked up and kept.
@@ -40,8 +40,8 @@ pub struct PromptCache {
 
 #[derive(Default)]
 struct Generations {
-    young: HashMap<u64, Entry>,
-    old: HashMap<u64, Entry>,
+    young: HashMap<u64, Entry, RandomState>,
+    old: HashMap<u64, Entry, RandomState>,
     young_bytes: usize,
 }
 

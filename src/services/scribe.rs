@@ -6,11 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
-use crossbeam_queue::SegQueue;
 use serde_json::json;
 
 use super::artifacts::{ArtifactService, canonical};
@@ -38,7 +37,7 @@ struct Door(Arc<Tray>);
 /// What lies between the others and the thread.
 #[derive(Default)]
 struct Tray {
-    ended: SegQueue<Arc<LiveTask>>,
+    ended: Mutex<Vec<Arc<LiveTask>>>,
     closed: AtomicBool,
     bell: Doorbell,
 }
@@ -46,7 +45,7 @@ struct Tray {
 impl Scribe {
     /// Hands a task over. No system call: `ring` follows when the caller has no more of them.
     pub fn post(&self, task: Arc<LiveTask>) {
-        self.0.0.ended.push(task);
+        self.0.0.lock().push(task);
     }
 
     /// Lets the thread know.
@@ -63,17 +62,21 @@ impl Drop for Door {
 }
 
 impl Tray {
-    /// Waits for a task; none when nobody can hand over any more.
-    fn next(&self) -> Option<Arc<LiveTask>> {
+    /// Waits for tasks and takes all there are, in exchange for an empty list; none when nobody can hand over any more.
+    fn take(&self, tasks: &mut Vec<Arc<LiveTask>>) {
         loop {
             // Looked at before the tray: what was put there before the end is still taken.
             let closed = self.closed.load(SeqCst);
-            let task = self.ended.pop();
-            if task.is_some() || closed {
-                return task;
+            std::mem::swap(tasks, &mut *self.lock());
+            if !tasks.is_empty() || closed {
+                return;
             }
-            self.bell.sleep(None, || !self.ended.is_empty() || self.closed.load(SeqCst));
+            self.bell.sleep(None, || !self.lock().is_empty() || self.closed.load(SeqCst));
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<LiveTask>>> {
+        self.ended.lock().expect("nothing panics under this lock")
     }
 }
 
@@ -110,15 +113,21 @@ pub fn spawn(desk: Desk) -> std::io::Result<(Scribe, JoinHandle<()>)> {
     let scribe = Scribe(Arc::new(Door(tray.clone())));
     let thread = std::thread::Builder::new().name("scribe".into()).spawn(move || {
         tray.bell.belongs_to_this_thread();
-        let mut page = Page::default();
-        while let Some(task) = tray.next() {
-            // A defect in one transcript is no reason for all later streams to stay open.
-            let written = catch_unwind(AssertUnwindSafe(|| desk.write_end(&task, &mut page)));
-            if written.is_err() && !task.stream.is_finished() {
-                desk.write_broken_end(&task, &mut page);
+        let (mut page, mut tasks) = (Page::default(), Vec::new());
+        loop {
+            tray.take(&mut tasks);
+            if tasks.is_empty() {
+                return;
             }
-            if page.document.capacity() > PAGE_LEN_MAX {
-                page = Page::default();
+            for task in tasks.drain(..) {
+                // A defect in one transcript is no reason for all later streams to stay open.
+                let written = catch_unwind(AssertUnwindSafe(|| desk.write_end(&task, &mut page)));
+                if written.is_err() && !task.stream.is_finished() {
+                    desk.write_broken_end(&task, &mut page);
+                }
+                if page.document.capacity() > PAGE_LEN_MAX {
+                    page = Page::default();
+                }
             }
         }
     })?;
@@ -299,7 +308,7 @@ fn write_metadata(object: &mut Object<'_>, task: &LiveTask) {
     object.integer("max_tokens", task.tokens_reserved.into());
     object.number("min_p", sampling.min_p.into());
     object.integer("min_tokens", sampling.min_tokens.into());
-    object.text("model_digest", loaded.model.digest());
+    object.plain("model_digest", loaded.model.digest());
     object.text("model_ref", &loaded.model_ref);
     if spec.workload == Workload::Embedding {
         let pooling = spec.embedding.pooling.unwrap_or(match loaded.info.pooling {

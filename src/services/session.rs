@@ -266,8 +266,17 @@ impl Account {
     ///
     /// # Errors
     ///
-    /// When a budget has nothing left that is not promised already.
+    /// As `grant`.
     pub fn reserve(&self, wanted: u64, now_us: u64, rules: &SessionRules) -> Result<u64, BudgetSpent> {
+        self.grant(wanted, now_us, rules).map(|(granted, _)| granted)
+    }
+
+    /// `reserve`, and what both have left, tasks that have not ended aside.
+    ///
+    /// # Errors
+    ///
+    /// When a budget has nothing left that is not promised already.
+    pub fn grant(&self, wanted: u64, now_us: u64, rules: &SessionRules) -> Result<(u64, Budgets), BudgetSpent> {
         let [mut key, mut session] = self.purses().map(Purse::lock);
         let of = |owner| move |what| BudgetSpent { owner, what };
         let in_session = session.tokens_free(now_us, rules).map_err(of(self.session.purse.owner))?;
@@ -275,7 +284,7 @@ impl Account {
         let granted = wanted.min(in_session).min(in_key);
         key.reserve(granted);
         session.reserve(granted);
-        Ok(granted)
+        Ok((granted, key.left.least(session.left)))
     }
 
     /// A task got its slot: from now on it uses time.

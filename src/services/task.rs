@@ -1,5 +1,7 @@
 //! A task from its acceptance to the day it is forgotten.
 
+use std::cell::RefCell;
+use std::collections::hash_map::Entry as Known;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -13,7 +15,9 @@ use super::session::{Account, Budgets, SessionRules};
 use crate::admission::Place;
 use crate::domain::error::OrchestratorError;
 use crate::domain::ids::{CorrelationId, TaskId};
-use crate::domain::task::{FinishReason, TaskSpec};
+use crate::domain::task::{FinishReason, Prompt, TaskSpec};
+use crate::infra::prefetch::Stretch;
+use crate::infra::recycle::{self, Shell};
 use crate::infra::stream::TaskStream;
 use crate::metrics::CancelReason;
 
@@ -94,9 +98,10 @@ pub struct TaskParts {
 }
 
 impl LiveTask {
-    pub fn new(parts: TaskParts) -> LiveTask {
+    /// A task, where one was that is forgotten if there is such a place.
+    pub fn new(parts: TaskParts) -> Arc<LiveTask> {
         let deadline_us = parts.accepted_us.saturating_add(parts.spec.deadline_ms.saturating_mul(1000));
-        LiveTask {
+        let task = LiveTask {
             spec: parts.spec,
             prompt: parts.prompt,
             constraint: parts.constraint,
@@ -115,7 +120,8 @@ impl LiveTask {
             place: Place::default(),
             stopped_by: OnceLock::new(),
             outcome: OnceLock::new(),
-        }
+        };
+        recycle::place(task, SPARE.with_borrow_mut(|spare| spare.task.take()))
     }
 
     /// Ends the task, unless somebody has done so already; the scribe writes the terminal event.
@@ -150,6 +156,46 @@ impl LiveTask {
     }
 }
 
+/// Longest text whose memory is kept.
+const SPARE_TEXT_MAX: usize = 16 * 1024;
+
+/// Memory of the task that was forgotten last.
+#[derive(Default)]
+struct Spare {
+    task: Option<Shell<LiveTask>>,
+    text: String,
+}
+
+thread_local! {
+    static SPARE: RefCell<Spare> = RefCell::default();
+}
+
+/// A prompt's text as a task keeps it.
+pub fn prompt_text(text: &str) -> String {
+    let mut kept = SPARE.with_borrow_mut(|spare| std::mem::take(&mut spare.text));
+    // Memory for a long prompt is not held by a short one.
+    if kept.capacity() > 2 * text.len() + 64 {
+        kept = String::new();
+    }
+    kept.push_str(text);
+    kept
+}
+
+/// Lets go of a task that nobody asks for any more; the next ones get its memory, if it has no other owner.
+fn forget(task: Arc<LiveTask>) {
+    let Ok((LiveTask { spec, stream, .. }, shell)) = Shell::open(task) else { return };
+    TaskStream::recycle(stream);
+    SPARE.with_borrow_mut(|spare| {
+        spare.task = Some(shell);
+        if let Prompt::Text(mut text) = spec.prompt
+            && text.capacity() <= SPARE_TEXT_MAX
+        {
+            text.clear();
+            spare.text = text;
+        }
+    });
+}
+
 /// Every task that is alive or was lately.
 pub struct TaskRegistry {
     tasks_max: usize,
@@ -159,8 +205,39 @@ pub struct TaskRegistry {
 #[derive(Default)]
 struct Inner {
     by_id: HashMap<TaskId, Arc<LiveTask>, ahash::RandomState>,
-    /// Ids in the order of acceptance.
-    order: VecDeque<TaskId>,
+    /// The same in the order of acceptance.
+    order: VecDeque<Arc<LiveTask>>,
+}
+
+/// Tasks whose memory is asked for before their turn to be forgotten comes.
+const AHEAD: usize = 2;
+
+impl Inner {
+    /// Makes place for one, if there are `tasks_max`: the oldest is forgotten that may be.
+    fn make_place(&mut self, tasks_max: usize) -> Option<Arc<LiveTask>> {
+        let mut forgotten = None;
+        let mut looked_at = 0;
+        while self.by_id.len() > tasks_max && looked_at < self.order.len() {
+            let oldest = self.order.pop_front().expect("the order is not empty");
+            if oldest.is_forgettable() {
+                self.by_id.remove(&oldest.spec.task_id);
+                forgotten = Some(oldest);
+            } else {
+                self.order.push_back(oldest);
+            }
+            looked_at += 1;
+        }
+        // It is minutes old, or at least thousands of tasks: nothing of it is in a cache.
+        if forgotten.is_some() {
+            if let Some(next) = self.order.get(AHEAD) {
+                Stretch::of(&**next).prefetch();
+            }
+            if let Some(next) = self.order.front() {
+                Stretch::of(&*next.stream).prefetch();
+            }
+        }
+        forgotten
+    }
 }
 
 /// What became of an insertion.
@@ -186,31 +263,21 @@ impl TaskRegistry {
     /// Looks the task up, and makes it if it is not there; both under one lock, so that a request that is
     /// sent twice at the same time is still one task. `make` must be quick.
     pub fn insert<E>(&self, spec: TaskSpec, make: impl FnOnce(TaskSpec) -> Result<Arc<LiveTask>, E>) -> Inserted<E> {
-        let id = spec.task_id;
         let mut inner = self.lock();
-        if let Some(known) = inner.by_id.get(&id) {
-            return if known.spec == spec { Inserted::Known(known.clone()) } else { Inserted::Conflict };
-        }
-        let task = match make(spec) {
-            Ok(task) => task,
-            Err(error) => return Inserted::Refused(error),
+        let task = match inner.by_id.entry(spec.task_id) {
+            Known::Occupied(known) if known.get().spec == spec => return Inserted::Known(known.get().clone()),
+            Known::Occupied(_) => return Inserted::Conflict,
+            Known::Vacant(place) => match make(spec) {
+                Ok(task) => place.insert(task).clone(),
+                Err(error) => return Inserted::Refused(error),
+            },
         };
         // Live tasks are fewer than `tasks_max` by the configuration's check, so something can go. Its memory is cold, and is
-        // given back when nobody waits for the lock.
-        let mut forgotten = None;
-        let mut looked_at = 0;
-        while inner.by_id.len() >= self.tasks_max && looked_at < inner.order.len() {
-            let oldest = inner.order.pop_front().expect("the order is not empty");
-            match inner.by_id.get(&oldest) {
-                Some(task) if !task.is_forgettable() => inner.order.push_back(oldest),
-                _ => forgotten = inner.by_id.remove(&oldest),
-            }
-            looked_at += 1;
-        }
-        inner.order.push_back(id);
-        inner.by_id.insert(id, task.clone());
+        // let go of when nobody waits for the lock.
+        let forgotten = inner.make_place(self.tasks_max);
+        inner.order.push_back(task.clone());
         drop(inner);
-        drop(forgotten);
+        forgotten.map(forget);
         Inserted::New(task)
     }
 
@@ -219,17 +286,16 @@ impl TaskRegistry {
         let mut inner = self.lock();
         let Inner { by_id, order } = &mut *inner;
         // Nobody who came later has ended before. A few may stand at a turned place, where the bound put them.
-        let old = order.iter().position(|id| by_id[id].accepted_us > before_us).unwrap_or(order.len());
+        let old = order.iter().position(|task| task.accepted_us > before_us).unwrap_or(order.len());
         let mut stay = Vec::new();
-        for id in order.drain(..old) {
-            let task = &by_id[&id];
+        for task in order.drain(..old) {
             if !task.is_forgettable() || task.times.ended_us.load(Relaxed) > before_us {
-                stay.push(id);
+                stay.push(task);
             } else {
-                by_id.remove(&id);
+                by_id.remove(&task.spec.task_id);
             }
         }
-        stay.into_iter().rev().for_each(|id| order.push_front(id));
+        stay.into_iter().rev().for_each(|task| order.push_front(task));
     }
 
     /// Tasks that have not ended.
@@ -239,8 +305,7 @@ impl TaskRegistry {
 
     /// The tasks that came last, the newest first.
     pub fn latest(&self, count: usize) -> Vec<Arc<LiveTask>> {
-        let inner = self.lock();
-        inner.order.iter().rev().take(count).filter_map(|id| inner.by_id.get(id).cloned()).collect()
+        self.lock().order.iter().rev().take(count).cloned().collect()
     }
 
     pub fn len(&self) -> usize {

@@ -8,6 +8,7 @@
 /// The first stop string to be complete ends the text; of several that end together, the longest counts.
 #[derive(Clone, Debug)]
 pub struct StopMatcher {
+    /// The tree, its root first; nothing at all where there is no stop string.
     nodes: Vec<Node>,
     state: u32,
     /// The end of the text that could become a stop string, `nodes[state].depth` bytes; after a hit, the stop string.
@@ -26,11 +27,17 @@ struct Node {
 }
 
 impl StopMatcher {
-    /// A matcher for some stop strings; empty ones are left out.
+    /// A matcher for some stop strings; empty ones are left out. Without any it takes no memory.
     pub fn new<S: AsRef<str>>(stops: &[S]) -> StopMatcher {
-        let mut nodes = vec![Node::default()];
+        let mut nodes = Vec::new();
         for stop in stops.iter().map(|s| s.as_ref().as_bytes()).filter(|s| !s.is_empty()) {
+            if nodes.is_empty() {
+                nodes.push(Node::default());
+            }
             insert(&mut nodes, stop);
+        }
+        if nodes.is_empty() {
+            return StopMatcher { nodes, state: 0, held: String::new(), hit: false };
         }
         link(&mut nodes);
         let longest = nodes.iter().map(|n| n.depth as usize).max().unwrap_or(0);
@@ -45,7 +52,7 @@ impl StopMatcher {
         if self.hit {
             return true;
         }
-        if self.nodes.len() == 1 {
+        if self.nodes.is_empty() {
             out.push_str(text);
             return false;
         }

@@ -3,6 +3,7 @@
 //! What two servers in a row could read differently is refused (RFC 9112, sections 2.2, 5, 6.3 and 11.2):
 //! bare line ends, two lengths even if they are equal, a length beside chunks, folded lines.
 
+use std::cell::Cell;
 use std::mem::MaybeUninit;
 
 use super::HttpError;
@@ -57,6 +58,7 @@ pub struct HeadIndex {
     http_1_0: bool,
     keep_alive: bool,
     expects_continue: bool,
+    note: Cell<Option<u16>>,
 }
 
 /// A parsed head over the connection's own bytes.
@@ -115,6 +117,16 @@ impl<'a> RequestHead<'a> {
         self.method() == "HEAD"
     }
 
+    /// Notes what was found out by this head, for who handles it later.
+    pub fn take_note(&self, found: u16) {
+        self.index.note.set(Some(found));
+    }
+
+    /// What was noted of this head.
+    pub fn note(&self) -> Option<u16> {
+        self.index.note.get()
+    }
+
     fn text(&self, range: Range) -> &'a str {
         std::str::from_utf8(range.slice(self.bytes)).expect("method and target were checked to be ASCII")
     }
@@ -127,6 +139,7 @@ impl HeadIndex {
     ///
     /// With the status that the client is to be told; the connection must be closed after that.
     pub fn parse<'a>(&'a mut self, head: &'a [u8], headers_max: usize) -> Result<RequestHead<'a>, HttpError> {
+        self.note.set(None);
         if head.starts_with(b"\r") {
             // httparse passes over empty lines; one was forgiven before, and more are not.
             return Err(HttpError::new(400, "the head begins with an empty line"));

@@ -75,6 +75,15 @@ impl Response {
         self
     }
 
+    /// Adds a header whose value is a whole number: the same as `header`, but quicker.
+    #[must_use]
+    pub fn number(mut self, name: &'static str, value: u64) -> Response {
+        for part in [name.as_bytes(), b": ", itoa::Buffer::new().format(value).as_bytes(), b"\r\n"] {
+            self.lines.extend_from_slice(part);
+        }
+        self
+    }
+
     #[must_use]
     pub fn body(mut self, body: Vec<u8>) -> Response {
         self.body = body;

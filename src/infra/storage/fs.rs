@@ -84,7 +84,7 @@ impl ArtifactStore for FsStore {
             return Ok(None);
         }
         match fs::read(self.path_of(id)) {
-            Ok(bytes) if id_of(&bytes) == id => Ok(Some(bytes.into())),
+            Ok(bytes) if *id_of(&bytes) == *id => Ok(Some(bytes.into())),
             Ok(_) => Err(StoreError::Corrupt { id: id.to_owned() }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error.into()),

@@ -2,13 +2,40 @@
 
 pub mod fs;
 pub mod inmem;
+mod shelf;
 
+use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-/// `sha256:` and 64 lower-case hexadecimal digits.
-pub type ArtifactId = String;
+const ID_PREFIX: &str = "sha256:";
+const ID_LEN: usize = ID_PREFIX.len() + 2 * size_of::<ContentDigest>();
+
+/// `sha256:` and 64 lower-case hexadecimal digits. It lies where it is used, for every task has one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct ArtifactId([u8; ID_LEN]);
+
+impl Deref for ArtifactId {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        std::str::from_utf8(&self.0).expect("it is ASCII")
+    }
+}
+
+impl fmt::Display for ArtifactId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self)
+    }
+}
+
+impl fmt::Debug for ArtifactId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, f)
+    }
+}
 
 /// What a store says of a document that it holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,7 +50,7 @@ pub enum StoreError {
     #[error("the artifact store is full: {limit_bytes} bytes; delete artifacts, or raise artifacts_bytes_max")]
     Full { limit_bytes: usize },
     #[error("the stored artifact {id} no longer has its digest: the file was changed; restore it or delete it")]
-    Corrupt { id: ArtifactId },
+    Corrupt { id: String },
     #[error("the artifact store failed: {0}")]
     Io(#[from] std::io::Error),
 }
@@ -63,19 +90,19 @@ pub fn id_of(document: &[u8]) -> ArtifactId {
 
 /// The id of the document with this digest.
 pub fn id_from(digest: &ContentDigest) -> ArtifactId {
-    let mut id = String::with_capacity(71);
-    id.push_str("sha256:");
-    for byte in digest {
-        for nibble in [byte >> 4, byte & 15] {
-            id.push(char::from_digit(u32::from(nibble), 16).expect("a nibble is a digit"));
-        }
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut id = [0; ID_LEN];
+    let (prefix, hex) = id.split_at_mut(ID_PREFIX.len());
+    prefix.copy_from_slice(ID_PREFIX.as_bytes());
+    for (pair, byte) in hex.chunks_exact_mut(2).zip(digest) {
+        pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
     }
-    id
+    ArtifactId(id)
 }
 
 /// The digest in an id of the form that `id_from` makes; anything else cannot be in a store, nor be a path.
 pub fn digest_in(id: &str) -> Option<ContentDigest> {
-    let hex = id.strip_prefix("sha256:").filter(|hex| hex.len() == 64)?;
+    let hex = id.strip_prefix(ID_PREFIX).filter(|hex| hex.len() == 64)?;
     let nibble = |byte: u8| match byte {
         b'0'..=b'9' => Some(byte - b'0'),
         b'a'..=b'f' => Some(byte - b'a' + 10),

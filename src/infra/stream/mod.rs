@@ -24,14 +24,18 @@
 #![allow(unsafe_code)]
 
 mod segments;
+mod settled;
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 
 use monoio::buf::IoBuf;
 
 use self::segments::{Cells, Held, NoRoom, Place, Position, Segments};
+use self::settled::Settled;
 use crate::infra::reactor::{WakeAddress, WakeHub};
+use crate::infra::recycle::{self, Shell};
 
 /// Readers of one task at a time. One cache line of addresses that the engine scans per commit.
 pub const READERS_MAX: usize = 8;
@@ -68,33 +72,9 @@ pub struct TaskStream {
     settled: OnceLock<Settled>,
 }
 
-/// A log that has its end.
-struct Settled {
-    bytes: Box<[u8]>,
-    /// Where the terminal event begins.
-    tail_at: usize,
-}
-
-impl Settled {
-    fn new(segments: &Segments, committed: Position, tail: &[u8]) -> Settled {
-        let slices = || slices(segments, Position::START, committed);
-        let mut bytes = Vec::with_capacity(slices().map(<[u8]>::len).sum::<usize>() + tail.len());
-        slices().for_each(|slice| bytes.extend_from_slice(slice));
-        let tail_at = bytes.len();
-        bytes.extend_from_slice(tail);
-        Settled { bytes: bytes.into_boxed_slice(), tail_at }
-    }
-
-    fn tail(&self) -> &[u8] {
-        &self.bytes[self.tail_at..]
-    }
-
-    /// The body from byte `at` on; of a muted stream its first event alone.
-    fn slice_from(&self, at: usize, muted: bool) -> Option<&[u8]> {
-        let body = &self.bytes[..self.tail_at];
-        let end = if muted && !body.is_empty() { frame_len(body) } else { body.len() };
-        body.get(at..end).filter(|slice| !slice.is_empty())
-    }
+thread_local! {
+    /// Memory of the log that was forgotten last.
+    static SPARE: Cell<Option<Shell<TaskStream>>> = const { Cell::new(None) };
 }
 
 /// All that is committed from `at` on.
@@ -131,7 +111,7 @@ impl TaskStream {
     /// An empty log and its writer.
     pub fn new(hub: WakeHub) -> (Arc<TaskStream>, StreamWriter) {
         let segments = Held::fresh();
-        let stream = Arc::new(TaskStream {
+        let stream = TaskStream {
             committed: AtomicU64::new(0),
             segments: Place::of(segments.clone()),
             retired: Place::empty(),
@@ -145,9 +125,17 @@ impl TaskStream {
             hub,
             readers: [const { AtomicU64::new(0) }; READERS_MAX],
             settled: OnceLock::new(),
-        });
+        };
+        let stream = recycle::place(stream, SPARE.take());
         let writer = StreamWriter { stream: stream.clone(), segments, cells: Cells::NONE };
         (stream, writer)
+    }
+
+    /// Lets go of a log. If nobody else has it, the next one of this thread gets its memory.
+    pub fn recycle(stream: Arc<TaskStream>) {
+        if let Ok((_, shell)) = Shell::open(stream) {
+            SPARE.set(Some(shell));
+        }
     }
 
     /// Ends the body. True for exactly one caller, who then owes the log its tail.
@@ -294,7 +282,7 @@ impl TaskStream {
                 let committed = Position::unpack(self.committed.load(SeqCst));
                 slices(&segments, Position::START, committed).for_each(each);
             }
-            None => each(&self.settled().bytes),
+            None => each(self.settled().bytes()),
         }
     }
 
