@@ -21,9 +21,6 @@ pub const IN_PLACE_ROWS_MAX: usize = 16;
 /// Groups of four rows of activations that stay in the first cache: 16 KiB.
 const BLOCK_GROUPS: usize = 4;
 
-/// Groups of a lone row of activations that stay there beside the weights, which pass through: 8 KiB.
-const LONE_BLOCK_GROUPS: usize = 8;
-
 /// Pairs of units in a group.
 pub const GROUP_PAIRS: usize = GROUP_UNITS / 2;
 
@@ -50,26 +47,17 @@ pub fn in_place<S: ByteDots, F: Integers>(
                 2 | 3 => 2,
                 _ => 4,
             };
-            // As much of the activations as fits into the first cache meets sixteen rows of weights, before what comes after
-            // it does.
-            let block = match together {
-                // Blocks are about as long as each other.
-                1 => x.groups().div_ceil(x.groups().div_ceil(LONE_BLOCK_GROUPS)),
-                _ => 4 * BLOCK_GROUPS / together,
-            };
-            // Weights are read to the row's end if that comes first, as memory likes it; else the next row's are wanted.
-            let ahead = match block < x.groups() {
-                true => AHEAD.next_multiple_of(weight.row_bytes),
-                false => AHEAD,
-            };
+            // A lone row is read to its end, as memory likes it. Of several rows of activations as much as fits into the
+            // first cache meets sixteen rows of weights, before what comes after it does.
+            let block = if together == 1 { x.groups() } else { 4 * BLOCK_GROUPS / together };
             for first in (0..x.groups()).step_by(block) {
                 let groups = first..(first + block).min(x.groups());
                 for i in 0..count {
                     let groups = groups.clone();
                     match together {
-                        1 => row_times::<S, F, 1>(simd, x, r, weight, o + i, i, groups, ahead, &mut filled, &mut lanes),
-                        2 => row_times::<S, F, 2>(simd, x, r, weight, o + i, i, groups, ahead, &mut filled, &mut lanes),
-                        _ => row_times::<S, F, 4>(simd, x, r, weight, o + i, i, groups, ahead, &mut filled, &mut lanes),
+                        1 => row_times::<S, F, 1>(simd, x, r, weight, o + i, i, groups, &mut filled, &mut lanes),
+                        2 => row_times::<S, F, 2>(simd, x, r, weight, o + i, i, groups, &mut filled, &mut lanes),
+                        _ => row_times::<S, F, 4>(simd, x, r, weight, o + i, i, groups, &mut filled, &mut lanes),
                     }
                 }
             }
@@ -94,7 +82,6 @@ fn row_times<S: ByteDots, F: Integers, const X: usize>(
     o: usize,
     i: usize,
     groups: Range<usize>,
-    ahead: usize,
     filled: &mut [u8; GROUP_BYTES_MAX],
     to: &mut [Aligned<[[f32; LANES]; LANES]>; IN_PLACE_ROWS_MAX],
 ) {
@@ -107,7 +94,7 @@ fn row_times<S: ByteDots, F: Integers, const X: usize>(
     for g in groups {
         let (bytes, units) = group_of(weight, o, g, filled);
         for line in 0..F::GROUP_BYTES.div_ceil(64) {
-            simd.prefetch(bytes, ahead + 64 * line);
+            simd.prefetch(bytes, AHEAD + 64 * line);
         }
         let (mut halves, mut offsets) = ([x.halves(r, g); X], [x.minus_offsets(r, g); X]);
         for j in 1..X {
