@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 use orchestratord_bench::sim::ceiling::{Ceiling, ceiling};
 use orchestratord_bench::sim::grade::{Starts, prediction_rows, retry_row};
-use orchestratord_bench::sim::suite::Live;
+use orchestratord_bench::sim::suite::{Live, with_run_out};
 use orchestratord_bench::sim::{Kind, Setup, plot, suite};
 
 /// Batch tasks of each trace whose futures are looked at.
@@ -89,9 +89,9 @@ fn main() {
         let Live { slots, tokens_max, load } = options.live;
         say(format!("seed {seed}, {tasks} tasks, {slots} slots, at most {tokens_max} tokens, simulated"));
         prediction_rows(&mut say, &format!("live, load {load}"), &options.live.grades(seed, tasks));
-        let (setup, trace) = (options.live.setup(seed), options.live.trace(seed, tasks));
+        let (setup, trace) = (options.live.setup(seed), options.live.trace(seed, with_run_out(tasks)));
         ceiling_header(&options);
-        return ceiling_row("live", &ceiling(&setup, &trace, CEILING_TASKS, options.futures));
+        return ceiling_row("live", &ceiling(&setup, &trace, tasks, CEILING_TASKS, options.futures));
     }
     if options.ceiling {
         return ceilings(&options);
@@ -177,11 +177,23 @@ fn ceilings(options: &Options) {
     ceiling_header(options);
     let setup = Setup::new(seed);
     for kind in Kind::ALL {
-        let c = ceiling(&setup, &suite::starts_trace(kind, seed, tasks), CEILING_TASKS, options.futures);
+        let c = ceiling(
+            &setup,
+            &suite::starts_trace(kind, seed, with_run_out(tasks)),
+            tasks,
+            CEILING_TASKS,
+            options.futures,
+        );
         ceiling_row(&format!("{}, without deadlines", kind.name()), &c);
     }
     for kind in Kind::ALL {
-        let c = ceiling(&setup, &suite::calibration_trace(kind, seed, tasks), CEILING_TASKS, options.futures);
+        let c = ceiling(
+            &setup,
+            &suite::calibration_trace(kind, seed, with_run_out(tasks)),
+            tasks,
+            CEILING_TASKS,
+            options.futures,
+        );
         ceiling_row(&format!("{}, with deadlines", kind.name()), &c);
     }
 }

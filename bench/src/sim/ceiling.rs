@@ -32,17 +32,17 @@ pub struct Ceiling {
     pub later: usize,
 }
 
-/// Looks at up to `looked_at_max` waiting batch tasks of a trace, in `futures` futures each.
-pub fn ceiling(setup: &Setup, trace: &Trace, looked_at_max: usize, futures: usize) -> Ceiling {
-    let (seed, count) = (trace.seed, trace.count);
+/// Looks at up to `looked_at_max` waiting batch tasks among the first `count` of a trace that goes on after them, in `futures`
+/// futures each.
+pub fn ceiling(setup: &Setup, trace: &Trace, count: usize, looked_at_max: usize, futures: usize) -> Ceiling {
+    let seed = trace.seed;
     let slots = setup.config.slots_max as u32;
     let clients = trace.clients(&setup.truth, slots);
     let mut world = World::new(setup.clone(), &clients);
     world.run();
-    // After the last that is looked at there has to be enough to come.
     let from = WARM_UP.min(count / 10);
     let graded = |i: &usize| clients[*i].priority == Priority::Batch && waited_us(&world.outcomes[*i]).is_some();
-    let all: Vec<usize> = (from..count * 4 / 5).filter(graded).collect();
+    let all: Vec<usize> = (from..count).filter(graded).collect();
     let every = all.len().div_ceil(looked_at_max).max(1);
     let mut out = Ceiling { futures, ..Ceiling::default() };
     for index in all.into_iter().step_by(every) {

@@ -27,10 +27,25 @@ fn run(setup: &Setup, clients: &[Client]) -> (Grades, Vec<Outcome>, Counts) {
     (grades, world.outcomes, world.counts)
 }
 
+/// Tasks of a trace of which the first `count` are graded. Clients go on to come after them: batch work may wait for half a
+/// minute, and no server knows that nobody comes any more.
+pub const fn with_run_out(count: usize) -> usize {
+    count + RUN_OUT
+}
+
+/// Fifty seconds and more of each trace.
+const RUN_OUT: usize = 5000;
+
+fn graded(setup: &Setup, trace: &Trace, count: usize) -> Grades {
+    let clients = clients(setup, trace);
+    let (_, outcomes, _) = run(setup, &clients);
+    Grades::of_outcomes(clients.iter().map(|c| c.priority).zip(&outcomes).take(count))
+}
+
 /// Predictions against what came true, with nobody refused for them: then every one of them has an outcome.
 pub fn calibration(kind: Kind, seed: u64, count: usize) -> Grades {
     let setup = Setup::new(seed);
-    run(&setup, &clients(&setup, &calibration_trace(kind, seed, count))).0
+    graded(&setup, &calibration_trace(kind, seed, with_run_out(count)), count)
 }
 
 pub fn calibration_trace(kind: Kind, seed: u64, count: usize) -> Trace {
@@ -43,7 +58,7 @@ pub fn calibration_trace(kind: Kind, seed: u64, count: usize) -> Trace {
 /// their deadline, which is the sooner the later they were predicted to start.
 pub fn starts(kind: Kind, seed: u64, count: usize) -> Grades {
     let setup = Setup::new(seed);
-    run(&setup, &clients(&setup, &starts_trace(kind, seed, count))).0
+    graded(&setup, &starts_trace(kind, seed, with_run_out(count)), count)
 }
 
 pub fn starts_trace(kind: Kind, seed: u64, count: usize) -> Trace {
@@ -73,7 +88,7 @@ impl Live {
 
     pub fn grades(&self, seed: u64, count: usize) -> Grades {
         let setup = self.setup(seed);
-        run(&setup, &clients(&setup, &self.trace(seed, count))).0
+        graded(&setup, &self.trace(seed, with_run_out(count)), count)
     }
 }
 
@@ -295,4 +310,25 @@ pub fn marathon(seed: u64, count: usize) -> (f64, f64, Grades) {
     let began = Instant::now();
     let (grades, _, counts) = run(&setup, &clients);
     (began.elapsed().as_secs_f64(), counts.simulated_us / 1e6, grades)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Otherwise batch work that comes last is told of interactive work that never comes.
+    #[test]
+    fn clients_go_on_to_come_for_longer_than_batch_work_takes_to_grow_old() {
+        const COUNT: usize = 2000;
+        let live = Live { slots: 16, tokens_max: 384, load: 1.5 };
+        let simulated = Kind::ALL.into_iter().flat_map(|kind| {
+            let trace = |of: fn(Kind, u64, usize) -> Trace| (Setup::new(1), of(kind, 1, with_run_out(COUNT)));
+            [trace(calibration_trace), trace(starts_trace)]
+        });
+        for (setup, trace) in simulated.chain([(live.setup(1), live.trace(1, with_run_out(COUNT)))]) {
+            let clients = clients(&setup, &trace);
+            let goes_on_us = clients.last().expect("they come").arrival_us - clients[COUNT - 1].arrival_us;
+            assert!(goes_on_us > setup.config.batch_ageing_ms * 1000, "{:?} {goes_on_us}", trace.kind);
+        }
+    }
 }
