@@ -259,8 +259,7 @@ impl EngineThread {
                 duration_us: duration_us as f64,
             });
         }
-        let (rows, interactive) = served.rows();
-        self.scheduler.note_step(duration_us as f64, rows, interactive);
+        self.scheduler.note_step(duration_us as f64, served.rows());
         for id in self.buffers.ended.drain(..) {
             served.unseat(id);
             self.scheduler.note_freed();

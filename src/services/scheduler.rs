@@ -91,6 +91,15 @@ pub struct NextStep {
     pub prefill_position: u32,
 }
 
+/// Sequences that a step had in slots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepRows {
+    pub all: u32,
+    pub interactive: u32,
+    /// In the slot that old batch work has: none or one.
+    pub pinned: u32,
+}
+
 /// A task as the scheduler sees it.
 pub trait Job: Waits {
     fn promise(&self) -> &Promise;
@@ -317,12 +326,8 @@ impl<J: Job> Scheduler<J> {
     }
 
     /// Counts a step, or several alike, towards the load.
-    pub fn note_step(&mut self, duration_us: f64, rows: u32, rows_interactive: u32) {
-        let weight = 1.0 - (-duration_us / LOAD_MEMORY_US).exp();
-        self.load.rows += weight * (f64::from(rows) - self.load.rows);
-        let share = f64::from(rows_interactive) / f64::from(self.rules.slots_max);
-        let weight = 1.0 - (-duration_us / SHARE_MEMORY_US).exp();
-        self.load.interactive_share += weight * (share - self.load.interactive_share);
+    pub fn note_step(&mut self, duration_us: f64, rows: StepRows) {
+        note(&mut self.load, duration_us, rows, self.rules.slots_max);
     }
 
     /// Somebody left a slot.
@@ -370,5 +375,86 @@ impl<J: Job> Scheduler<J> {
         let arrived = self.waiting.arrived();
         let (seated, queued) = (&self.seated[..], &self.queued[..]);
         self.spare.play(now_us as f64, self.rules.shape(speed), speed, self.load, seated, queued, arrived);
+    }
+}
+
+/// Lets a step, or several alike, into the averages of the load.
+fn note(load: &mut Load, duration_us: f64, rows: StepRows, slots_max: u32) {
+    let weight = 1.0 - (-duration_us / LOAD_MEMORY_US).exp();
+    load.rows += weight * (f64::from(rows.all) - load.rows);
+    // Interactive work cannot have the slot of old batch work: where it has all the others, no turn of batch work comes.
+    let slots = slots_max.saturating_sub(rows.pinned);
+    if slots == 0 {
+        // Who holds the only slot hides how much interactive work there is.
+        return;
+    }
+    let share = f64::from(rows.interactive) / f64::from(slots);
+    let weight = 1.0 - (-duration_us / SHARE_MEMORY_US).exp();
+    load.interactive_share += weight * (share - load.interactive_share);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::prediction::{Distribution, Work};
+    use super::*;
+
+    const RULES: SchedulerRules = SchedulerRules {
+        batch_ageing_us: 5_000_000,
+        step_us_max: None,
+        slots_max: 4,
+        step_rows_max: 64,
+        kv_blocks_max: 1000,
+    };
+
+    /// The load after a minute of such steps.
+    fn load_after(rows: StepRows, slots_max: u32) -> Load {
+        let mut load = Load::default();
+        (0..6000).for_each(|_| note(&mut load, 10_000.0, rows, slots_max));
+        load
+    }
+
+    #[test]
+    fn the_share_of_interactive_work_is_of_the_slots_that_it_can_have() {
+        for (interactive, pinned, wanted) in
+            [(0, 0, 0.0), (2, 0, 0.5), (4, 0, 1.0), (0, 1, 0.0), (1, 1, 1.0 / 3.0), (3, 1, 1.0)]
+        {
+            let load = load_after(StepRows { all: interactive + pinned, interactive, pinned }, 4);
+            assert!((load.interactive_share - wanted).abs() < 0.01, "{interactive} {pinned} {load:?}");
+            assert!((load.rows - f64::from(interactive + pinned)).abs() < 0.01, "{load:?}");
+        }
+    }
+
+    #[test]
+    fn old_batch_work_in_the_only_slot_says_nothing_of_interactive_work() {
+        let mut load = load_after(StepRows { all: 1, interactive: 1, pinned: 0 }, 1);
+        let before = load.interactive_share;
+        note(&mut load, 30e6, StepRows { all: 1, interactive: 0, pinned: 1 }, 1);
+        assert_eq!(load.interactive_share, before);
+    }
+
+    /// An old batch task has one of four slots and interactive work always the other three. Two of them will be free soon, but not
+    /// for batch work that waits: it starts when it is old itself. A quarter of the slots was taken to be left for it, and it was
+    /// told of a fifth of that time.
+    #[test]
+    fn beside_old_batch_work_no_slot_is_promised_that_interactive_work_always_has() {
+        let speed = StepModel::new(1000.0);
+        let seated = |made, pinned| Seated {
+            work: Work::new(10, &Distribution::certain(8000), 2),
+            ticket: 0,
+            made,
+            prefill_left: 0,
+            preemptible: false,
+            paused: false,
+            pinned,
+            accepted_us: 0,
+            deadline_us: u64::MAX,
+        };
+        let slots = [seated(7900, false), seated(7900, false), seated(2000, false), seated(7000, true)];
+        let load = load_after(StepRows { all: 4, interactive: 3, pinned: 1 }, RULES.slots_max);
+        let shape = RULES.first_shape();
+        let mut board = Board::new(shape, speed.clone());
+        board.play(0.0, shape, &speed, load, &slots, &[], 0);
+        let start_us = board.start(0.0, Priority::Batch, 0).mean_us;
+        assert_eq!(start_us, RULES.batch_ageing_us as f64);
     }
 }

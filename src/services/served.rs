@@ -9,7 +9,7 @@ use super::decoder::Decoder;
 use super::gate::Promise;
 use super::pool::{Entry, Installable, Loaded, Pool};
 use super::prediction::{Seated, StepModel};
-use super::scheduler::{BatchSeat, Job, Machine, NextStep, NoSeat, Overdue, overdue};
+use super::scheduler::{BatchSeat, Job, Machine, NextStep, NoSeat, Overdue, StepRows, overdue};
 use super::task::{LiveTask, Outcome};
 use super::trials::Trials;
 use crate::admission::{Place, Waiter, Waits};
@@ -195,10 +195,16 @@ impl Served {
         }
     }
 
-    /// Sequences in slots, and those of them that are interactive.
-    pub fn rows(&self) -> (u32, u32) {
+    /// What the step just made had in slots.
+    pub fn rows(&self) -> StepRows {
+        let all = self.engine.running_count();
         let interactive = self.running.len() - self.vacant.len() - self.batch_count;
-        (self.engine.running_count() as u32, interactive as u32)
+        // Asked after every step, and mostly there is no batch work.
+        let looked_at = if self.batch_count == 0 { 0 } else { self.running.len() };
+        let pinned = self.running[..looked_at].iter().flatten().filter(|r| r.pinned).count();
+        // Old batch work that was put aside before its turn came has no slot yet.
+        let pinned = pinned.min(all.saturating_sub(interactive));
+        StepRows { all: all as u32, interactive: interactive as u32, pinned: pinned as u32 }
     }
 }
 

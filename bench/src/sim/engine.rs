@@ -3,7 +3,7 @@
 use orchestratord::admission::Waiter;
 use orchestratord::domain::task::Priority;
 use orchestratord::services::prediction::{Seated, StepObservation, prefill_cells};
-use orchestratord::services::scheduler::{BatchSeat, Machine, NextStep, NoSeat};
+use orchestratord::services::scheduler::{BatchSeat, Machine, NextStep, NoSeat, StepRows};
 
 use super::chance::Chance;
 use super::trace::Client;
@@ -172,10 +172,15 @@ impl SimEngine {
         self.seqs.iter().all(Option::is_none)
     }
 
-    /// Sequences in slots, and those of them that are interactive.
-    pub fn rows(&self) -> (u32, u32) {
-        let interactive = self.in_slots().filter(|s| s.priority == Priority::Interactive).count();
-        (self.in_slots().count() as u32, interactive as u32)
+    /// What a step has in slots.
+    pub fn rows(&self) -> StepRows {
+        let mut rows = StepRows::default();
+        for seq in self.in_slots() {
+            rows.all += 1;
+            rows.interactive += u32::from(seq.priority == Priority::Interactive);
+            rows.pinned += u32::from(seq.pinned);
+        }
+        rows
     }
 
     /// Takes up again who was put aside, in order of admission, as long as there is room.

@@ -414,8 +414,7 @@ impl<'a> World<'a> {
                 if engine.generation == self.generation {
                     self.speed.observe(steps.observation());
                 }
-                let (rows, rows_interactive) = engine.rows();
-                self.scheduler.note_step(steps.duration_us, rows, rows_interactive);
+                self.scheduler.note_step(steps.duration_us, engine.rows());
                 longest_us += steps.duration_us;
             }
         }

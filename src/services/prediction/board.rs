@@ -119,7 +119,7 @@ pub struct Shape {
 pub struct Load {
     /// Mean sequences in slots.
     pub rows: f64,
-    /// Mean share of the slots that interactive tasks had.
+    /// Mean share that interactive tasks had of the slots that they could have: of all but that of old batch work.
     pub interactive_share: f64,
 }
 
