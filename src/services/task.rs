@@ -277,7 +277,9 @@ impl TaskRegistry {
         let forgotten = inner.make_place(self.tasks_max);
         inner.order.push_back(task.clone());
         drop(inner);
-        forgotten.map(forget);
+        if let Some(forgotten) = forgotten {
+            forget(forgotten);
+        }
         Inserted::New(task)
     }
 
