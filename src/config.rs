@@ -729,6 +729,17 @@ mod tests {
     }
 
     #[test]
+    fn an_instruction_set_is_one_that_this_processor_has() {
+        assert_eq!(IsaChoice::read("auto"), Some(IsaChoice(None)));
+        for isa in Isa::detect() {
+            assert_eq!(IsaChoice::read(isa.name()), Some(IsaChoice(Some(isa))));
+            assert_eq!(IsaChoice(Some(isa)).show(), isa.name());
+        }
+        assert_eq!(IsaChoice::read("avx1024"), None);
+        assert!(!Isa::detect()[0].multiplies_pairs(), "rounding is only for who asks for it");
+    }
+
+    #[test]
     fn a_wrong_value_names_the_setting_and_what_is_legal() {
         for (name, text, says) in [
             ("ORCH_QUEUE_CAPACITY", "many", "whole number"),
