@@ -104,7 +104,8 @@ pub fn from_json<'a, T: Deserialize<'a>>(body: &'a mut [u8]) -> Result<T, Orches
     BUFFERS.with_borrow_mut(|buffers| simd_json::fill_tape(body, buffers, &mut tape)).map_err(malformed)?;
     check_depth(&tape.0)?;
     let read = T::deserialize(&mut Reader::new(&tape.0)).map_err(|error| {
-        let what = error.to_string();
+        // To who sends it, a text is a string, wherever it lies here.
+        let what = error.to_string().replace("a borrowed string", "a string");
         match Where::<T>::deserialize(&mut Reader::new(&tape.0)).map(|Where(path, _)| path).as_deref() {
             Ok("." | "?") | Err(_) => invalid(what),
             Ok(field) => invalid(format!("field `{field}`: {what}")),
@@ -713,6 +714,7 @@ mod tests {
             assert!(missing.to_string().contains(field), "{missing}");
             let wrong = check(&with(field, Some("[]"))).unwrap_err();
             assert!(wrong.to_string().contains(field) && wrong.code() == "INVALID_PARAMS", "{wrong}");
+            assert!(!wrong.to_string().contains("borrowed"), "in the words of who sends it: {wrong}");
         }
         for (field, value) in [
             ("ctx", "0"),
