@@ -16,7 +16,7 @@ use crate::pool::SharedSlice;
 use crate::simd::{Aligned, ByteDots, LANES};
 
 /// The most rows that are taken.
-pub const IN_PLACE_ROWS_MAX: usize = 16;
+pub const IN_PLACE_ROWS_MAX: usize = 12;
 
 /// Groups of four rows of activations that stay in the first cache: 16 KiB.
 const BLOCK_GROUPS: usize = 4;

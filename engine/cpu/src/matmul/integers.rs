@@ -31,7 +31,7 @@ const IN_PLACE_ROWS_MAX: usize = 2;
 pub fn in_place_rows_max<F: Integers>(isa: Isa) -> usize {
     match (isa.multiplies_bytes(), F::SMALL_SCALES) {
         (false, _) => IN_PLACE_ROWS_MAX,
-        (true, false) => bytes::IN_PLACE_ROWS_MAX / 2,
+        (true, false) => bytes::IN_PLACE_ROWS_MAX / 3,
         // Multiplying small scales into words is what makes their panel dear.
         (true, true) => bytes::IN_PLACE_ROWS_MAX,
     }
@@ -42,6 +42,11 @@ const PANEL_ROWS: usize = 2 * LANES;
 
 /// Activation rows whose sums are kept at once, sixteen lanes of 32 outputs each: 96 KiB.
 const ROWS_BLOCK: usize = 48;
+
+/// Activation rows of a tile where there are many registers.
+const TILE_ROWS: usize = 8;
+
+const CACHE_LINE: usize = 64;
 
 /// Pairs of columns in a unit.
 const PAIRS: usize = UNIT_LEN / 2;
@@ -317,14 +322,43 @@ fn paneled<F: Integers>(
     while o < range.end {
         let count = (range.end - o).min(PANEL_ROWS);
         unpack_on(isa, weight, o, count, panel);
-        multiply_on(isa, out, out_len, x, rows, o, count, F::MINIMUMS, panel);
+        let mut next = Next::of(weight, o + count, rows, panel.groups);
+        multiply_on(isa, out, out_len, x, rows, o, count, F::MINIMUMS, &mut next, panel);
         o += count;
+    }
+}
+
+/// The weights of the panel after this one, asked for little by little while this one is multiplied: all at once, when they
+/// are unpacked, it is they that are waited for.
+struct Next<'a> {
+    /// What has not been asked for.
+    bytes: &'a [u8],
+    /// Bytes for a group of a tile.
+    step: usize,
+}
+
+impl<'a> Next<'a> {
+    /// Those from row `o` on, of `rows` times `groups` of activations in tiles.
+    fn of<F: Integers>(weight: Rows<'a, F>, o: usize, rows: usize, groups: usize) -> Next<'a> {
+        let bytes = &weight.bytes[(o * weight.row_bytes).min(weight.bytes.len())..];
+        let bytes = &bytes[..bytes.len().min(PANEL_ROWS * weight.row_bytes)];
+        let steps = GROUP_UNITS * rows.div_ceil(TILE_ROWS) * groups;
+        Next { bytes, step: bytes.len().div_ceil(steps).next_multiple_of(CACHE_LINE) }
+    }
+
+    #[inline(always)]
+    fn ask<S: Simd>(&mut self, simd: S) {
+        let (now, later) = self.bytes.split_at(self.step.min(self.bytes.len()));
+        for line in (0..now.len()).step_by(CACHE_LINE) {
+            simd.prefetch(now, line);
+        }
+        self.bytes = later;
     }
 }
 
 instantiate!(fn multiply_on = multiply_words, avx512 multiply_either(
     out: &SharedSlice<'_>, out_len: usize, x: &Activations, rows: usize, o: usize, count: usize, minimums: bool,
-    panel: &mut Panel,
+    next: &mut Next<'_>, panel: &mut Panel,
 ));
 
 /// The dot products of a panel's unit.
@@ -385,9 +419,10 @@ fn multiply_words<S: Simd>(
     o: usize,
     count: usize,
     minimums: bool,
+    next: &mut Next<'_>,
     panel: &mut Panel,
 ) {
-    multiply::<S, PanelOfWords>(simd, out, out_len, x, rows, o, count, minimums, panel);
+    multiply::<S, PanelOfWords>(simd, out, out_len, x, rows, o, count, minimums, next, panel);
 }
 
 /// As `multiply_words`, or with a panel of bytes.
@@ -402,12 +437,13 @@ fn multiply_either<S: ByteDots>(
     o: usize,
     count: usize,
     minimums: bool,
+    next: &mut Next<'_>,
     panel: &mut Panel,
 ) {
     if panel.of_bytes {
-        multiply::<S, byte_panel::PanelOfBytes>(simd, out, out_len, x, rows, o, count, minimums, panel);
+        multiply::<S, byte_panel::PanelOfBytes>(simd, out, out_len, x, rows, o, count, minimums, next, panel);
     } else {
-        multiply::<S, PanelOfWords>(simd, out, out_len, x, rows, o, count, minimums, panel);
+        multiply::<S, PanelOfWords>(simd, out, out_len, x, rows, o, count, minimums, next, panel);
     }
 }
 
@@ -422,6 +458,7 @@ fn multiply<S: Simd, D: Dots<S>>(
     o: usize,
     count: usize,
     minimums: bool,
+    next: &mut Next<'_>,
     panel: &mut Panel,
 ) {
     let mut first = 0;
@@ -429,9 +466,9 @@ fn multiply<S: Simd, D: Dots<S>>(
         let block = (rows - first).min(ROWS_BLOCK);
         for lane in 0..GROUP_UNITS {
             if minimums {
-                sum_lane::<S, D, true>(simd, x, first, block, lane, panel);
+                sum_lane::<S, D, true>(simd, x, first, block, lane, next, panel);
             } else {
-                sum_lane::<S, D, false>(simd, x, first, block, lane, panel);
+                sum_lane::<S, D, false>(simd, x, first, block, lane, next, panel);
             }
         }
         finish(simd, out, out_len, o, count, first, block, panel);
@@ -481,10 +518,6 @@ fn unpack<S: Simd, F: Integers, U: Units<S, F>>(
             let (mut scales, mut minimums) = ([simd.splat(0.0); LANES], [simd.splat(0.0); LANES]);
             for (i, (group, filled)) in groups.iter_mut().zip(&mut filled).enumerate().take(rows) {
                 *group = group_bytes::<F>(weight.row(o + half * LANES + i), g, filled);
-                // The same group of the row that takes this one's place.
-                for line in 0..F::GROUP_BYTES.div_ceil(64) {
-                    simd.prefetch(group, LANES * weight.row_bytes + 64 * line);
-                }
                 (scales[i], minimums[i]) = weight.format.scales(simd, group);
             }
             simd.transpose_floats(&mut scales);
@@ -549,35 +582,36 @@ fn sum_lane<S: Simd, D: Dots<S>, const MINIMUMS: bool>(
     first: usize,
     block: usize,
     lane: usize,
+    next: &mut Next<'_>,
     panel: &mut Panel,
 ) {
     let mut r = 0;
     if S::MANY_REGISTERS {
         // Sums of a unit stay in registers, those of the lane wait in memory. Sixteen rows are two tiles.
-        while r + 8 <= block {
-            tile::<S, D, MINIMUMS, 2, 8>(simd, x, first, r, lane, 0, panel);
-            r += 8;
+        while r + TILE_ROWS <= block {
+            tile::<S, D, MINIMUMS, 2, TILE_ROWS>(simd, x, first, r, lane, 0, next, panel);
+            r += TILE_ROWS;
         }
         match block - r {
             0 => {}
-            1 => tile::<S, D, MINIMUMS, 2, 1>(simd, x, first, r, lane, 0, panel),
-            2 => tile::<S, D, MINIMUMS, 2, 2>(simd, x, first, r, lane, 0, panel),
-            3 => tile::<S, D, MINIMUMS, 2, 3>(simd, x, first, r, lane, 0, panel),
-            4 => tile::<S, D, MINIMUMS, 2, 4>(simd, x, first, r, lane, 0, panel),
-            5 => tile::<S, D, MINIMUMS, 2, 5>(simd, x, first, r, lane, 0, panel),
-            6 => tile::<S, D, MINIMUMS, 2, 6>(simd, x, first, r, lane, 0, panel),
-            _ => tile::<S, D, MINIMUMS, 2, 7>(simd, x, first, r, lane, 0, panel),
+            1 => tile::<S, D, MINIMUMS, 2, 1>(simd, x, first, r, lane, 0, next, panel),
+            2 => tile::<S, D, MINIMUMS, 2, 2>(simd, x, first, r, lane, 0, next, panel),
+            3 => tile::<S, D, MINIMUMS, 2, 3>(simd, x, first, r, lane, 0, next, panel),
+            4 => tile::<S, D, MINIMUMS, 2, 4>(simd, x, first, r, lane, 0, next, panel),
+            5 => tile::<S, D, MINIMUMS, 2, 5>(simd, x, first, r, lane, 0, next, panel),
+            6 => tile::<S, D, MINIMUMS, 2, 6>(simd, x, first, r, lane, 0, next, panel),
+            _ => tile::<S, D, MINIMUMS, 2, 7>(simd, x, first, r, lane, 0, next, panel),
         }
         return;
     }
     for half in 0..2 {
         r = 0;
         while r + 2 <= block {
-            tile::<S, D, MINIMUMS, 1, 2>(simd, x, first, r, lane, half, panel);
+            tile::<S, D, MINIMUMS, 1, 2>(simd, x, first, r, lane, half, next, panel);
             r += 2;
         }
         if r < block {
-            tile::<S, D, MINIMUMS, 1, 1>(simd, x, first, r, lane, half, panel);
+            tile::<S, D, MINIMUMS, 1, 1>(simd, x, first, r, lane, half, next, panel);
         }
     }
 }
@@ -591,6 +625,7 @@ fn tile<S: Simd, D: Dots<S>, const MINIMUMS: bool, const W: usize, const X: usiz
     r: usize,
     lane: usize,
     half: usize,
+    next: &mut Next<'_>,
     panel: &mut Panel,
 ) {
     let groups = panel.groups;
@@ -604,6 +639,7 @@ fn tile<S: Simd, D: Dots<S>, const MINIMUMS: bool, const W: usize, const X: usiz
         for (i, at) in at.iter_mut().enumerate() {
             *at = ((half + i) * GROUP_UNITS + lane) * groups + g;
         }
+        next.ask(simd);
         let dots = D::dots::<MINIMUMS, W, X>(simd, panel, at, &x_lanes, g);
         for i in 0..W {
             let scale = simd.load(&panel.scales[at[i]]);

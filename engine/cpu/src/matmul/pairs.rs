@@ -37,9 +37,6 @@ const NEAR_ROWS: usize = 4 * TILE_X;
 /// Rows of activations whose sums are kept: with a block of their columns 288 KiB, for the second cache.
 const BLOCK_ROWS: usize = 4 * NEAR_ROWS;
 
-/// Weight rows that a lone row of activations meets at once: memory likes to be read in order.
-const LONE_W: usize = 2;
-
 /// `out[r, o] = weight[o] · x[r]`, with `weight.bytes` all rows of the matrix; `scratch` takes over `x`.
 #[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
 pub fn matmul_pairs(
@@ -112,55 +109,22 @@ instantiate_pairs!(fn lone_on = lone(
     out: &SharedSlice<'_>, x: &[Pairs], weight: Rows<'_, Bf16>, range: Range<usize>,
 ));
 
-/// A lone row of activations.
+/// A lone row of activations: one row of weights after the other, as in `floats`. Blocks of its columns lie one after the
+/// other.
 #[inline(always)]
 fn lone<D: PairDots>(dots: D, out: &SharedSlice<'_>, x: &[Pairs], weight: Rows<'_, Bf16>, range: Range<usize>) {
-    let mut o = range.start;
-    while o + LONE_W <= range.end {
-        lone_tile::<D, LONE_W>(dots, out, x, weight, o);
-        o += LONE_W;
-    }
-    while o < range.end {
-        lone_tile::<D, 1>(dots, out, x, weight, o);
-        o += 1;
-    }
-}
-
-/// `W` weight rows from `o` on. Blocks of columns of a lone row lie one after the other.
-#[inline(always)]
-fn lone_tile<D: PairDots, const W: usize>(
-    dots: D,
-    out: &SharedSlice<'_>,
-    x: &[Pairs],
-    weight: Rows<'_, Bf16>,
-    o: usize,
-) {
     let simd = dots.simd();
-    let mut w_units = [&[[0; BYTES]][..0]; W];
-    let mut w_rests = [&weight.bytes[..0]; W];
-    for i in 0..W {
-        (w_units[i], w_rests[i]) = weight.row(o + i).as_chunks();
-    }
-    let units = weight.row_bytes / BYTES;
-    let x = &x[..weight.cols.div_ceil(UNIT_LEN)];
-    let mut sums = [simd.splat(0.0); W];
-    for u in 0..units {
-        // Beyond a row's end lies the next one, which is being read too: the one after all of these is wanted.
-        let ahead = if u * BYTES + AHEAD < weight.row_bytes { AHEAD } else { AHEAD + (W - 1) * weight.row_bytes };
-        let pairs = dots.load_pairs(&x[u]);
-        for i in 0..W {
-            simd.prefetch(&w_units[i][u], ahead);
-            sums[i] = dots.dot_pairs(sums[i], dots.load_pairs(&w_units[i][u]), pairs);
+    for o in range {
+        let (units, rest) = weight.row(o).as_chunks();
+        let mut sum = simd.splat(0.0);
+        for (unit, x) in units.iter().zip(x) {
+            simd.prefetch(unit, AHEAD);
+            sum = dots.dot_pairs(sum, dots.load_pairs(unit), dots.load_pairs(x));
         }
-    }
-    if units < x.len() {
-        let pairs = dots.load_pairs(&x[units]);
-        for i in 0..W {
-            sums[i] = dots.dot_pairs(sums[i], dots.load_pairs(&filled_up(w_rests[i])), pairs);
+        if !rest.is_empty() {
+            sum = dots.dot_pairs(sum, dots.load_pairs(&filled_up(rest)), dots.load_pairs(&x[units.len()]));
         }
-    }
-    for (i, sum) in sums.into_iter().enumerate() {
-        put(out, o + i, simd.sum(sum));
+        put(out, o, simd.sum(sum));
     }
 }
 
