@@ -8,6 +8,7 @@ use super::lengths::{Distribution, PARTS};
 use super::steps::{StepModel, prefill_cells};
 use crate::admission::is_later;
 use crate::domain::task::Priority;
+use std::collections::VecDeque;
 
 /// Most of the engine that interactive arrivals are taken to claim before waiting batch work.
 const SHARE_MAX: f64 = 0.98;
@@ -136,7 +137,7 @@ struct Class {
     /// When slots are free once everybody of this class and above has started; one heap a scenario.
     free_at: [Vec<f64>; PARTS],
     /// In the order in which they will start.
-    places: Vec<Place>,
+    places: VecDeque<Place>,
 }
 
 /// When somebody starts, microseconds of the caller's clock.
@@ -170,10 +171,10 @@ pub struct Board {
     /// When the slot for old batch work is free, once everybody of it has started; for each scenario.
     lane_us: [f64; PARTS],
     /// When waiting tasks leave the queue, ascending.
-    leaves_us: Vec<f64>,
+    leaves_us: VecDeque<f64>,
     /// Arrivals before this ticket are in it, and later ones are in `recent`.
     arrived: u32,
-    recent: Vec<Queued>,
+    recent: VecDeque<Queued>,
     /// Who left for good since it was played, of those it knew (so no more than wait): a board that is being played meanwhile
     /// has them still.
     withdrawn: Vec<Withdrawn>,
@@ -212,9 +213,9 @@ impl Board {
             load: Load::default(),
             classes: [Class::default(), Class::default()],
             lane_us: [0.0; PARTS],
-            leaves_us: Vec::new(),
+            leaves_us: VecDeque::new(),
             arrived: 0,
-            recent: Vec::new(),
+            recent: VecDeque::new(),
             withdrawn: Vec::new(),
             prefill_us: Vec::new(),
             left_us: Vec::new(),
@@ -269,7 +270,7 @@ impl Board {
         for scenario in 0..PARTS {
             let [interactive, batch] = &mut self.classes;
             let in_slots = || seated.iter().zip(self.left_us.iter().map(|left| left[scenario]));
-            let seat_all = |heap: &mut [f64], places: &mut [Place], waiting: &[Queued], prefill_us: &[f64]| {
+            let seat_all = |heap: &mut [f64], places: &mut VecDeque<Place>, waiting: &[Queued], prefill_us: &[f64]| {
                 for ((w, place), prefill_us) in waiting.iter().zip(places).zip(prefill_us) {
                     let duration_us = prefill_us + w.work.tokens(scenario, w.ticket) * mix.step_us;
                     // Sums over the scenarios, until the last one.
@@ -307,9 +308,9 @@ impl Board {
             let mean = place.start_us / PARTS as f64;
             place.variance = (place.variance / PARTS as f64 - mean * mean).max(0.0);
             place.start_us = now_us + mean;
-            self.leaves_us.push(place.start_us);
+            self.leaves_us.push_back(place.start_us);
         }
-        self.leaves_us.sort_unstable_by(f64::total_cmp);
+        self.leaves_us.make_contiguous().sort_unstable_by(f64::total_cmp);
     }
 
     /// Interactive tasks that come later go first: batch work sees a slower engine.
@@ -361,11 +362,11 @@ impl Board {
     /// Adds an arrival, so that the next one sees it.
     pub fn add(&mut self, now_us: f64, queued: Queued) {
         let start = self.start(now_us, queued.priority, queued.key);
-        self.recent.push(queued);
+        self.recent.push_back(queued);
         let added_us = self.share_us(&queued.work);
         let class = &mut self.classes[queued.priority.index()];
         let rank = class.places.partition_point(|p| p.key <= queued.key);
-        class.places[rank..].iter_mut().for_each(|p| p.start_us += added_us);
+        class.places.range_mut(rank..).for_each(|p| p.start_us += added_us);
         let Start { mean_us: start_us, variance_us2: variance, .. } = start;
         class.places.insert(rank, Place { key: queued.key, ticket: queued.ticket, start_us, variance });
         let at = self.leaves_us.partition_point(|l| *l <= start_us);
@@ -403,20 +404,22 @@ impl Board {
             }
             let first = if index == priority.index() { rank } else { 0 };
             let less_us = share_us(work.tokens_mean());
-            class.places[first..].iter_mut().for_each(|p| p.start_us = (p.start_us - less_us).max(now_us));
+            class.places.range_mut(first..).for_each(|p| p.start_us = (p.start_us - less_us).max(now_us));
         }
         self.leaves_us.clear();
         self.leaves_us.extend(self.classes.iter().flat_map(|class| &class.places).map(|place| place.start_us));
-        self.leaves_us.sort_unstable_by(f64::total_cmp);
+        self.leaves_us.make_contiguous().sort_unstable_by(f64::total_cmp);
     }
 
     /// Takes a task out that has got a slot; when others start is played anew later. Gives its rank, if it was there.
     pub fn remove(&mut self, priority: Priority, key: u64, ticket: u32) -> Option<usize> {
-        self.recent.retain(|q| q.ticket != ticket);
+        if let Some(at) = self.recent.iter().position(|q| q.ticket == ticket) {
+            self.recent.remove(at);
+        }
         let places = &mut self.classes[priority.index()].places;
         let first = places.partition_point(|p| p.key < key);
-        let rank = first + places[first..].iter().position(|p| p.ticket == ticket)?;
-        let place = places.remove(rank);
+        let rank = first + places.range(first..).position(|p| p.ticket == ticket)?;
+        let place = places.remove(rank)?;
         let leaves = self.leaves_us.partition_point(|l| *l < place.start_us);
         self.leaves_us.remove(leaves.min(self.leaves_us.len() - 1));
         Some(rank)
@@ -452,7 +455,7 @@ impl Board {
             return at.max(now_us);
         }
         let last =
-            self.leaves_us.last().copied().unwrap_or_else(|| self.start(now_us, Priority::Interactive, 0).mean_us);
+            self.leaves_us.back().copied().unwrap_or_else(|| self.start(now_us, Priority::Interactive, 0).mean_us);
         let beyond = (taken + 1 - self.leaves_us.len()) as f64;
         last.max(now_us) + beyond * self.interval_us()
     }
@@ -469,7 +472,7 @@ impl Board {
 
     /// The key of the task of this class that goes next.
     pub fn first_key(&self, priority: Priority) -> Option<u64> {
-        self.classes[priority.index()].places.first().map(|p| p.key)
+        self.classes[priority.index()].places.front().map(|p| p.key)
     }
 
     pub fn speed(&self) -> &StepModel {
