@@ -114,6 +114,8 @@ impl OrchestratorError {
             PayloadTooLarge { .. } => 413,
             HeadersTooLarge { .. } => 431,
             MalformedRequest { status, .. } => *status,
+            // A spent budget is no overload: whoever is behind a proxy would be sent to the next replica in vain.
+            AdmissionReject { retry_after_ms: None, .. } => 429,
             AdmissionReject { .. } | QueueFullDropLru { .. } => overload_status,
             ReplicaExhausted { .. }
             | PoolUnready { .. }
@@ -251,6 +253,12 @@ mod tests {
         let full = AdmissionReject { message: String::new(), policy_label: "reject", retry_after_ms: Some(5) };
         assert_eq!(full.status(529), 529);
         assert_eq!(Internal(String::new()).status(529), 500);
+    }
+
+    #[test]
+    fn a_spent_budget_is_no_overload() {
+        let spent = AdmissionReject { message: String::new(), policy_label: "session-tokens", retry_after_ms: None };
+        assert_eq!(spent.status(503), 429);
     }
 
     #[test]
