@@ -71,6 +71,13 @@ fn other_tokens(world: &mut TestWorld, name: String, other: String) -> Result<()
     Ok(())
 }
 
+#[then(regex = r#"^nothing of the prompt of "([^"]+)" had been read before$"#)]
+fn was_new(world: &mut TestWorld, name: String) -> Result<()> {
+    let warmth = kv_warmth(world, &name)?;
+    ensure!(warmth == 0.0, "it had a warmth of {warmth}");
+    Ok(())
+}
+
 #[then(regex = r#"^"([^"]+)" was cold and "([^"]+)" was (warm|cold)$"#)]
 fn warmth(world: &mut TestWorld, first: String, second: String, wanted: String) -> Result<()> {
     let (before, after) = (kv_warmth(world, &first)?, kv_warmth(world, &second)?);

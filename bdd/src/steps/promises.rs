@@ -48,6 +48,15 @@ fn sooner(world: &mut TestWorld, first: String, second: String) -> Result<()> {
     Ok(())
 }
 
+/// For tasks that were sent behind a task of the same length that had just begun.
+#[then(regex = r#"^"([^"]+)" is to start at least (\d+) ms sooner than "([^"]+)"$"#)]
+fn sooner_by(world: &mut TestWorld, first: String, ms: f64, second: String) -> Result<()> {
+    let (first_ms, second_ms) =
+        (world.promised(&first, "predicted_start_ms")?, world.promised(&second, "predicted_start_ms")?);
+    ensure!(first_ms + ms <= second_ms, "{first} in {first_ms} ms, {second} in {second_ms} ms");
+    Ok(())
+}
+
 #[then(regex = r#"^"([^"]+)", "([^"]+)" and "([^"]+)" begin in this order$"#)]
 fn in_order(world: &mut TestWorld, first: String, second: String, third: String) -> Result<()> {
     let (first_at, second_at, third_at) = (world.began(&first)?, world.began(&second)?, world.began(&third)?);
@@ -88,16 +97,15 @@ fn came_back(world: &mut TestWorld, most: u64) -> Result<()> {
     Ok(())
 }
 
-#[then(regex = r#"^the last on_time_probability of "([^"]+)" is under ([\d.]+)$"#)]
-fn last_chance(world: &mut TestWorld, name: String, bound: f64) -> Result<()> {
-    let chances = world
-        .ended(&name)?
-        .iter()
-        .filter(|event| event.name == "metrics")
-        .map(|e| e.json())
-        .collect::<Result<Vec<_>>>()?;
-    let last = chances.last().and_then(|c| c["on_time_probability"].as_f64()).context("it was never told")?;
-    ensure!(last < bound, "it is {last}");
+#[then(regex = r#"^the (first|last) on_time_probability of "([^"]+)" is (under|over) ([\d.]+)$"#)]
+fn chance_told(world: &mut TestWorld, which: String, name: String, side: String, bound: f64) -> Result<()> {
+    let events = world.ended(&name)?;
+    let mut told = events.iter().filter(|event| event.name == "metrics");
+    let event = if which == "first" { told.next() } else { told.next_back() };
+    let data = event.context("it was never told")?.json()?;
+    let chance = data["on_time_probability"].as_f64().context("it is no number")?;
+    let holds = if side == "under" { chance < bound } else { chance > bound };
+    ensure!(holds, "it is {chance}");
     Ok(())
 }
 
@@ -196,4 +204,58 @@ fn answer_agrees(world: &mut TestWorld, name: String, session: String) -> Result
     ensure!(said[1] == now[1] + ms, "time: {said:?}, then {now:?} after {ms} ms");
     ensure!((said[2] - now[2] - 0.01 * tokens).abs() < 1e-9, "money: {said:?}, then {now:?}");
     Ok(())
+}
+
+/// Tokens, time and money that a session may spend, as the scenario has set them.
+fn session_allowance(world: &TestWorld) -> Result<[f64; 3]> {
+    let mut allowed = [0.0; 3];
+    for (value, name) in
+        allowed.iter_mut().zip(["session_tokens_budget", "session_time_budget_ms", "session_cost_budget"])
+    {
+        *value = world.settings.value(name).with_context(|| format!("{name} is not set"))?.parse()?;
+    }
+    Ok(allowed)
+}
+
+/// What is left of a session's allowance when it has paid for this task and for nothing else.
+fn left_after(world: &TestWorld, name: &str) -> Result<[f64; 3]> {
+    let events = world.ended(name)?;
+    let end = events.last().context("its stream is empty")?.json()?;
+    let figure = |field: &str| end[field].as_f64().with_context(|| format!("no {field}: {end}"));
+    let (tokens, ms) = (figure("tokens_out")?, figure("decode_ms")?);
+    let came = events.iter().filter(|event| event.name == "token").count();
+    ensure!(tokens == came as f64, "{came} tokens came, and the end says {tokens}");
+    ensure!(tokens > 0.0 && ms > 0.0, "it has used nothing, so nothing is tested: {end}");
+    let price: f64 = world.settings.value("cost_per_token").context("tokens have no price")?.parse()?;
+    let [all_tokens, all_ms, all_cost] = session_allowance(world)?;
+    Ok([all_tokens - tokens, all_ms - ms, all_cost - price * tokens])
+}
+
+/// To the unit; money is counted in millionths.
+fn check_left(have: [f64; 3], wanted: [f64; 3]) -> Result<()> {
+    let same = have[..2] == wanted[..2] && (have[2] - wanted[2]).abs() < 1e-7;
+    ensure!(same, "tokens, ms and money left are {have:?}, and should be {wanted:?}");
+    Ok(())
+}
+
+#[then(regex = r#"^the session "([^"]+)" has spent nothing so far$"#)]
+fn spent_nothing(world: &mut TestWorld, session: String) -> Result<()> {
+    let have = session_left(world, &session)?;
+    check_left(have, session_allowance(world)?)
+}
+
+#[then(regex = r#"^the session "([^"]+)" has spent what "([^"]+)" used, to the unit$"#)]
+fn spent_exactly(world: &mut TestWorld, session: String, name: String) -> Result<()> {
+    let have = session_left(world, &session)?;
+    check_left(have, left_after(world, &name)?)
+}
+
+#[then(regex = r#"^the answer to "([^"]+)" tells to the unit what "([^"]+)" has left$"#)]
+fn answer_tells_left(world: &mut TestWorld, name: String, before: String) -> Result<()> {
+    let answer = world.admissions[&name].last().context("it was not sent")?;
+    let mut have = [0.0; 3];
+    for (value, header) in have.iter_mut().zip(BUDGET_HEADERS) {
+        *value = budget(answer, header)?;
+    }
+    check_left(have, left_after(world, &before)?)
 }

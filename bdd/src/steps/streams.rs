@@ -77,7 +77,7 @@ fn read(world: &mut TestWorld, name: String) -> Result<()> {
     world.read_to_end(&name)
 }
 
-#[when(regex = r#"^(\d+) tokens of "([^"]+)" have arrived$"#)]
+#[when(regex = r#"^(\d+) tokens? of "([^"]+)" (?:has|have) arrived$"#)]
 fn tokens_arrived(world: &mut TestWorld, count: usize, name: String) -> Result<()> {
     let enough = |events: &[Event]| events.iter().filter(|event| event.name == "token").count() >= count;
     world.stream(&name)?.wait_until(PATIENCE, enough)

@@ -127,10 +127,15 @@ fn send_two(world: &mut TestWorld, first: String, second: String) -> Result<()> 
 }
 
 /// On two connections, by two threads that wait for each other: which of them is first is not ours to say.
-#[when(regex = r#"^I send the tasks "([^"]+)" and "([^"]+)" at the same time, each in a session of its own, with$"#)]
-fn send_at_once(world: &mut TestWorld, first: String, second: String, step: &Step) -> Result<()> {
+#[when(
+    regex = r#"^I send the tasks "([^"]+)" and "([^"]+)" at the same time, (?:each in a session of its own|both in the session "([^"]+)"), with$"#
+)]
+fn send_at_once(world: &mut TestWorld, first: String, second: String, session: String, step: &Step) -> Result<()> {
     let mut bodies = [task(), task()];
     for body in &mut bodies {
+        if !session.is_empty() {
+            body["session_id"] = json!(world.session_id(&session));
+        }
         world.amend(body, step)?;
     }
     let (client, gun) = (world.client()?, Barrier::new(2));

@@ -39,6 +39,17 @@ Feature: Budgets
     Then it is refused as "ADMISSION_REJECT"
     And the refusal says that a retry is useless
     And the refusal names a policy
+    And the metrics count 1 accepted task
+
+  Scenario: A house that shows its proxies a full queue shows them no spent budget
+    Given the setting overload_status is "503"
+    When I send the task "story" in the session "mine" with
+      | max_tokens | 100  |
+      | ignore_end | true |
+    And I read the stream of "story" to its end
+    And I send the task "more" in the session "mine"
+    Then it is refused as "ADMISSION_REJECT" with the status 429
+    And the refusal says that a retry is useless
 
   Scenario: A budget is one session's own
     When I send the task "story" in the session "mine" with
@@ -63,6 +74,39 @@ Feature: Budgets
     And I read the stream of "second" to its end
     Then the stream of "first" has 80 tokens
     And the stream of "second" has 20 tokens
+
+  Scenario: The last token of a session is spent once, though two ask for it at the same time
+    Given a session may spend 1 tokens, 60000 ms and 5 units of money
+    When I send the tasks "one" and "other" at the same time, both in the session "mine", with
+      | max_tokens | 40   |
+      | ignore_end | true |
+    Then one of "one" and "other" is accepted and gets 1 token, and the other is refused for the policy "session-tokens-budget"
+    When I send the task "more" in the session "mine"
+    Then it is refused as "ADMISSION_REJECT"
+    And the refusal names the policy "session-tokens-budget"
+
+  Scenario: Two tasks of a session that come at the same time share what is left, and not a token more
+    Given a session may spend 60 tokens, 60000 ms and 5 units of money
+    When I send the tasks "one" and "other" at the same time, both in the session "mine", with
+      | max_tokens | 40   |
+      | ignore_end | true |
+    Then "one" and "other" are both accepted
+    When I read the stream of "one" to its end
+    And I read the stream of "other" to its end
+    Then the streams of "one" and "other" have 60 tokens together
+
+  Scenario: While a stream runs nothing is spent, and at its end exactly what it used
+    Given a session may spend 2000 tokens, 60000 ms and 50 units of money
+    When I send the long task "story" in the session "mine"
+    And I open the stream of "story"
+    And 5 tokens of "story" have arrived
+    Then the session "mine" has spent nothing so far
+    When I cancel "story"
+    And I read the stream of "story" to its end
+    Then the stream of "story" ends because of "canceled"
+    And the session "mine" has spent what "story" used, to the unit
+    When I send the task "next" in the session "mine"
+    Then the answer to "next" tells to the unit what "story" has left
 
   Scenario: Answer, stream and session agree to the unit
     Given the setting metrics_interval_ms is "1"

@@ -65,6 +65,24 @@ Feature: What a task is promised
     And the stream of "slow" has more than 2 metrics events
     And the last on_time_probability of "slow" is under 0.1
 
+  @faults
+  Scenario: The chance falls with every word of a story that gets longer than was said
+    Given a server
+    And the setting on_time_probability_floor is "0"
+    And the setting metrics_interval_ms is "20"
+    And the engine needs 10 ms for every step
+    And a quick task has been done
+    When I send the task "long-winded" with
+      | max_tokens      | 400  |
+      | expected_tokens | 20   |
+      | deadline_ms     | 1000 |
+    And I open the stream of "long-winded"
+    Then the stream of "long-winded" ends with the error "DEADLINE_UNMET"
+    And the stream of "long-winded" has at least 30 tokens
+    And the metrics event of "long-winded" tells "on_time_probability"
+    And the first on_time_probability of "long-winded" is over 0.5
+    And the last on_time_probability of "long-winded" is under 0.5
+
   Scenario: Who wants to try against the odds may be let in
     Given a server
     And the setting on_time_probability_floor is "0"
@@ -150,6 +168,36 @@ Feature: What a task is promised
       | ignore_end | true |
     And I send the task "behind an endless one"
     Then "behind one like those before" is to start sooner than "behind an endless one"
+
+  @faults
+  Scenario: A session that nobody knows yet is taken for one like the others
+    Given a server
+    And 1 task may run and 8 may wait
+    And the engine needs 5 ms for every step
+    And a quick task has been done
+    When I send the task "hog" with
+      | max_tokens | 400  |
+      | ignore_end | true |
+    And I open the stream of "hog"
+    And 1 token of "hog" has arrived
+    And I send the task "ahead" with
+      | ctx        | 2048 |
+      | max_tokens | 1900 |
+    And I send the task "behind a stranger"
+    And I cancel "behind a stranger"
+    And I cancel "ahead"
+    And I cancel "hog"
+    Given 12 short tasks have been done in the session "theirs", each allowed 1900 tokens
+    When I send the task "hog again" with
+      | max_tokens | 400  |
+      | ignore_end | true |
+    And I open the stream of "hog again"
+    And 1 token of "hog again" has arrived
+    And I send the task "ahead again" in the session "a new one" with
+      | ctx        | 2048 |
+      | max_tokens | 1900 |
+    And I send the task "behind another stranger"
+    Then "behind another stranger" is to start at least 500 ms sooner than "behind a stranger"
 
   Scenario: What was learned outlives a new model
     Given a server

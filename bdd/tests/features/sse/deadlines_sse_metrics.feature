@@ -39,6 +39,26 @@ Feature: Deadlines
     Then it is refused as "DEADLINE_UNMET"
     And the metrics count 1 "tasks_rejected_total" by "reason" "DEADLINE_UNMET"
 
+  Scenario: Nothing is read of a prompt whose deadline is refused
+    Given a server
+    And 1 task may run and 8 may wait
+    And a quick task has been done
+    And the long task "hog" is running
+    When I send the task "hasty" with a prompt of 200 words with
+      | deadline_ms | 40  |
+      | max_tokens  | 400 |
+    Then it is refused as "DEADLINE_UNMET"
+    When I cancel "hog"
+    And I read the stream of "hog" to its end
+    And I send the task "patient" with a prompt of 200 words
+    And I read the stream of "patient" to its end
+    Then the metrics count 3 accepted tasks
+    And the metrics show "tasks_started_total" at 3
+    And nothing of the prompt of "patient" had been read before
+    When I send the task "once more" with a prompt of 200 words
+    And I read the stream of "once more" to its end
+    Then "patient" was cold and "once more" was warm
+
   Scenario: A deadline that passes while the task waits
     Given a server
     And the setting on_time_probability_floor is "0"
