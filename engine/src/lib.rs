@@ -31,6 +31,6 @@ pub use pooling::{Pooling, shortened};
 pub use sampler::SamplingParams;
 pub use scheduler::{
     AdmitError, AdmitInfo, Engine, EngineError, EngineOptions, FinishReason, NextRows, Progress, SequenceRequest,
-    StepReport, TokenSink, Verdict,
+    StepReport, TokenSink, Verdict, share_rows,
 };
 pub use text::{ChatMessage, ChatTemplate, Detokenizer, StopMatcher, TemplateError, Tokenizer, ToolCall};

@@ -4,6 +4,7 @@ use orchestratord::admission::Waiter;
 use orchestratord::domain::task::Priority;
 use orchestratord::services::prediction::{Seated, StepObservation, prefill_cells};
 use orchestratord::services::scheduler::{BatchSeat, Machine, NextStep, NoSeat, StepRows};
+use orchestratord_engine::share_rows;
 
 use super::chance::Chance;
 use super::trace::Client;
@@ -241,26 +242,23 @@ impl SimEngine {
             return None;
         }
         prompts.sort_unstable();
-        let (mut left, mut planned, mut cells) = (prefill_rows, Vec::new(), next.decode_cells as f64);
-        for (_, id) in &prompts {
+        let left_of = |id: usize| self.seqs[id].as_ref().expect("it was just seen").prefill_left;
+        let pending: Vec<usize> = prompts.iter().map(|(_, id)| left_of(*id) as usize).collect();
+        let mut shares = Vec::new();
+        share_rows(&pending, prefill_rows as usize, &mut shares);
+        let (mut planned, mut cells) = (Vec::new(), next.decode_cells as f64);
+        for ((_, id), rows) in prompts.iter().zip(shares.iter().map(|rows| *rows as u32)).filter(|(_, rows)| *rows > 0)
+        {
             let seq = self.seqs[*id].as_ref().expect("it was just seen");
-            let rows = seq.prefill_left.min(left);
-            if rows == 0 {
-                break;
-            }
             let position = f64::from(seq.prompt_len + seq.made - seq.prefill_left);
             cells += prefill_cells(position, rows.into());
             planned.push((*id, rows));
-            left -= rows;
         }
-        let rows_prefill = prefill_rows - left;
+        let rows_prefill: u32 = planned.iter().map(|(_, rows)| rows).sum();
         let drift = 1.0 + self.truth.drift * (now_us / 97e6).sin() * (now_us / 13e6).cos();
         let one_us = self.truth.step_us(next.rows_decode.into(), rows_prefill.into(), cells) * drift;
-        // A prompt that is not finished in this step goes on alike in the next.
-        let alike = match planned.first() {
-            None => u32::MAX,
-            Some((id, rows)) => (self.seqs[*id].as_ref().expect("planned").prefill_left - 1) / rows,
-        };
+        // Prompts that are not finished in this step go on alike in the next.
+        let alike = planned.iter().map(|(id, rows)| (left_of(*id) - 1) / rows).min().unwrap_or(u32::MAX);
         let fit = ((until_us - now_us) / one_us).ceil().max(1.0) as u32;
         let count = fit.min(shortest).min(alike.max(1)).min(count_max).max(1);
         let growth_us = self.truth.thousand_cells_us * f64::from(next.rows_decode) * f64::from(count - 1) / 2000.0;

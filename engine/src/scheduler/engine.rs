@@ -101,6 +101,10 @@ pub struct Engine<B: Backend = CpuBackend> {
     pub(super) sampler: Sampler,
     pub(super) masks: MaskMaker,
     pub(super) batch: Batch,
+    /// Slots whose prompts are being read, in order of admission, with rows to go, and what they get of this step.
+    pub(super) prompts: Vec<usize>,
+    pub(super) pending: Vec<usize>,
+    pub(super) shares: Vec<usize>,
     /// Slots of this step's samples.
     pub(super) sample_slots: Vec<usize>,
     /// Slots that are done with this step without a token: their vector is complete, or their prompt is all that they are asked for.
@@ -173,6 +177,9 @@ impl<B: Backend> Engine<B> {
             masks: MaskMaker::new(o.slots_max),
             sampler: Sampler::new(model.config.vocab_len, model.tokenizer().ends_of_generation()),
             batch,
+            prompts: Vec::with_capacity(o.slots_max),
+            pending: Vec::with_capacity(o.slots_max),
+            shares: Vec::with_capacity(o.slots_max),
             sample_slots: Vec::with_capacity(o.slots_max),
             done_slots: Vec::with_capacity(o.slots_max),
             sampled: Vec::with_capacity(o.slots_max),

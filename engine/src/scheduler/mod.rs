@@ -6,9 +6,11 @@
 mod admit;
 mod engine;
 mod outlook;
+mod prefill;
 mod sequence;
 mod step;
 
 pub use engine::{Engine, EngineError, EngineOptions};
 pub use outlook::{NextRows, Progress};
+pub use prefill::share_rows;
 pub use sequence::{AdmitError, AdmitInfo, FinishReason, SequenceRequest, StepReport, TokenSink, Verdict};

@@ -1,6 +1,7 @@
 //! One step: admit, plan, forward, sample, commit, flush.
 
 use super::engine::{Engine, EngineError, SCORED_ROWS_MAX};
+use super::prefill::share_rows;
 use super::sequence::{FinishReason, Sampled, StepReport, TokenSink, Verdict};
 use crate::backend::{BLOCK_LEN, Backend};
 use crate::sampler::{logprob, top_logprobs};
@@ -9,7 +10,7 @@ impl<B: Backend> Engine<B> {
     /// Runs one step over all sequences and gives the tokens to `sink`.
     ///
     /// Every sequence that is generating gets one row; what is left of `step_rows_max`, or as much of it as `limit_prefill`
-    /// allows, goes to prompts, the first come first. With nothing to do it returns at once.
+    /// allows, goes to prompts: see [`share_rows`]. With nothing to do it returns at once.
     ///
     /// # Errors
     ///
@@ -29,24 +30,30 @@ impl<B: Backend> Engine<B> {
         Ok(report)
     }
 
-    /// Decides on the rows: decode rows first, then prompts in order of admission.
+    /// Decides on the rows: decode rows first, then those of prompts.
     fn plan(&mut self, report: &mut StepReport) {
         self.batch.clear();
         self.sample_slots.clear();
         self.done_slots.clear();
-        for turn in [true, false] {
-            for index in 0..self.order.len() {
-                let slot = self.order[index];
-                let mut left = self.options.step_rows_max - self.batch.rows();
-                if !turn {
-                    left = left.min(self.prefill_rows_max - report.rows_prefill as usize);
-                }
-                let sequence = self.slots[slot].as_ref().expect("a slot in the order is taken");
-                if sequence.decodes() != turn || left == 0 {
-                    continue;
-                }
-                let count = self.plan_sequence(slot, left, report);
-                *(if turn { &mut report.rows_decode } else { &mut report.rows_prefill }) += count;
+        self.prompts.clear();
+        self.pending.clear();
+        for index in 0..self.order.len() {
+            let slot = self.order[index];
+            let sequence = self.slots[slot].as_ref().expect("a slot in the order is taken");
+            if !sequence.decodes() {
+                self.prompts.push(slot);
+                self.pending.push(sequence.pending());
+            } else if self.batch.rows() < self.options.step_rows_max {
+                let left = self.options.step_rows_max - self.batch.rows();
+                report.rows_decode += self.plan_sequence(slot, left, report);
+            }
+        }
+        let left = self.options.step_rows_max - self.batch.rows();
+        share_rows(&self.pending, left.min(self.prefill_rows_max), &mut self.shares);
+        for index in 0..self.prompts.len() {
+            let (slot, share) = (self.prompts[index], self.shares[index]);
+            if share > 0 {
+                report.rows_prefill += self.plan_sequence(slot, share, report);
             }
         }
     }

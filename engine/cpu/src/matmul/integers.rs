@@ -618,6 +618,7 @@ fn sum_lane<S: Simd, D: Dots<S>, const MINIMUMS: bool>(
 
 /// `W` vectors of weight rows from `half` on times `X` activation rows.
 #[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
 fn tile<S: Simd, D: Dots<S>, const MINIMUMS: bool, const W: usize, const X: usize>(
     simd: S,
     x: &Activations,
