@@ -156,11 +156,27 @@ async fn deliver_posts(descriptor: std::os::fd::OwnedFd, inbox: Arc<Inbox>, tabl
     }
 }
 
-/// The reactor's clock: deadlines, the `Date`, and how late the clock itself is, worst of the last second.
+/// The reactor's clock: deadlines, the `Date`, and how late the clock itself is, worst of the last second. It rests while
+/// nobody is connected: fifty ticks a second were most of what an idle server did.
 async fn keep_time(table: Rc<WakeTable>, stats: Arc<ReactorStats>, common: Rc<Common>) {
     let mut lags = [0u64; TICKS_PER_SECOND];
     let mut due = Instant::now() + TICK;
     for turn in (0..TICKS_PER_SECOND).cycle() {
+        let mut rested = false;
+        poll_fn(|context| {
+            let wanted = table.poll_ticks_wanted(context);
+            if wanted.is_pending() {
+                rested = true;
+                stats.loop_lag_us.store(0, Relaxed);
+            }
+            wanted
+        })
+        .await;
+        if rested {
+            // Who has just connected was not kept waiting, and asks for the time of day.
+            (lags, due) = ([0; TICKS_PER_SECOND], Instant::now() + TICK);
+            *common.date.borrow_mut() = date_now();
+        }
         monoio::time::sleep(due.saturating_duration_since(Instant::now())).await;
         let now = Instant::now();
         // Timers are coarse: a millisecond is theirs, not the loop's.

@@ -1,7 +1,7 @@
 //! The reactor's side of waking: who waits on which slot, and until when.
 //!
 //! Deadlines are kept here and not as timers. Setting one is a store, and most are never reached: a clock that
-//! ticks `TICK` walks over all of them and wakes whoever has waited for too long.
+//! ticks `TICK` walks over all of them and wakes whoever has waited for too long. With nobody connected it rests.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -29,6 +29,8 @@ pub(super) struct WakeTable {
     deadlines: Box<[Cell<u64>]>,
     /// Ticks since the reactor began. Time in which the reactor itself was held up is not counted against peers.
     now: Cell<u64>,
+    /// The clock's task, while there is nothing to tick for.
+    resting: RefCell<Option<Waker>>,
     vacant: RefCell<Vec<u32>>,
     /// Slots posted in the present turn, in the order in which their owners run: once for the post, and in the same order
     /// again when what they then wrote is done.
@@ -69,6 +71,7 @@ impl WakeTable {
             slots: (0..slot_count).map(|_| Slot::default()).collect(),
             deadlines: vec![Cell::new(NEVER); slot_count].into(),
             now: Cell::new(0),
+            resting: RefCell::default(),
             vacant: RefCell::new((0..slot_count as u32 - 1).rev().collect()),
             turn: RefCell::default(),
             touched: RefCell::default(),
@@ -80,6 +83,7 @@ impl WakeTable {
     /// A slot for a connection; none when all are taken.
     pub(super) fn take(self: &Rc<Self>) -> Option<Wake> {
         let slot = self.vacant.borrow_mut().pop()?;
+        self.rouse();
         // A post meant for the slot's last owner is a spurious wake-up at most.
         self.slots[slot as usize].posted.set(false);
         let mut touched = self.touched.borrow_mut();
@@ -92,6 +96,21 @@ impl WakeTable {
     /// Slots that connections hold.
     pub(super) fn taken_count(&self) -> usize {
         self.slots.len() - 1 - self.vacant.borrow().len()
+    }
+
+    /// Ready when there is something to tick for: somebody is connected, or the reactor itself has a deadline.
+    pub(super) fn poll_ticks_wanted(&self, context: &mut Context<'_>) -> Poll<()> {
+        if self.taken_count() > 0 || self.deadlines[self.slots.len() - 1].get() != NEVER {
+            return Poll::Ready(());
+        }
+        *self.resting.borrow_mut() = Some(context.waker().clone());
+        Poll::Pending
+    }
+
+    fn rouse(&self) {
+        if let Some(clock) = self.resting.borrow_mut().take() {
+            clock.wake();
+        }
     }
 
     pub(super) fn begin_turn(&self) {
@@ -189,6 +208,7 @@ impl Wake {
         let ticks = u64::try_from(patience.as_millis().div_ceil(TICK.as_millis())).unwrap_or(NEVER);
         // The present tick is partly over: it does not count.
         self.deadline().set(self.table.now.get().saturating_add(ticks).saturating_add(1));
+        self.table.rouse();
     }
 
     /// Forgets the deadline.
@@ -298,6 +318,28 @@ mod tests {
         table.post(wake.slot);
         assert_eq!(counter.0.load(SeqCst), 1);
         assert!(wake.poll_wait(&mut context).is_ready());
+    }
+
+    #[test]
+    fn the_clock_rests_until_somebody_connects_or_the_reactor_waits() {
+        let (table, own) = WakeTable::new(0, 3);
+        let counter = Arc::new(Counter::default());
+        let waker = counter.clone().into();
+        let mut context = Context::from_waker(&waker);
+        assert!(table.poll_ticks_wanted(&mut context).is_pending());
+        let wake = table.take().unwrap();
+        assert_eq!(counter.0.load(SeqCst), 1);
+        assert!(table.poll_ticks_wanted(&mut context).is_ready());
+        drop(wake);
+        assert!(table.poll_ticks_wanted(&mut context).is_pending());
+        own.allow(TICK);
+        assert_eq!(counter.0.load(SeqCst), 2);
+        assert!(table.poll_ticks_wanted(&mut context).is_ready());
+        own.relax();
+        assert!(table.poll_ticks_wanted(&mut context).is_pending());
+        own.allow(TICK);
+        own.allow(TICK);
+        assert_eq!(counter.0.load(SeqCst), 3, "it is roused once");
     }
 
     #[test]
