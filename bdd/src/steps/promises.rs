@@ -141,16 +141,18 @@ fn error_says(world: &mut TestWorld, name: String, words: String) -> Result<()> 
     Ok(())
 }
 
-#[given(regex = r#"^(\d+) short tasks have been done in the session "([^"]+)", each allowed (\d+) tokens$"#)]
-fn short_tasks(world: &mut TestWorld, count: usize, session: String, tokens: u32) -> Result<()> {
+#[given(regex = r#"^(\d+) (short|long) tasks have been done in the session "([^"]+)", each allowed (\d+) tokens$"#)]
+fn tasks_of_a_length(world: &mut TestWorld, count: usize, length: String, session: String, tokens: u32) -> Result<()> {
     for number in 0..count {
-        let name = format!("short {number}");
+        let name = format!("{length} {number}");
         let mut body = task();
         lengthen(&mut body);
         body["max_tokens"] = json!(tokens);
-        body["ignore_end"] = json!(false);
-        // The first space ends it, after a word or two.
-        body["stop"] = json!([" "]);
+        if length == "short" {
+            body["ignore_end"] = json!(false);
+            // The first space ends it, after a word or two.
+            body["stop"] = json!([" "]);
+        }
         body["session_id"] = json!(world.session_id(&session));
         world.send_accepted(&name, body)?;
         world.read_to_end(&name)?;

@@ -154,20 +154,19 @@ Feature: What a task is promised
     Given a server
     And 1 task may run and 8 may wait
     And 12 short tasks have been done in the session "mine", each allowed 1900 tokens
-    And a long task has been done
+    And 6 long tasks have been done in the session "theirs", each allowed 600 tokens
     And the long task "hog" is running
     When I send the task "ahead" in the session "mine" with
       | ctx        | 2048 |
       | max_tokens | 1900 |
-    And I send the task "behind one like those before"
-    And I cancel "behind one like those before"
+    And I send the task "behind one like mine"
+    And I cancel "behind one like mine"
     And I cancel "ahead"
-    And I send the task "ahead again" in the session "mine" with
+    And I send the task "ahead again" in the session "theirs" with
       | ctx        | 2048 |
       | max_tokens | 1900 |
-      | ignore_end | true |
-    And I send the task "behind an endless one"
-    Then "behind one like those before" is to start sooner than "behind an endless one"
+    And I send the task "behind one like theirs"
+    Then "behind one like mine" is to start sooner than "behind one like theirs"
 
   @faults
   Scenario: A session that nobody knows yet is taken for one like the others
