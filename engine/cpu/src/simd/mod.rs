@@ -512,11 +512,16 @@ mod tests {
         let exponent = i32::from(bits >> 10 & 31);
         let fraction = f64::from(bits & 1023) / 1024.0;
         match exponent {
-            0 => sign * fraction * 2f64.powi(-14),
+            0 => sign * fraction * two_to(-14),
             31 if bits & 1023 == 0 => sign * f64::INFINITY,
             31 => f64::NAN,
-            e => sign * (1.0 + fraction) * 2f64.powi(e - 15),
+            e => sign * (1.0 + fraction) * two_to(e - 15),
         }
+    }
+
+    /// Exactly: of `powi` that is not promised.
+    fn two_to(exponent: i32) -> f64 {
+        f64::from_bits(((1023 + exponent) as u64) << 52)
     }
 
     #[test]
