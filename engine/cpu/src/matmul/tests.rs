@@ -222,7 +222,7 @@ fn the_next_row_of_weights_does_not_matter() {
         let row_bytes = weights.len() / count;
         let mut spoiled = weights.clone();
         spoiled[row_bytes..].fill(0xff);
-        let counts: &[usize] = if cfg!(miri) { &[1, 3] } else { &[1, 2, 3, 12] };
+        let counts: &[usize] = if cfg!(miri) { &[1] } else { &[1, 2, 3, 12] };
         for (isa, rows) in Isa::detect().into_iter().flat_map(|isa| counts.iter().map(move |rows| (isa, *rows))) {
             let case = Case { tensor_type, cols, out_len: count, rows };
             let x: Vec<f32> = (0..rows * cols).map(|i| (i % 5) as f32 - 1.5).collect();
