@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use common::{Record, engine, model, request, tokens};
 use orchestratord_engine::testing::{Dice, TinyModel};
-use orchestratord_engine::{Engine, Model};
+use orchestratord_engine::{Engine, Model, SequenceRequest};
 
 const ROWS: usize = 8;
 const LONG: usize = 300;
@@ -61,4 +61,18 @@ fn prompts_of_one_length_are_read_one_after_the_other() {
     let all: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let steps: Vec<usize> = first_tokens(&mut engine_of(&model), &all).iter().map(|(step, _)| *step).collect();
     assert_eq!(steps, [10, 20, 30]);
+}
+
+#[test]
+fn what_a_scored_prompt_cannot_take_is_for_the_next() {
+    let model = model(TinyModel::default().to_bytes());
+    let mut dice = Dice::new(3);
+    let prompts: Vec<Vec<u32>> = (0..2).map(|_| tokens(&mut dice, 400, model.info().vocab_len)).collect();
+    let mut engine = engine(&model, |o| (o.step_rows_max, o.kv_blocks_max) = (300, 256));
+    engine.admit(SequenceRequest { want_prompt_logprobs: true, ..request(0, &prompts[0], 1) }).expect("room");
+    engine.admit(request(1, &prompts[1], 1)).expect("room");
+    let mut record = Record::default();
+    let report = engine.step(&mut record).expect("the CPU does not fail");
+    assert!(report.scored > 0 && report.scored < 300, "{report:?}");
+    assert_eq!(report.rows_prefill, 300, "no row was left over: {report:?}");
 }

@@ -50,11 +50,13 @@ impl<B: Backend> Engine<B> {
         }
         let left = self.options.step_rows_max - self.batch.rows();
         share_rows(&self.pending, left.min(self.prefill_rows_max), &mut self.shares);
+        // A prompt whose tokens are scored may take less than its share: the next one has what it leaves.
+        let mut spare = 0;
         for index in 0..self.prompts.len() {
-            let (slot, share) = (self.prompts[index], self.shares[index]);
-            if share > 0 {
-                report.rows_prefill += self.plan_sequence(slot, share, report);
-            }
+            let share = self.shares[index] + spare;
+            let count = if share > 0 { self.plan_sequence(self.prompts[index], share, report) } else { 0 };
+            spare = share - count as usize;
+            report.rows_prefill += count;
         }
     }
 
