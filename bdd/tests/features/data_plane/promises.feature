@@ -150,13 +150,19 @@ Feature: What a task is promised
     And I send the task "behind a short one"
     Then "behind a short one" is to start sooner than "behind a long one"
 
+  @faults
   Scenario: How long the tasks of a session are is learned
     Given a server
     And 1 task may run and 8 may wait
+    And the engine needs 5 ms for every step
     And 12 short tasks have been done in the session "mine", each allowed 1900 tokens
-    And 6 long tasks have been done in the session "theirs", each allowed 600 tokens
-    And the long task "hog" is running
-    When I send the task "ahead" in the session "mine" with
+    And 6 long tasks have been done in the session "theirs", each allowed 100 tokens
+    When I send the task "hog" with
+      | max_tokens | 400  |
+      | ignore_end | true |
+    And I open the stream of "hog"
+    And 1 token of "hog" has arrived
+    And I send the task "ahead" in the session "mine" with
       | ctx        | 2048 |
       | max_tokens | 1900 |
     And I send the task "behind one like mine"
@@ -166,7 +172,7 @@ Feature: What a task is promised
       | ctx        | 2048 |
       | max_tokens | 1900 |
     And I send the task "behind one like theirs"
-    Then "behind one like mine" is to start sooner than "behind one like theirs"
+    Then "behind one like mine" is to start at least 5000 ms sooner than "behind one like theirs"
 
   @faults
   Scenario: A session that nobody knows yet is taken for one like the others
