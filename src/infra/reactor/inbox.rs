@@ -49,6 +49,8 @@ pub struct Inbox {
     /// Per slot: it is in `ready` already. So `ready` can never overflow.
     marked: Box<[AtomicBool]>,
     ready: ArrayQueue<u32>,
+    /// Slots whose answer is there, before those that have a token: who asked has nothing to read meanwhile.
+    answered: ArrayQueue<u32>,
     /// Something was posted since the last ring.
     dirty: AtomicBool,
     /// The descriptor was written since the reactor read it last.
@@ -75,6 +77,7 @@ impl Inbox {
             descriptor,
             marked: (0..slots).map(|_| AtomicBool::new(false)).collect(),
             ready: ArrayQueue::new(slots),
+            answered: ArrayQueue::new(slots),
             dirty: AtomicBool::new(false),
             notified: AtomicBool::new(false),
         }))
@@ -87,8 +90,17 @@ impl Inbox {
 
     /// Marks a slot. No system call; `ring` makes it known.
     pub fn post(&self, slot: u32) {
+        self.post_to(&self.ready, slot);
+    }
+
+    /// The same for one that is to run before all that were posted without an answer.
+    pub(super) fn post_answer(&self, slot: u32) {
+        self.post_to(&self.answered, slot);
+    }
+
+    fn post_to(&self, queue: &ArrayQueue<u32>, slot: u32) {
         if !self.marked[slot as usize].swap(true, SeqCst) {
-            assert!(self.ready.push(slot).is_ok(), "a slot was queued twice");
+            assert!(queue.push(slot).is_ok(), "a slot was queued twice");
         }
         // The load keeps all but the first post of a step from costing a locked instruction.
         if !self.dirty.load(SeqCst) {
@@ -117,18 +129,24 @@ impl Inbox {
         self.descriptor.try_clone()
     }
 
-    /// Called by the reactor when the descriptor is readable: hands out marked slots, oldest first, `most` of them. When there
-    /// are more, the descriptor is readable again at once.
-    pub fn drain(&self, most: usize, mut each: impl FnMut(u32)) {
+    /// Called by the reactor when the descriptor is readable: hands out marked slots, those with an answer first, then oldest
+    /// first: `most` of so many as wait. When there are more, the descriptor is readable again at once.
+    pub fn drain(&self, most: impl FnOnce(usize) -> usize, mut each: impl FnMut(u32)) {
         let mut count = [0u8; 8];
         // SAFETY: the descriptor is open and non-blocking, and eight bytes fit into `count`.
         unsafe { libc::read(self.descriptor.as_raw_fd(), count.as_mut_ptr().cast(), 8) };
         // Before the queue is read: whoever posts after this will write again.
         self.notified.store(false, SeqCst);
-        for _ in 0..most {
-            let Some(slot) = self.ready.pop() else { return };
+        let mut hand_out = |slot: u32| {
             self.marked[slot as usize].store(false, SeqCst);
             each(slot);
+        };
+        while let Some(slot) = self.answered.pop() {
+            hand_out(slot);
+        }
+        for _ in 0..most(self.ready.len()) {
+            let Some(slot) = self.ready.pop() else { return };
+            hand_out(slot);
         }
         if !self.ready.is_empty() {
             self.notify();
@@ -163,6 +181,13 @@ impl WakeHub {
         inbox.ring();
     }
 
+    /// The same for one whose answer is there.
+    pub(super) fn wake_answered(&self, address: WakeAddress) {
+        let inbox = &self.0[usize::from(address.reactor)];
+        inbox.post_answer(address.slot);
+        inbox.ring();
+    }
+
     /// A hub with one inbox that nobody drains, and an address in it. For tests in other modules.
     #[doc(hidden)]
     pub fn for_tests() -> (WakeHub, WakeAddress) {
@@ -187,7 +212,7 @@ mod tests {
 
     fn drained(inbox: &Inbox) -> Vec<u32> {
         let mut slots = Vec::new();
-        inbox.drain(usize::MAX, |slot| slots.push(slot));
+        inbox.drain(|_| usize::MAX, |slot| slots.push(slot));
         slots
     }
 
@@ -197,10 +222,25 @@ mod tests {
         (0..4).for_each(|slot| inbox.post(slot));
         inbox.ring();
         let mut slots = Vec::new();
-        inbox.drain(3, |slot| slots.push(slot));
+        inbox.drain(|_| 3, |slot| slots.push(slot));
         assert_eq!((&slots[..], rings_waiting(&inbox)), (&[0, 1, 2][..], 1));
-        inbox.drain(3, |slot| slots.push(slot));
+        inbox.drain(|_| 3, |slot| slots.push(slot));
         assert_eq!((&slots[..], rings_waiting(&inbox)), (&[0, 1, 2, 3][..], 0));
+    }
+
+    #[test]
+    fn answers_are_handed_out_before_tokens_and_beyond_the_turn() {
+        let inbox = Inbox::new(8).unwrap();
+        (0..3).for_each(|slot| inbox.post(slot));
+        (3..5).for_each(|slot| inbox.post_answer(slot));
+        inbox.ring();
+        let (mut slots, mut waiting) = (Vec::new(), 0);
+        let most = |count| {
+            waiting = count;
+            1
+        };
+        inbox.drain(most, |slot| slots.push(slot));
+        assert_eq!((&slots[..], waiting, rings_waiting(&inbox)), (&[3, 4, 0][..], 3, 1));
     }
 
     #[test]
@@ -266,7 +306,7 @@ mod tests {
             let mut wait = libc::pollfd { fd: inbox.descriptor.as_raw_fd(), events: libc::POLLIN, revents: 0 };
             // SAFETY: one pollfd that lives through the call. It waits as a reactor does: for a ring alone.
             unsafe { libc::poll(&raw mut wait, 1, 1000) };
-            inbox.drain(3, |slot| seen[slot as usize] = raised[slot as usize].load(SeqCst));
+            inbox.drain(|_| 3, |slot| seen[slot as usize] = raised[slot as usize].load(SeqCst));
         }
         posters.into_iter().for_each(|p| p.join().unwrap());
     }

@@ -30,10 +30,14 @@ use crate::infra::http::response::{Framing, Persistence};
 /// Pause after an accept that failed for want of descriptors or memory: trying at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
-/// Connections that are woken before the reactor looks at its sockets again: as many as one submission has room for.
-/// Thousands may have a token at once, each costs some microseconds, and who asks for anything meanwhile should not wait for
-/// all of them. But a turn more is a wake-up of the peers more: with 512, a token of a thousand streams costs 5 % more.
+/// Connections that are woken before the reactor looks at its sockets again: as many as one submission has room for. A turn
+/// more is a wake-up of the peers more: with 512, a token of a thousand streams costs 5 % more.
 const POSTS_PER_TURN: usize = 1024;
+
+/// The same when more have a token than one turn takes. Each costs some microseconds, most of them for memory that nobody
+/// touched since its last token, and who asks for anything meanwhile should not wait for a thousand of them: a turn is 1 to
+/// 2 ms. Among so many, the further wake-ups are not to be seen in what a token costs.
+const POSTS_PER_TURN_OF_A_CROWD: usize = 128;
 
 /// Connections that are one too many and are told so at the same time; more are dropped without a word.
 const TURNED_AWAY_MAX: u32 = 64;
@@ -142,6 +146,10 @@ pub fn run<S: Service>(
     })
 }
 
+fn posts_per_turn(waiting: usize) -> usize {
+    if waiting > POSTS_PER_TURN { POSTS_PER_TURN_OF_A_CROWD } else { POSTS_PER_TURN }
+}
+
 /// Wakes the connections that other threads have posted to.
 async fn deliver_posts(descriptor: std::os::fd::OwnedFd, inbox: Arc<Inbox>, table: Rc<WakeTable>) {
     // monoio waits on sockets; of a socket only the descriptor's readiness is used here.
@@ -149,7 +157,7 @@ async fn deliver_posts(descriptor: std::os::fd::OwnedFd, inbox: Arc<Inbox>, tabl
     loop {
         // In any order with posts: what was posted before this is drained now, what comes later rings again.
         table.begin_turn();
-        inbox.drain(POSTS_PER_TURN, |slot| table.post(slot));
+        inbox.drain(posts_per_turn, |slot| table.post(slot));
         if door.readable(false).await.is_err() {
             monoio::time::sleep(ACCEPT_PAUSE).await;
         }

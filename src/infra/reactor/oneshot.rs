@@ -35,7 +35,7 @@ impl<T> Sender<T> {
     /// Gives the answer and wakes the connection.
     pub fn send(self, answer: T) {
         *self.0.state.lock().expect("nothing panics under this lock") = State::Sent(answer);
-        self.0.hub.wake(self.0.address);
+        self.0.hub.wake_answered(self.0.address);
     }
 }
 
@@ -45,7 +45,7 @@ impl<T> Drop for Sender<T> {
         if matches!(*state, State::Awaited) {
             *state = State::Over;
             drop(state);
-            self.0.hub.wake(self.0.address);
+            self.0.hub.wake_answered(self.0.address);
         }
     }
 }
