@@ -146,18 +146,31 @@ pub fn run<S: Service>(
     })
 }
 
-fn posts_per_turn(waiting: usize) -> usize {
-    if waiting > POSTS_PER_TURN { POSTS_PER_TURN_OF_A_CROWD } else { POSTS_PER_TURN }
+/// How many are woken per turn: few of a crowd, to its last.
+#[derive(Default)]
+struct Turns {
+    /// That the last turn left.
+    left: usize,
+}
+
+impl Turns {
+    fn next(&mut self, waiting: usize) -> usize {
+        let crowded = waiting > POSTS_PER_TURN || self.left > 0;
+        let most = if crowded { POSTS_PER_TURN_OF_A_CROWD } else { POSTS_PER_TURN };
+        self.left = waiting.saturating_sub(most);
+        most
+    }
 }
 
 /// Wakes the connections that other threads have posted to.
 async fn deliver_posts(descriptor: std::os::fd::OwnedFd, inbox: Arc<Inbox>, table: Rc<WakeTable>) {
     // monoio waits on sockets; of a socket only the descriptor's readiness is used here.
     let door = UnixStream::from_std(descriptor.into()).expect("a descriptor can be waited on");
+    let mut turns = Turns::default();
     loop {
         // In any order with posts: what was posted before this is drained now, what comes later rings again.
         table.begin_turn();
-        inbox.drain(posts_per_turn, |slot| table.post(slot));
+        inbox.drain(|waiting| turns.next(waiting), |slot| table.post(slot));
         if door.readable(false).await.is_err() {
             monoio::time::sleep(ACCEPT_PAUSE).await;
         }
@@ -288,4 +301,21 @@ async fn wind_down(common: &Common, stop: &Stop, table: &WakeTable, own: &Wake) 
         own.wait_until(TICK, || table.taken_count() == 0).await;
     }
     monoio::time::sleep(SETTLE).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crowd_has_short_turns_to_its_last() {
+        let mut turns = Turns::default();
+        let mut waiting = POSTS_PER_TURN + 1;
+        while waiting > 0 {
+            assert_eq!(turns.next(waiting), POSTS_PER_TURN_OF_A_CROWD);
+            waiting = waiting.saturating_sub(POSTS_PER_TURN_OF_A_CROWD);
+        }
+        assert_eq!(turns.next(POSTS_PER_TURN), POSTS_PER_TURN);
+        assert_eq!(turns.next(0), POSTS_PER_TURN);
+    }
 }
