@@ -47,9 +47,12 @@ type Cell = UnsafeCell<MaybeUninit<u8>>;
 pub(super) struct Segments {
     /// Bytes in use, known when the writer has moved on.
     first_used: AtomicU32,
-    further: [OnceLock<Further>; SEGMENT_COUNT - 1],
+    /// Apart, as half a kilobyte that a log of one segment has no use for.
+    further: OnceLock<Box<FurtherAll>>,
     first: [Cell; SEGMENT_LEN_FIRST],
 }
+
+type FurtherAll = [OnceLock<Further>; SEGMENT_COUNT - 1];
 
 struct Further {
     used: AtomicU32,
@@ -68,7 +71,7 @@ pub(super) struct NoRoom;
 /// Memory of logs that are settled, for those that begin: the latest first, which is still in the caches.
 static SPARE: Mutex<Vec<Arc<Segments>>> = Mutex::new(Vec::new());
 
-/// At most so many: half a mebibyte.
+/// At most so many: with the lists of the long ones, two thirds of a mebibyte.
 const SPARE_MAX: usize = 256;
 
 /// One of those who hold a log's segments. The last to let go of them lays them aside for another log.
@@ -166,8 +169,10 @@ impl Drop for Held {
         }
         let Some(segments) = Arc::get_mut(&mut self.0) else { return };
         segments.first_used = AtomicU32::new(0);
-        // They were taken in this order, and most logs have none: the rest of the list is not even looked at.
-        segments.further.iter_mut().map_while(OnceLock::take).for_each(drop);
+        // They were taken in this order: the rest of the list is not even looked at. The list itself stays.
+        if let Some(further) = segments.further.get_mut() {
+            further.iter_mut().map_while(OnceLock::take).for_each(drop);
+        }
         let mut spare = SPARE.lock().expect("nothing panics under this lock");
         if spare.len() < SPARE_MAX {
             spare.push(self.0.clone());
@@ -182,7 +187,7 @@ impl Segments {
         // SAFETY: `place` is valid for writes, and with these two every field is initialised: `first` may hold anything.
         unsafe {
             ptr::addr_of_mut!((*place).first_used).write(AtomicU32::new(0));
-            ptr::addr_of_mut!((*place).further).write([const { OnceLock::new() }; SEGMENT_COUNT - 1]);
+            ptr::addr_of_mut!((*place).further).write(OnceLock::new());
             segments.assume_init()
         }
     }
@@ -191,7 +196,7 @@ impl Segments {
     fn segment(&self, index: usize) -> Option<(&[Cell], &AtomicU32)> {
         match index.checked_sub(1) {
             None => Some((&self.first, &self.first_used)),
-            Some(place) => self.further[place].get().map(|segment| (&*segment.cells, &segment.used)),
+            Some(place) => self.further.get()?[place].get().map(|segment| (&*segment.cells, &segment.used)),
         }
     }
 
@@ -220,7 +225,8 @@ impl Segments {
         }
         let (_, used) = self.segment(index).expect("the writer is in it");
         used.store(at.offset, SeqCst);
-        self.further[index].get_or_init(|| Further::new(index + 1, len));
+        let further = self.further.get_or_init(|| Box::new([const { OnceLock::new() }; SEGMENT_COUNT - 1]));
+        further[index].get_or_init(|| Further::new(index + 1, len));
         let at = Position { segment: at.segment + 1, offset: 0 };
         *cells = self.cells(at);
         Ok(at)
