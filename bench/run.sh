@@ -114,7 +114,7 @@ crowd() {
   for case in crowd crowd-scraped; do
     local scrape=() && [ "$case" = crowd ] || scrape=(--scrape-hz 20)
     start ours stream 200000 1900 4096
-    LASTS=$((WINDOW * 2)) load --server ours --case "$case" --measure stream --connections 10000 --max-tokens 1900 --grid-us 200000 \
+    LASTS=$((WINDOW * 3)) load --server ours --case "$case" --measure stream --connections 10000 --max-tokens 1900 --grid-us 200000 \
       --warmup 8 "${scrape[@]}"
     stop
   done
