@@ -46,7 +46,7 @@ impl WakeAddress {
 /// The door of one reactor.
 pub struct Inbox {
     descriptor: OwnedFd,
-    /// Per slot: it is in `ready` already. So `ready` can never overflow.
+    /// Per slot: it is in `ready` or `answered` already. So neither can overflow.
     marked: Box<[AtomicBool]>,
     ready: ArrayQueue<u32>,
     /// Slots whose answer is there, before those that have a token: who asked has nothing to read meanwhile.
@@ -129,8 +129,8 @@ impl Inbox {
         self.descriptor.try_clone()
     }
 
-    /// Called by the reactor when the descriptor is readable: hands out marked slots, those with an answer first, then oldest
-    /// first: `most` of so many as wait. When there are more, the descriptor is readable again at once.
+    /// Called by the reactor when the descriptor is readable: hands out marked slots, all of those with an answer first,
+    /// then of the `n` others the oldest `most(n)`. When there are more, the descriptor is readable again at once.
     pub fn drain(&self, most: impl FnOnce(usize) -> usize, mut each: impl FnMut(u32)) {
         let mut count = [0u8; 8];
         // SAFETY: the descriptor is open and non-blocking, and eight bytes fit into `count`.

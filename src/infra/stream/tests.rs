@@ -275,3 +275,10 @@ fn a_reader_on_another_thread_never_sees_unfinished_bytes() {
     assert!(read_through(&mut reader) == expected);
     writing.join().unwrap();
 }
+
+/// Every open stream has one.
+#[test]
+fn a_log_of_one_segment_takes_little_more_than_that() {
+    let taken = size_of::<super::segments::Segments>();
+    assert!(taken <= SEGMENT_LEN_FIRST + 64, "{taken} bytes");
+}
