@@ -395,7 +395,7 @@ impl<S: Simd> Dots<S> for PanelOfWords {
             return dots_of_units(simd, &units, x, g, PAIRS);
         }
         // On AVX2 a loop whose length the compiler does not know. Unrolled, all activations are spread out first, and with sixteen
-        // registers most of them wait on the stack: 1.2 to 2 times the time. Not so beside minimums.
+        // registers most of them wait on the stack: up to twice the time. Not so beside minimums, and there it costs.
         dots_of_units(simd, &units, x, g, black_box(PAIRS).min(PAIRS))
     }
 }
