@@ -1,9 +1,13 @@
-//! Tiny random models and repeatable dice, for tests here and in the crates above. No part of the interface.
+//! Random models, tiny or of real shapes, and repeatable dice, for tests and measurements here and in the crates above. No
+//! part of the interface.
 #![allow(missing_docs, reason = "for tests")]
 
 pub mod emulator;
+mod shapes;
 
 pub use orchestratord_cpu::testing::{Dice, encode};
+
+pub use shapes::SHAPES;
 
 use crate::gguf::TensorType;
 
@@ -69,26 +73,36 @@ pub const CONTROLS: [&str; 5] = ["<|bos|>", "<|end|>", "<|system|>", "<|user|>",
 impl TinyModel {
     /// The whole file.
     pub fn to_bytes(&self) -> Vec<u8> {
-        assert!(self.vocab_len >= CONTROLS.len() + 256, "the vocabulary holds every byte");
         let tensors = self.tensors();
+        let mut offset = 0;
+        let places = tensors.iter().map(|t| {
+            let start = offset;
+            offset = (offset + t.bytes.len()).next_multiple_of(ALIGNMENT);
+            Place { name: &t.name, dimensions: &t.dimensions, tensor_type: t.tensor_type, start }
+        });
+        let mut out = self.header(&places.collect::<Vec<_>>());
+        for t in &tensors {
+            out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
+            out.extend(&t.bytes);
+        }
+        out
+    }
+
+    /// Everything before the tensors' bytes.
+    fn header(&self, places: &[Place<'_>]) -> Vec<u8> {
+        assert!(self.vocab_len >= CONTROLS.len() + 256, "the vocabulary holds every byte");
         let mut out = b"GGUF".to_vec();
         put_u32(&mut out, 3);
-        put_u64(&mut out, tensors.len() as u64);
+        put_u64(&mut out, places.len() as u64);
         let (count, metadata) = self.metadata();
         put_u64(&mut out, count);
         out.extend(metadata);
-        let mut offset = 0u64;
-        for t in &tensors {
-            put_string(&mut out, &t.name);
-            put_u32(&mut out, t.dimensions.len() as u32);
-            t.dimensions.iter().for_each(|d| put_u64(&mut out, *d as u64));
-            put_u32(&mut out, t.tensor_type.code());
-            put_u64(&mut out, offset);
-            offset = (offset + t.bytes.len() as u64).next_multiple_of(32);
-        }
-        for t in &tensors {
-            out.resize(out.len().next_multiple_of(32), 0);
-            out.extend(&t.bytes);
+        for place in places {
+            put_string(&mut out, place.name);
+            put_u32(&mut out, place.dimensions.len() as u32);
+            place.dimensions.iter().for_each(|d| put_u64(&mut out, *d as u64));
+            put_u32(&mut out, place.tensor_type.code());
+            put_u64(&mut out, place.start as u64);
         }
         out
     }
@@ -161,29 +175,48 @@ impl TinyModel {
 
     fn tensors(&self) -> Vec<Tensor> {
         let mut dice = Dice::new(self.seed);
-        let (embedding, ffn) = (self.embedding_length, self.feed_forward_length);
-        let (query_len, key_len) = (self.head_count * self.head_len, self.head_count_kv * self.head_len);
-        let mut out = Vec::new();
-        let mut matrix = |name: String, rows: usize, cols: usize| {
+        let matrices = self.matrices().into_iter().map(|(name, rows, cols)| {
             let scale = 1.7 / (cols as f32).sqrt();
             let values: Vec<f32> = (0..rows * cols).map(|_| dice.unit() * scale).collect();
-            let blocks = cols.is_multiple_of(self.tensor_type.block_len());
-            let tensor_type = if blocks { self.tensor_type } else { TensorType::F16 };
-            out.push(Tensor { name, dimensions: vec![cols, rows], tensor_type, bytes: encode(tensor_type, &values) });
-        };
-        matrix("token_embd.weight".to_owned(), self.vocab_len, embedding);
+            let tensor_type = self.type_of(cols);
+            Tensor { name, dimensions: vec![cols, rows], tensor_type, bytes: encode(tensor_type, &values) }
+        });
+        let mut all: Vec<Tensor> = matrices.collect();
+        all.extend(self.vectors(&mut dice));
+        all
+    }
+
+    /// The type of a matrix with rows of `cols` elements: another one where they are no whole blocks.
+    fn type_of(&self, cols: usize) -> TensorType {
+        if cols.is_multiple_of(self.tensor_type.block_len()) { self.tensor_type } else { TensorType::F16 }
+    }
+
+    /// Name, rows and columns of every matrix.
+    fn matrices(&self) -> Vec<(String, usize, usize)> {
+        let (embedding, ffn) = (self.embedding_length, self.feed_forward_length);
+        let (query_len, key_len) = (self.head_count * self.head_len, self.head_count_kv * self.head_len);
+        let mut out = vec![("token_embd.weight".to_owned(), self.vocab_len, embedding)];
         if self.untied {
-            matrix("output.weight".to_owned(), self.vocab_len, embedding);
+            out.push(("output.weight".to_owned(), self.vocab_len, embedding));
         }
         for i in 0..self.layer_count {
-            matrix(format!("blk.{i}.attn_q.weight"), query_len, embedding);
-            matrix(format!("blk.{i}.attn_k.weight"), key_len, embedding);
-            matrix(format!("blk.{i}.attn_v.weight"), key_len, embedding);
-            matrix(format!("blk.{i}.attn_output.weight"), embedding, query_len);
-            matrix(format!("blk.{i}.ffn_gate.weight"), ffn, embedding);
-            matrix(format!("blk.{i}.ffn_up.weight"), ffn, embedding);
-            matrix(format!("blk.{i}.ffn_down.weight"), embedding, ffn);
+            let mut matrix = |name: &str, rows, cols| out.push((format!("blk.{i}.{name}.weight"), rows, cols));
+            matrix("attn_q", query_len, embedding);
+            matrix("attn_k", key_len, embedding);
+            matrix("attn_v", key_len, embedding);
+            matrix("attn_output", embedding, query_len);
+            matrix("ffn_gate", ffn, embedding);
+            matrix("ffn_up", ffn, embedding);
+            matrix("ffn_down", embedding, ffn);
         }
+        out
+    }
+
+    /// Norms, factors and biases.
+    fn vectors(&self, dice: &mut Dice) -> Vec<Tensor> {
+        let embedding = self.embedding_length;
+        let (query_len, key_len) = (self.head_count * self.head_len, self.head_count_kv * self.head_len);
+        let mut out = Vec::new();
         let mut vector = |name: String, len: usize, middle: f32| {
             let values: Vec<f32> = (0..len).map(|_| middle + 0.2 * dice.unit()).collect();
             let bytes = encode(TensorType::F32, &values);
@@ -214,6 +247,18 @@ pub fn leak_aligned(bytes: &[u8]) -> &'static [u8] {
     let place = &mut room[skip..skip + bytes.len()];
     place.copy_from_slice(bytes);
     place
+}
+
+/// Tensors begin at multiples of this, as the format's default wants it.
+const ALIGNMENT: usize = 32;
+
+/// A tensor's entry in the directory.
+struct Place<'a> {
+    name: &'a str,
+    dimensions: &'a [usize],
+    tensor_type: TensorType,
+    /// Where it begins, from the first tensor's byte on.
+    start: usize,
 }
 
 struct Tensor {
