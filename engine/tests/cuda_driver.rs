@@ -10,7 +10,9 @@ use std::sync::{Arc, OnceLock};
 
 use common::{Record, drain, model, request, shapes, tokens, wren};
 use libloading::Library;
-use orchestratord_engine::backend::cuda::{Arguments, CudaBackend, Device, Driver, Found, Kernels, Use, devices};
+use orchestratord_engine::backend::cuda::{
+    Arguments, CudaBackend, Device, Driver, Found, Kernels, Use, devices, launch_cost, read_speed,
+};
 use orchestratord_engine::gguf::TensorType;
 use orchestratord_engine::testing::emulator::compile;
 use orchestratord_engine::testing::{Dice, TinyModel};
@@ -111,6 +113,39 @@ fn more_than_one_portion_goes_there_and_back() {
     driver.download(address, &mut back).expect("it does not fail");
     assert!(back == bytes);
     driver.free(address, bytes.len());
+}
+
+/// What shares are told of: a pass must have read everything, in whatever order threads take turns, or it is an error.
+#[test]
+fn ceilings_are_measured_by_passes_that_read_everything() {
+    let Some(found) = found() else { return };
+    let driver = Driver::open(&found, &Kernels::BuiltIn).expect("the packs can be loaded");
+    for bytes in [1 << 16, 1 << 19] {
+        let speed = read_speed(&driver, bytes).expect("it reads");
+        assert!(speed.best >= speed.median && speed.median > 0.0 && speed.span_bytes <= bytes, "{speed:?}");
+    }
+    let cost = launch_cost(&driver).expect("it launches");
+    assert!(cost.alone_us > 0.0 && cost.chained_us > 0.0, "{cost:?}");
+    assert_eq!(driver.allocated_bytes(), 0);
+    let plain = emulator::device(5).expect("as before");
+    assert!(read_speed(&*plain, 1 << 17).is_ok());
+}
+
+#[test]
+fn the_host_waits_in_reads_and_the_device_in_between() {
+    let Some(found) = found() else { return };
+    let driver = Driver::open(&found, &Kernels::BuiltIn).expect("the packs can be loaded");
+    let address = driver.alloc(64, Use::Workspace).expect("room");
+    driver.upload(address, &[1; 64]).expect("it does not fail");
+    let time = driver.host_time();
+    assert!(time.waited().is_zero() && time.idle().is_zero());
+    driver.download(address, &mut [0; 64]).expect("it does not fail");
+    let waited = time.waited();
+    assert!(!waited.is_zero() && time.idle().is_zero());
+    std::thread::sleep(std::time::Duration::from_millis(5));
+    driver.upload(address, &[1; 64]).expect("it does not fail");
+    assert!(time.waited() == waited && time.idle() >= std::time::Duration::from_millis(5));
+    driver.free(address, 64);
 }
 
 #[test]

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use cudarc::driver::sys::{self, CUresult};
 
 use super::device::{Arguments, Device, Use};
+use super::host_time::HostTime;
 use super::{nvrtc, packs};
 use crate::backend::DeviceError;
 
@@ -237,6 +238,7 @@ pub struct Driver {
     uploaded: Arc<AtomicU64>,
     /// Bytes that were asked for and not given back.
     allocated: AtomicU64,
+    host_time: HostTime,
 }
 
 #[derive(Clone, Copy)]
@@ -288,6 +290,7 @@ impl Driver {
             staging,
             uploaded: Arc::default(),
             allocated: AtomicU64::new(0),
+            host_time: HostTime::default(),
         };
         let mut device = 0;
         // SAFETY: handles are written where they are kept; what was made when one call fails, `drop` gives back.
@@ -330,6 +333,11 @@ impl Driver {
     /// Bytes of it that are in use here.
     pub fn allocated_bytes(&self) -> u64 {
         self.allocated.load(Relaxed)
+    }
+
+    /// How much of its time the host waited, and how much of it the device had nothing to do.
+    pub fn host_time(&self) -> &HostTime {
+        &self.host_time
     }
 
     /// Bytes that are free, and all there are.
@@ -435,6 +443,7 @@ impl Device for Driver {
 
     fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), DeviceError> {
         self.make_current()?;
+        self.host_time.asked();
         let mut staging = self.staging();
         for (index, piece) in bytes.chunks(PORTION_BYTES).enumerate() {
             let turn = staging.next;
@@ -456,12 +465,14 @@ impl Device for Driver {
 
     fn clear(&self, address: u64, bytes: usize) -> Result<(), DeviceError> {
         self.make_current()?;
+        self.host_time.asked();
         // SAFETY: memory of the backend's own.
         check(unsafe { sys::cuMemsetD8Async(address, 0, bytes, self.stream) }, "cuMemsetD8Async")
     }
 
     fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), DeviceError> {
         self.make_current()?;
+        self.host_time.asked();
         let staging = self.staging();
         for (index, piece) in bytes.chunks_mut(RETURN_BYTES).enumerate() {
             let from = from + (index * RETURN_BYTES) as u64;
@@ -469,7 +480,8 @@ impl Device for Driver {
             unsafe {
                 let copied = sys::cuMemcpyDtoHAsync_v2(staging.back.cast(), from, piece.len(), self.stream);
                 check(copied, "cuMemcpyDtoHAsync")?;
-                check(sys::cuStreamSynchronize(self.stream), "cuStreamSynchronize")?;
+                let waited = self.host_time.waits(|| sys::cuStreamSynchronize(self.stream));
+                check(waited, "cuStreamSynchronize")?;
                 std::ptr::copy_nonoverlapping(staging.back, piece.as_mut_ptr(), piece.len());
             }
         }
@@ -485,6 +497,7 @@ impl Device for Driver {
         arguments: &Arguments,
     ) -> Result<(), DeviceError> {
         self.make_current()?;
+        self.host_time.asked();
         let function = self.function(kernel)?;
         if shared_bytes > function.shared_bytes {
             self.allow_shared(kernel, function, shared_bytes)?;

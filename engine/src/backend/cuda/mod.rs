@@ -3,8 +3,10 @@
 //! Everything is asked of the device in order and nothing is waited for but in `read`; a failure in between is kept until
 //! then. The backend is generic over [`Device`], so that tests run all of it on an emulation of the device.
 
+mod ceiling;
 mod device;
 mod driver;
+mod host_time;
 mod monitor;
 mod nvrtc;
 mod packs;
@@ -13,9 +15,11 @@ mod repack;
 
 use std::sync::Arc;
 
+pub use ceiling::{LaunchCost, ReadSpeed, launch_cost, read_speed};
 use device::pair;
 pub use device::{Arguments, Device, Memory, Use};
 pub use driver::{Absent, Driver, Found, Kernels, devices, version_text};
+pub use host_time::HostTime;
 pub use monitor::{Monitor, Usage};
 pub use nvrtc::compile;
 pub use plan::{DoesNotFit, Sizes, engine_on, kv_blocks_in, plan};

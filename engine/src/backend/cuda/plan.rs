@@ -110,7 +110,7 @@ pub fn kv_blocks_in(model: &Arc<Model>, options: &EngineOptions, free_bytes: u64
     Ok(blocks as usize)
 }
 
-/// An engine on a device; refused with all sizes before anything is allocated if it does not fit.
+/// An engine on a device, which whoever looks at its figures may keep, too; refused with all sizes before anything is allocated if it does not fit.
 ///
 /// # Errors
 ///
@@ -118,8 +118,9 @@ pub fn kv_blocks_in(model: &Arc<Model>, options: &EngineOptions, free_bytes: u64
 pub fn engine_on(
     model: Arc<Model>,
     options: EngineOptions,
-    driver: Driver,
+    driver: impl Into<Arc<Driver>>,
 ) -> Result<Engine<CudaBackend<Driver>>, EngineError> {
+    let driver = driver.into();
     let sizes = plan(&model, &options)?;
     let (free, total) = driver.memory()?;
     if sizes.total() > free {
@@ -128,7 +129,7 @@ pub fn engine_on(
         return Err(EngineError::DoesNotFit(Box::new(DoesNotFit { device, sizes, free, total, kv_blocks_fit })));
     }
     let options = EngineOptions { memory_bytes_max: u64::MAX, ..options };
-    Engine::on_backend(model, options, CudaBackend::new(Arc::new(driver)))
+    Engine::on_backend(model, options, CudaBackend::new(driver))
 }
 
 /// A model and a cache that are too large for a device.
