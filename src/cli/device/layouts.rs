@@ -1,34 +1,29 @@
-//! `device`: the machine's CUDA device held against the CPU, for `engine/gpu/check.sh`.
+//! `device` alone: every layout of weights and ragged shapes, held against the CPU.
 
 use std::io::Write;
 use std::sync::Arc;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use orchestratord_engine::backend::Backend;
-use orchestratord_engine::backend::cuda::{CudaBackend, Driver, devices, engine_on};
+use orchestratord_engine::backend::cuda::engine_on;
 use orchestratord_engine::gguf::TensorType;
 use orchestratord_engine::testing::{Dice, TinyModel};
 use orchestratord_engine::{Engine, EngineOptions, Model};
 use sha2::{Digest, Sha256};
 
-use super::Failure;
-use crate::services::device;
+use crate::cli::Failure;
 
 /// Logits are of the order of one; the CPU is held to the same bound against a pass in `f64`.
 const ERROR_MAX: f64 = 1e-3;
 
-pub fn command() -> Command {
-    let help = "folder of kernels that this machine's NVRTC compiles; without it those of the binary";
-    let kernels = Arg::new("cuda-kernels").long("cuda-kernels").value_name("FOLDER").help(help);
+pub fn with_arguments(command: Command) -> Command {
     let few =
         Arg::new("few").long("few").action(ArgAction::SetTrue).help("a few cases only: for slow, emulated devices");
-    Command::new("device")
-        .about("Hold this machine's CUDA device against the CPU")
+    super::with_kernels(command)
         .after_help(
             "A line a case: the largest difference of logits from the CPU's, and the first digits of the SHA-256 of all \
              logits' bits, which must not depend on how a prompt is cut into steps. Exit code 1 when a case fails.",
         )
-        .arg(kernels)
         .arg(few)
 }
 
@@ -69,9 +64,8 @@ fn cases(few: bool) -> Vec<Case> {
 }
 
 pub fn run(arguments: &ArgMatches) -> Result<(), Failure> {
-    let folder = arguments.get_one::<String>("cuda-kernels").map(std::path::Path::new);
-    let kernels = device::kernels(folder);
-    let found = devices().map_err(Failure::failed)?.remove(0);
+    let device = super::found(arguments)?;
+    let found = &device.0;
     let mut out = std::io::stdout().lock();
     let (major, minor) = found.capability;
     writeln!(out, "# {}, compute capability {major}.{minor}, driver for CUDA {}", found.name, found.driver_version)
@@ -86,8 +80,7 @@ pub fn run(arguments: &ArgMatches) -> Result<(), Failure> {
         let mut error = 0f64;
         // A prompt in steps of one, of four and of sixteen rows.
         for rows in [1, 4, 16] {
-            let driver = Driver::open(&found, &kernels).map_err(Failure::failed)?;
-            let engine: Result<Engine<CudaBackend<Driver>>, _> = engine_on(model.clone(), options(rows), driver);
+            let engine = engine_on(model.clone(), options(rows), super::open(&device)?);
             let got = logits(engine, &prompt).map_err(|e| Failure::Failed(format!("{name}: {e}")))?;
             for (g, w) in got.iter().zip(&wanted) {
                 let e = f64::from((g - w).abs());
