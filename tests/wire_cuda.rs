@@ -177,18 +177,51 @@ fn use_of_the_device_is_in_the_metrics() {
     assert_eq!(metric(&server, "gpu_utilization", &device), 0.42);
 }
 
-/// The script that waits for a machine with a device must work when there is one.
+/// The script that waits for a machine with a device must work when there is one, all of it.
 #[test]
-fn the_check_of_a_device_runs_and_prints_its_table_last() {
+fn the_check_of_a_device_runs_every_part_prints_its_table_last_and_writes_a_record() {
     let Some(driver) = driver(Emulation::Driver) else { return };
+    let home = Scratch::new().expect("a folder");
+    let record = home.path().join("record.md");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("engine/gpu/check.sh");
     let binary = server_binary(Build::Plain).unwrap_or_else(|e| panic!("{e:#}"));
     let mut command = Command::new("bash");
-    command.arg(script).arg("-b").arg(binary).args(["-f", "doctor", "kernels"]).env("LD_LIBRARY_PATH", driver);
+    command.arg(script).arg("-b").arg(binary).args(["-f", "-c", "abc123", "-o"]).arg(&record);
+    // Without a control: a Python that has PyTorch would take its time.
+    command.env("LD_LIBRARY_PATH", driver).env("PYTHON", "no-python").env_remove("SPEED");
     let output = command.output().expect("bash is here");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    let table: Vec<&str> = said.lines().rev().take(3).collect();
-    assert!(table[2].starts_with("doctor     ok") && table[1].starts_with("kernels    ok"), "{said}");
-    assert_eq!(table[0], "emulator   ok       3 cases have the emulated device's bits");
+    let (_, table) = said.rsplit_once("\n== ").expect("a table comes last");
+    let rows: Vec<[&str; 2]> =
+        table.lines().skip(1).map(|line| [line[..11].trim_end(), line[12..20].trim_end()]).collect();
+    let ok = ["doctor", "kernels", "emulator", "determinism", "speed"].map(|part| [part, "ok"]);
+    assert_eq!(rows[..5], ok, "{said}");
+    assert_eq!(rows[5..7], [["control", "skipped"], ["server", "ok"]], "{said}");
+    let written = std::fs::read_to_string(&record).expect("it was written");
+    for wanted in [
+        "# The CUDA engine on a device",
+        "commit abc123",
+        "| llama-3.1-8b bf16 |  |  | 75.0 % | 90.0 % |",
+        "| orchestratord | tiny q8_0 | 2 | 3 | 2 |",
+    ] {
+        assert!(written.contains(wanted), "{wanted}: {written}");
+    }
+}
+
+/// A part that fails takes no other along, and is what the exit status says.
+#[test]
+fn the_check_of_a_device_goes_on_after_a_part_that_failed() {
+    let Some(driver) = driver(Emulation::OldDriver) else { return };
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("engine/gpu/check.sh");
+    let binary = server_binary(Build::Plain).unwrap_or_else(|e| panic!("{e:#}"));
+    let mut command = Command::new("bash");
+    command.arg(script).arg("-b").arg(binary).args(["-f", "doctor", "determinism", "speed"]);
+    command.env("LD_LIBRARY_PATH", driver);
+    let output = command.output().expect("bash is here");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for part in ["doctor", "determinism", "speed"] {
+        assert!(said.lines().any(|line| line.starts_with(&format!("{part:<11} FAILED"))), "{part}: {said}");
+    }
 }
