@@ -139,6 +139,16 @@ pub struct StepShape {
     pub context_max: usize,
 }
 
+/// A product that shares its activations with others.
+pub struct Projection<'a, B: Backend + ?Sized> {
+    /// `[rows, out]`
+    pub out: &'a mut B::Buffer,
+    /// `[out, in]`
+    pub weight: &'a B::Matrix,
+    /// `[out]`
+    pub bias: Option<&'a B::Vector>,
+}
+
 /// The operations that a transformer is made of.
 ///
 /// Activations are row-major `f32`, `[rows, len]`; `rows` is always that of the step unless it is an argument.
@@ -221,6 +231,16 @@ pub trait Backend {
 
     /// `out[r] = weight · x[r]`, for a weight of shape `[out, in]`.
     fn matmul(&mut self, out: &mut Self::Buffer, x: &Self::Buffer, weight: &Self::Matrix, rows: usize);
+
+    /// `out[r] = weight · x[r] + bias` for each of `parts`: the bits of one after the other.
+    fn project(&mut self, x: &Self::Buffer, rows: usize, parts: &mut [Projection<'_, Self>]) {
+        for Projection { out, weight, bias } in parts {
+            self.matmul(out, x, weight, rows);
+            if let Some(bias) = bias {
+                self.add_bias(out, bias, rows);
+            }
+        }
+    }
 
     /// `x[r] += bias`.
     fn add_bias(&mut self, x: &mut Self::Buffer, bias: &Self::Vector, rows: usize);

@@ -10,7 +10,7 @@ use super::settings::Settings;
 use super::tensors::{Name, Tensors};
 use super::{Matrix, Vector};
 use crate::LoadError;
-use crate::backend::{Backend, Batch, DeviceError};
+use crate::backend::{Backend, Batch, DeviceError, Projection};
 
 const OUTPUT_NORM: Name = Name { gguf: "output_norm", hf: "norm" };
 const OUTPUT: Name = Name { gguf: "output", hf: "lm_head" };
@@ -264,11 +264,10 @@ impl Layer<Matrix, Vector> {
     }
 }
 
-/// `out[r] = weight · x[r] + bias`.
-fn project<B: Backend>(be: &mut B, out: &mut B::Buffer, x: &B::Buffer, by: &Linear<B::Matrix, B::Vector>, rows: usize) {
-    be.matmul(out, x, &by.weight, rows);
-    if let Some(bias) = &by.bias {
-        be.add_bias(out, bias, rows);
+impl<M, V> Linear<M, V> {
+    /// Its product with whatever it is multiplied with.
+    fn to<'a, B: Backend<Matrix = M, Vector = V>>(&'a self, out: &'a mut B::Buffer) -> Projection<'a, B> {
+        Projection { out, weight: &self.weight, bias: self.bias.as_ref() }
     }
 }
 
@@ -362,9 +361,8 @@ impl<B: Backend> Decoder<B> {
         for (index, (layer, kind)) in self.layers.iter().zip(&c.layers).enumerate() {
             // Attention: project, rotate, remember, attend.
             be.rms_norm(&mut s.y, &s.x, &layer.attention_norm, rows, c.norm_eps);
-            project(be, &mut s.query, &s.y, &layer.query, rows);
-            project(be, &mut s.key, &s.y, &layer.key, rows);
-            project(be, &mut s.value, &s.y, &layer.value, rows);
+            let parts = &mut [layer.query.to(&mut s.query), layer.key.to(&mut s.key), layer.value.to(&mut s.value)];
+            be.project(&s.y, rows, parts);
             if let Some([query_norm, key_norm]) = &layer.head_norms {
                 be.rms_norm_in_place(&mut s.query, query_norm, rows * c.head_count, c.norm_eps);
                 be.rms_norm_in_place(&mut s.key, key_norm, rows * c.head_count_kv, c.norm_eps);
@@ -373,19 +371,18 @@ impl<B: Backend> Decoder<B> {
             be.rope(&mut s.key, batch, c.head_count_kv, c.head_len, c.rope_pairs, kind.rope);
             be.store(cache, index, &s.key, &s.value, batch);
             be.attend(&mut s.attended, &s.query, cache, index, batch, &kind.attention);
-            project(be, &mut s.y, &s.attended, &layer.attention_output, rows);
+            be.project(&s.attended, rows, &mut [layer.attention_output.to(&mut s.y)]);
             if let Some(norm) = &layer.attention_post_norm {
                 be.rms_norm_in_place(&mut s.y, norm, rows, c.norm_eps);
             }
             // Feed-forward: a gated unit, wide and back.
             be.add_rms_norm(&mut s.x, &mut s.y, &layer.ffn_norm, rows, c.norm_eps);
-            project(be, &mut s.gate, &s.y, &layer.gate, rows);
-            project(be, &mut s.up, &s.y, &layer.up, rows);
+            be.project(&s.y, rows, &mut [layer.gate.to(&mut s.gate), layer.up.to(&mut s.up)]);
             match c.activation {
                 Activation::Silu => be.silu_mul(&mut s.gate, &s.up, rows * c.feed_forward_length),
                 Activation::Gelu => be.gelu_mul(&mut s.gate, &s.up, rows * c.feed_forward_length),
             }
-            project(be, &mut s.y, &s.gate, &layer.down, rows);
+            be.project(&s.gate, rows, &mut [layer.down.to(&mut s.y)]);
             if let Some(norm) = &layer.ffn_post_norm {
                 be.rms_norm_in_place(&mut s.y, norm, rows, c.norm_eps);
             }
