@@ -1,168 +1,327 @@
-// How weights lie on the device, and how a lane reads sixteen bytes of them.
+// How weights lie on the device for tensor cores, and how activations do.
 //
-// At load, a matrix is cut into two planes (engine/src/backend/cuda/repack.rs): the elements, `[rows, row_chunks]` chunks of
-// sixteen bytes, and what scales them. So neighbouring lanes read neighbouring lines, whatever the file's blocks look like,
-// and nothing grows: Q8_0, Q4_0 and Q4_K take as many bytes as in the file. What has no format of its own here is stored as
-// `Scaled`: signed bytes, with an f32 scale and minimum for every sixteen.
+// At load, a matrix is cut into tiles of sixteen outputs, and a tile into stages: 128 elements of each output, 64 of bf16
+// (engine/src/backend/cuda/repack.rs). A stage is `CHUNKS` chunks of 512 bytes and what scales them. A chunk has 32 bytes of
+// each output in the order of a fragment (tensor.cuh): a lane's sixteen bytes are the four words of A, so a warp reads and
+// writes whole lines, whatever the file's blocks look like. Outputs and elements beyond the matrix are zeros.
+// Scales lie by groups g of lanes, for outputs g and g + 8; formats whose blocks have 256 elements keep what is the block's
+// behind the scales of its two stages (`SPAN`). Q8_0, Q4_0 and Q6_K take as many bytes as in the file, Q4_K 2.8 % more: its
+// scales and minima are bytes here, six bits there. What has no format of its own is `Scaled`: signed bytes, with an f32
+// scale and minimum for every sixteen.
+//
+// Activations lie by four rows and a stage, in records (quantise.cu): the columns of a B are the rows' high and low parts,
+// one beside the other, so that one instruction has both, a lane finds the two in its own registers, and one row of eight
+// columns is not alone. Chunk p of the two in a record has what units 2p and 2p + 1 (of 32, bf16: of 16) need of B. Behind
+// them: scales `[4 rows][4 units]`, scaled sums of units `[4][4]`, scaled sums of halves of units `[4][4][2]`, f32.
 #pragma once
-#include "device.cuh"
+#include "tensor.cuh"
+
+constexpr int TILE = 16;
+constexpr int CHUNK_BYTES = 512;
+constexpr int RECORD_ROWS = 4;
+constexpr int RECORD_WORDS_BYTES = 2 * CHUNK_BYTES;
+constexpr int RECORD_SCALES = RECORD_WORDS_BYTES, RECORD_SUMS = RECORD_SCALES + 64, RECORD_HALF_SUMS = RECORD_SUMS + 64;
+constexpr int RECORD_END = RECORD_HALF_SUMS + 128;
 
 struct Weights {
-  const uint4* elements;
+  const uint8_t* elements;
   const uint8_t* scales;
-  int row_chunks;
+  int stages;
 };
 
-__device__ __forceinline__ float word_of(const uint4& v, int i) {
-  return __uint_as_float(i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w);
+// Byte `k` of the 32 of output `row` within a chunk.
+__device__ __forceinline__ int place_of(int row, int k) {
+  return ((row & 7) * 4 + (k >> 2 & 3)) * 16 + ((row >> 3) + 2 * (k >> 4)) * 4 + (k & 3);
 }
 
-struct F32 {
-  static constexpr int LEN = 4;
-  static __device__ __forceinline__ void decode(const uint4& raw, float* out) {
+template <class Format>
+__device__ __forceinline__ const uint8_t* stage_elements(const Weights& w, int tile, int stage) {
+  return w.elements + ((size_t)tile * w.stages + stage) * (Format::CHUNKS * CHUNK_BYTES);
+}
+
+// Where the scales of a stage lie; those of its block begin `block` bytes behind.
+template <class Format>
+__device__ __forceinline__ const uint8_t* stage_scales(const Weights& w, int tile, int stage, int& block) {
+  constexpr int BYTES = Format::SPAN * Format::SCALE_BYTES + Format::BLOCK_BYTES;
+  int within = stage % Format::SPAN;
+  block = (Format::SPAN - within) * Format::SCALE_BYTES;
+  return w.scales + ((size_t)tile * (w.stages / Format::SPAN) + stage / Format::SPAN) * BYTES + within * Format::SCALE_BYTES;
+}
+
+__device__ __forceinline__ float low_half(uint32_t pair) { return half_to_float((uint16_t)pair); }
+__device__ __forceinline__ float high_half(uint32_t pair) { return half_to_float((uint16_t)(pair >> 16)); }
+__device__ __forceinline__ float signed_byte(uint32_t word, int i) { return (float)(int8_t)(word >> 8 * i); }
+__device__ __forceinline__ float unsigned_byte(uint32_t word, int i) { return (float)(uint8_t)(word >> 8 * i); }
+
+template <class T>
+__device__ __forceinline__ T read(const uint8_t* from) { return *(const T*)from; }
+
+// What a lane takes out of a record for two units.
+template <int PARTS, bool LEAST>
+struct Inputs {
+  uint4 words;
+  float scales[2];
+  float sums[2][PARTS];
+};
+
+// Whole numbers: an element is scale * word - minimum, with a scale for each of the PARTS of a unit.
+template <int PARTS, bool LEAST>
+struct Integers {
+  // What a lane adds up for each tile and four rows.
+  static constexpr int SUMS = 2;
+  // Bytes of a record, and how many of them are read.
+  static constexpr int RECORD_BYTES = RECORD_END;
+  static constexpr int INPUT_BYTES = !LEAST ? RECORD_SUMS : PARTS == 1 ? RECORD_HALF_SUMS : RECORD_END;
+
+  // Two units of a tile: the words of A, scales and minima of the lane's two outputs.
+  struct Pair {
+    uint32_t a[2][4];
+    float scales[2][PARTS][2];
+    float minima[2][PARTS][2];
+  };
+
+  static __device__ __forceinline__ Inputs<PARTS, LEAST> inputs(const uint8_t* record, int pair, int lane) {
+    Inputs<PARTS, LEAST> x;
+    int t = lane & 3;
+    x.words = read<uint4>(record + pair * CHUNK_BYTES + lane * 16);
+    float2 scales = read<float2>(record + RECORD_SCALES + t * 16 + pair * 8);
+    x.scales[0] = scales.x;
+    x.scales[1] = scales.y;
+    if constexpr (LEAST && PARTS == 1) {
+      float2 sums = read<float2>(record + RECORD_SUMS + t * 16 + pair * 8);
+      x.sums[0][0] = sums.x;
+      x.sums[1][0] = sums.y;
+    }
+    if constexpr (LEAST && PARTS == 2) {
+      float4 sums = read<float4>(record + RECORD_HALF_SUMS + t * 32 + pair * 16);
+      x.sums[0][0] = sums.x;
+      x.sums[0][1] = sums.y;
+      x.sums[1][0] = sums.z;
+      x.sums[1][1] = sums.w;
+    }
+    return x;
+  }
+
+  // Adds a unit's products, unit after unit and part after part.
+  static __device__ __forceinline__ void multiply(float (&sums)[2], const Pair& w, const Inputs<PARTS, LEAST>& x) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) out[i] = word_of(raw, i);
+    for (int unit = 0; unit < 2; ++unit) {
+      uint32_t b[2] = {unit == 0 ? x.words.x : x.words.z, unit == 0 ? x.words.y : x.words.w};
+#pragma unroll
+      for (int part = 0; part < PARTS; ++part) {
+        int c[4] = {0, 0, 0, 0};
+        if constexpr (PARTS == 1) mma_bytes(c, w.a[unit], b[0], b[1]);
+        if constexpr (PARTS == 2) mma_bytes(c, w.a[unit][2 * part], w.a[unit][2 * part + 1], b[part]);
+#pragma unroll
+        for (int o = 0; o < 2; ++o) {
+          float dot = (float)(c[2 * o] * 128 + c[2 * o + 1]);
+          sums[o] = fmaf(w.scales[unit][part][o] * x.scales[unit], dot, sums[o]);
+          if constexpr (LEAST) sums[o] = fmaf(-w.minima[unit][part][o], x.sums[unit][part], sums[o]);
+        }
+      }
+    }
+  }
+
+  static __device__ __forceinline__ float total(const float (&sums)[2], int o) { return sums[o]; }
+};
+
+__device__ __forceinline__ void words_of(uint32_t (&a)[4], const uint4& chunk) {
+  a[0] = chunk.x;
+  a[1] = chunk.y;
+  a[2] = chunk.z;
+  a[3] = chunk.w;
+}
+
+// A chunk is a unit of signed bytes. Scales: halves of g and g + 8, `[8 g][4 units]`.
+struct Q8_0 : Integers<1, false> {
+  static constexpr int CHUNKS = 4, SPAN = 1, SCALE_BYTES = 128, BLOCK_BYTES = 0;
+  static __device__ __forceinline__ Pair pair(const uint8_t* stage, int p, int lane) {
+    Pair w;
+    uint2 scales = read<uint2>(stage + CHUNKS * CHUNK_BYTES + (lane >> 2) * 16 + p * 8);
+#pragma unroll
+    for (int unit = 0; unit < 2; ++unit) {
+      words_of(w.a[unit], read<uint4>(stage + (2 * p + unit) * CHUNK_BYTES + lane * 16));
+      uint32_t both = unit == 0 ? scales.x : scales.y;
+      w.scales[unit][0][0] = low_half(both);
+      w.scales[unit][0][1] = high_half(both);
+    }
+    return w;
+  }
+  static __device__ __forceinline__ float element(const Weights& w, int row, int k) {
+    int tile = row / TILE, within = row % TILE, stage = k / 128, unit = k / 32 % 4, block;
+    const uint8_t* scales = stage_scales<Q8_0>(w, tile, stage, block);
+    int8_t word = read<int8_t>(stage_elements<Q8_0>(w, tile, stage) + unit * CHUNK_BYTES + place_of(within, k % 32));
+    return half_to_float(read<uint16_t>(scales + (within & 7) * 16 + unit * 4 + (within >> 3) * 2)) * (float)word;
   }
 };
 
+// A chunk is two units, one in the low nibbles, one in the high ones, as signed numbers of four bits. In the upper half of a
+// byte they are sixteen times what they stand for: a sixteenth in the scale makes up for that, exactly. Scales as in Q8_0.
+struct Q4_0 : Integers<1, false> {
+  static constexpr int CHUNKS = 2, SPAN = 1, SCALE_BYTES = 128, BLOCK_BYTES = 0;
+  static __device__ __forceinline__ Pair pair(const uint8_t* stage, int p, int lane) {
+    Pair w;
+    uint32_t raw[4];
+    words_of(raw, read<uint4>(stage + p * CHUNK_BYTES + lane * 16));
+    uint2 scales = read<uint2>(stage + CHUNKS * CHUNK_BYTES + (lane >> 2) * 16 + p * 8);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      w.a[0][i] = raw[i] << 4 & 0xf0f0f0f0u;
+      w.a[1][i] = raw[i] & 0xf0f0f0f0u;
+    }
+#pragma unroll
+    for (int unit = 0; unit < 2; ++unit) {
+      uint32_t both = unit == 0 ? scales.x : scales.y;
+      w.scales[unit][0][0] = low_half(both) * 0.0625f;
+      w.scales[unit][0][1] = high_half(both) * 0.0625f;
+    }
+    return w;
+  }
+  static __device__ __forceinline__ float element(const Weights& w, int row, int k) {
+    int tile = row / TILE, within = row % TILE, stage = k / 128, unit = k / 32 % 4, block;
+    const uint8_t* scales = stage_scales<Q4_0>(w, tile, stage, block);
+    uint8_t both = stage_elements<Q4_0>(w, tile, stage)[unit / 2 * CHUNK_BYTES + place_of(within, k % 32)];
+    int8_t word = (int8_t)(unit % 2 == 0 ? both << 4 : both & 0xf0);
+    float scale = half_to_float(read<uint16_t>(scales + (within & 7) * 16 + unit * 4 + (within >> 3) * 2));
+    return scale * (float)(word >> 4);
+  }
+};
+
+// A chunk is two units of nibbles, as in Q4_0, but without a sign. Scales: bytes `[8 g][4 units][scale of g, minimum of g,
+// scale of g + 8, minimum of g + 8]`; the block's: halves `[8 g][the same four]`.
+struct Q4_K : Integers<1, true> {
+  static constexpr int CHUNKS = 2, SPAN = 2, SCALE_BYTES = 128, BLOCK_BYTES = 64;
+  static __device__ __forceinline__ Pair pair(const uint8_t* stage, int p, int lane) {
+    Pair w;
+    int g = lane >> 2;
+    uint32_t raw[4];
+    words_of(raw, read<uint4>(stage + p * CHUNK_BYTES + lane * 16));
+    const uint8_t* scales = stage + CHUNKS * CHUNK_BYTES;
+    uint2 six = read<uint2>(scales + g * 16 + p * 8), block = read<uint2>(scales + SCALE_BYTES + g * 8);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      w.a[0][i] = raw[i] & 0x0f0f0f0fu;
+      w.a[1][i] = raw[i] >> 4 & 0x0f0f0f0fu;
+    }
+#pragma unroll
+    for (int unit = 0; unit < 2; ++unit) {
+      uint32_t four = unit == 0 ? six.x : six.y;
+      w.scales[unit][0][0] = low_half(block.x) * unsigned_byte(four, 0);
+      w.minima[unit][0][0] = high_half(block.x) * unsigned_byte(four, 1);
+      w.scales[unit][0][1] = low_half(block.y) * unsigned_byte(four, 2);
+      w.minima[unit][0][1] = high_half(block.y) * unsigned_byte(four, 3);
+    }
+    return w;
+  }
+  static __device__ __forceinline__ float element(const Weights& w, int row, int k) {
+    int tile = row / TILE, within = row % TILE, stage = k / 128, unit = k / 32 % 4, block;
+    const uint8_t* scales = stage_scales<Q4_K>(w, tile, stage, block);
+    uint8_t both = stage_elements<Q4_K>(w, tile, stage)[unit / 2 * CHUNK_BYTES + place_of(within, k % 32)];
+    int word = unit % 2 == 0 ? both & 15 : both >> 4;
+    const uint8_t* six = scales + (within & 7) * 16 + unit * 4 + (within >> 3) * 2;
+    uint32_t halves = read<uint32_t>(scales + block + (within & 7) * 8 + (within >> 3) * 4);
+    return fmaf(low_half(halves) * (float)six[0], (float)word, -(high_half(halves) * (float)six[1]));
+  }
+};
+
+// Three chunks are four units of signed numbers of six bits: the lower four bits of units 0 and 2 are the nibbles of the first
+// chunk, those of units 1 and 3 of the second, the upper two bits of all four are the third. In the upper part of a byte they
+// are four times what they stand for. Scales: signed bytes `[8 g][8 halves of units][g, g + 8]`; the block's: halves
+// `[8 g][g, g + 8]`.
+struct Q6_K : Integers<2, false> {
+  static constexpr int CHUNKS = 3, SPAN = 2, SCALE_BYTES = 128, BLOCK_BYTES = 32;
+  static __device__ __forceinline__ Pair pair(const uint8_t* stage, int p, int lane) {
+    Pair w;
+    int g = lane >> 2;
+    uint32_t upper[4];
+    words_of(upper, read<uint4>(stage + 2 * CHUNK_BYTES + lane * 16));
+    const uint8_t* scales = stage + CHUNKS * CHUNK_BYTES;
+    uint2 bytes = read<uint2>(scales + g * 16 + p * 8);
+    uint32_t block = read<uint32_t>(scales + SCALE_BYTES + g * 4);
+#pragma unroll
+    for (int unit = 0; unit < 2; ++unit) {
+      uint32_t lower[4];
+      words_of(lower, read<uint4>(stage + unit * CHUNK_BYTES + lane * 16));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        uint32_t four = p == 0 ? lower[i] << 2 : lower[i] >> 2;
+        w.a[unit][i] = (four & 0x3c3c3c3cu) | (upper[i] << (6 - 2 * (2 * p + unit)) & 0xc0c0c0c0u);
+      }
+      uint32_t word = unit == 0 ? bytes.x : bytes.y;
+#pragma unroll
+      for (int part = 0; part < 2; ++part) {
+        w.scales[unit][part][0] = low_half(block) * 0.25f * signed_byte(word, 2 * part);
+        w.scales[unit][part][1] = high_half(block) * 0.25f * signed_byte(word, 2 * part + 1);
+      }
+    }
+    return w;
+  }
+  static __device__ __forceinline__ float element(const Weights& w, int row, int k) {
+    int tile = row / TILE, within = row % TILE, stage = k / 128, unit = k / 32 % 4, block;
+    const uint8_t* scales = stage_scales<Q6_K>(w, tile, stage, block);
+    const uint8_t* at = stage_elements<Q6_K>(w, tile, stage) + place_of(within, k % 32);
+    int lower = at[unit % 2 * CHUNK_BYTES] >> (unit / 2 * 4) & 15, upper = at[2 * CHUNK_BYTES] >> (2 * unit) & 3;
+    int8_t word = (int8_t)(lower << 2 | upper << 6);
+    float byte = (float)read<int8_t>(scales + (within & 7) * 16 + k / 16 % 8 * 2 + (within >> 3));
+    float half = half_to_float(read<uint16_t>(scales + block + (within & 7) * 4 + (within >> 3) * 2));
+    return half * byte * (float)(word >> 2);
+  }
+};
+
+// A chunk is a unit of signed bytes. Scales: f32 `[8 halves of units][8 g][scale of g, minimum of g, scale of g + 8, minimum of
+// g + 8]`.
+struct Scaled : Integers<2, true> {
+  static constexpr int CHUNKS = 4, SPAN = 1, SCALE_BYTES = 1024, BLOCK_BYTES = 0;
+  static __device__ __forceinline__ Pair pair(const uint8_t* stage, int p, int lane) {
+    Pair w;
+#pragma unroll
+    for (int unit = 0; unit < 2; ++unit) {
+      words_of(w.a[unit], read<uint4>(stage + (2 * p + unit) * CHUNK_BYTES + lane * 16));
+#pragma unroll
+      for (int part = 0; part < 2; ++part) {
+        int half = 2 * (2 * p + unit) + part;
+        float4 four = read<float4>(stage + CHUNKS * CHUNK_BYTES + half * 128 + (lane >> 2) * 16);
+        w.scales[unit][part][0] = four.x;
+        w.minima[unit][part][0] = four.y;
+        w.scales[unit][part][1] = four.z;
+        w.minima[unit][part][1] = four.w;
+      }
+    }
+    return w;
+  }
+  static __device__ __forceinline__ float element(const Weights& w, int row, int k) {
+    int tile = row / TILE, within = row % TILE, stage = k / 128, unit = k / 32 % 4, block;
+    const uint8_t* scales = stage_scales<Scaled>(w, tile, stage, block);
+    int8_t word = read<int8_t>(stage_elements<Scaled>(w, tile, stage) + unit * CHUNK_BYTES + place_of(within, k % 32));
+    float2 two = read<float2>(scales + k / 16 % 8 * 128 + (within & 7) * 16 + (within >> 3) * 8);
+    return fmaf(two.x, (float)word, -two.y);
+  }
+};
+
+// A chunk is sixteen elements. An activation is the sum of two bf16, so its eight-bit products are exact and what is left out
+// is 2^-17 of it; the sums of the high and of the low parts are added once a segment.
 struct Bf16 {
-  static constexpr int LEN = 8;
-  static __device__ __forceinline__ void decode(const uint4& raw, float* out) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      uint32_t pair = __float_as_uint(word_of(raw, i));
-      out[2 * i] = __uint_as_float(pair << 16);
-      out[2 * i + 1] = __uint_as_float(pair & 0xffff0000u);
-    }
-  }
-};
+  static constexpr int CHUNKS = 4, SPAN = 1, SCALE_BYTES = 0, BLOCK_BYTES = 0;
+  static constexpr int SUMS = 4;
+  static constexpr int RECORD_BYTES = RECORD_WORDS_BYTES, INPUT_BYTES = RECORD_WORDS_BYTES;
+  struct Pair { uint32_t a[2][4]; };
 
-struct F16 {
-  static constexpr int LEN = 8;
-  static __device__ __forceinline__ void decode(const uint4& raw, float* out) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      uint32_t pair = __float_as_uint(word_of(raw, i));
-      out[2 * i] = half_to_float((uint16_t)pair);
-      out[2 * i + 1] = half_to_float((uint16_t)(pair >> 16));
-    }
+  static __device__ __forceinline__ Pair pair(const uint8_t* stage, int p, int lane) {
+    Pair w;
+    words_of(w.a[0], read<uint4>(stage + 2 * p * CHUNK_BYTES + lane * 16));
+    words_of(w.a[1], read<uint4>(stage + (2 * p + 1) * CHUNK_BYTES + lane * 16));
+    return w;
   }
-};
-
-// One row of activations as whole numbers: word = 128 * high + low, by units of 32 with a scale each (quantise.cu).
-struct Row {
-  const int4* high;
-  const int4* low;
-  const float* scales;  // a unit
-  const int* sums;      // of words, half a unit
-};
-
-// Products of sixteen bytes with the activations of the same sixteen elements: exact, so in any order.
-__device__ __forceinline__ int dot16(const int4& w, const Row& x, int half_unit) {
-  int4 h = x.high[half_unit], l = x.low[half_unit];
-  int high = __dp4a(w.w, h.w, __dp4a(w.z, h.z, __dp4a(w.y, h.y, __dp4a(w.x, h.x, 0))));
-  int low = __dp4a(w.w, l.w, __dp4a(w.z, l.z, __dp4a(w.y, l.y, __dp4a(w.x, l.x, 0))));
-  return high * 128 + low;
-}
-
-__device__ __forceinline__ int4 low_nibbles(const uint4& v) {
-  return make_int4(v.x & 0x0f0f0f0fu, v.y & 0x0f0f0f0fu, v.z & 0x0f0f0f0fu, v.w & 0x0f0f0f0fu);
-}
-
-__device__ __forceinline__ int4 high_nibbles(const uint4& v) {
-  return make_int4(v.x >> 4 & 0x0f0f0f0fu, v.y >> 4 & 0x0f0f0f0fu, v.z >> 4 & 0x0f0f0f0fu, v.w >> 4 & 0x0f0f0f0fu);
-}
-
-__device__ __forceinline__ int byte_of(const uint4& v, int i) {
-  return (int)(int8_t)(__float_as_uint(word_of(v, i >> 2)) >> (8 * (i & 3)));
-}
-
-// A chunk is half a unit of signed bytes; scales: half precision, a unit.
-struct Q8_0 {
-  static constexpr int LEN = 16;
-  struct Scale { float d; };
-  static __device__ __forceinline__ Scale scale(const Weights& w, size_t row, int chunk) {
-    return {half_to_float(((const uint16_t*)w.scales)[(row * w.row_chunks + chunk) >> 1])};
+  static __device__ __forceinline__ uint4 inputs(const uint8_t* record, int pair, int lane) {
+    return read<uint4>(record + pair * CHUNK_BYTES + lane * 16);
   }
-  static __device__ __forceinline__ float add(float sum, const uint4& raw, const Scale& s, const Row& x, int chunk) {
-    int4 words = make_int4(raw.x, raw.y, raw.z, raw.w);
-    return fmaf(s.d * x.scales[chunk >> 1], (float)dot16(words, x, chunk), sum);
+  static __device__ __forceinline__ void multiply(float (&sums)[4], const Pair& w, const uint4& x) {
+    mma_bf16(sums, w.a[0], x.x, x.y);
+    mma_bf16(sums, w.a[1], x.z, x.w);
   }
-  static __device__ __forceinline__ float element(const uint4& raw, const Scale& s, int i) { return s.d * (float)byte_of(raw, i); }
-  static __device__ __forceinline__ int place(int chunk, int i) { return chunk * 16 + i; }
-};
-
-// A chunk is a unit of nibbles that stand for themselves less 8, the first sixteen low; scales: half precision, a unit.
-struct Q4_0 {
-  static constexpr int LEN = 32;
-  struct Scale { float d; };
-  static __device__ __forceinline__ Scale scale(const Weights& w, size_t row, int chunk) {
-    return {half_to_float(((const uint16_t*)w.scales)[row * w.row_chunks + chunk])};
+  static __device__ __forceinline__ float total(const float (&sums)[4], int o) { return sums[2 * o] + sums[2 * o + 1]; }
+  static __device__ __forceinline__ float element(const Weights& w, int row, int k) {
+    const uint8_t* at = stage_elements<Bf16>(w, row / TILE, k / 64) + k / 16 % 4 * CHUNK_BYTES;
+    return __uint_as_float((uint32_t)read<uint16_t>(at + place_of(row % TILE, k % 16 * 2)) << 16);
   }
-  static __device__ __forceinline__ float add(float sum, const uint4& raw, const Scale& s, const Row& x, int chunk) {
-    int dot = dot16(low_nibbles(raw), x, 2 * chunk) + dot16(high_nibbles(raw), x, 2 * chunk + 1);
-    dot -= 8 * (x.sums[2 * chunk] + x.sums[2 * chunk + 1]);
-    return fmaf(s.d * x.scales[chunk], (float)dot, sum);
-  }
-  static __device__ __forceinline__ float element(const uint4& raw, const Scale& s, int i) {
-    return s.d * (float)((byte_of(raw, i & 15) >> (i < 16 ? 0 : 4) & 15) - 8);
-  }
-  static __device__ __forceinline__ int place(int chunk, int i) { return chunk * 32 + i; }
-};
-
-// Eight chunks are a block of 256: a chunk has sixteen elements of an even unit in its low halves, and of the unit after it
-// in its high ones. Scales: the block's own sixteen bytes, two half-precision numbers and eight pairs of six bits.
-struct Q4_K {
-  static constexpr int LEN = 32;
-  struct Scale { float d[2], m[2]; };
-  static __device__ __forceinline__ Scale scale(const Weights& w, size_t row, int chunk) {
-    uint4 h = ((const uint4*)w.scales)[(row * w.row_chunks + chunk) >> 3];
-    float d = half_to_float((uint16_t)h.x), m = half_to_float((uint16_t)(h.x >> 16));
-    Scale s;
-    int unit = chunk >> 1 << 1 & 7;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      int at = 8 * ((unit + i) & 3);
-      uint32_t a = h.y >> at, b = h.z >> at, c = h.w >> at;
-      uint32_t scale = unit < 4 ? a & 63 : (c & 15) | (a >> 6 & 3) << 4;
-      uint32_t least = unit < 4 ? b & 63 : (c >> 4 & 15) | (b >> 6 & 3) << 4;
-      s.d[i] = d * (float)scale;
-      s.m[i] = m * (float)least;
-    }
-    return s;
-  }
-  // Half a unit of the activations that the low (0) or high (1) nibbles of a chunk meet.
-  static __device__ __forceinline__ int half_unit(int chunk, int i) { return ((chunk >> 1) * 2 + i) * 2 + (chunk & 1); }
-  static __device__ __forceinline__ float add(float sum, const uint4& raw, const Scale& s, const Row& x, int chunk) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      int half = half_unit(chunk, i);
-      float scale = x.scales[half >> 1];
-      sum = fmaf(s.d[i] * scale, (float)dot16(i == 0 ? low_nibbles(raw) : high_nibbles(raw), x, half), sum);
-      sum = fmaf(-s.m[i] * scale, (float)x.sums[half], sum);
-    }
-    return sum;
-  }
-  static __device__ __forceinline__ float element(const uint4& raw, const Scale& s, int i) {
-    int word = byte_of(raw, i & 15) >> (i < 16 ? 0 : 4) & 15;
-    return fmaf(s.d[i >> 4], (float)word, -s.m[i >> 4]);
-  }
-  static __device__ __forceinline__ int place(int chunk, int i) { return half_unit(chunk, i >> 4) * 16 + (i & 15); }
-};
-
-// A chunk is half a unit of signed bytes; scales: f32 scale and minimum, a chunk.
-struct Scaled {
-  static constexpr int LEN = 16;
-  struct Scale { float d, m; };
-  static __device__ __forceinline__ Scale scale(const Weights& w, size_t row, int chunk) {
-    float2 s = ((const float2*)w.scales)[row * w.row_chunks + chunk];
-    return {s.x, s.y};
-  }
-  static __device__ __forceinline__ float add(float sum, const uint4& raw, const Scale& s, const Row& x, int chunk) {
-    float scale = x.scales[chunk >> 1];
-    sum = fmaf(s.d * scale, (float)dot16(make_int4(raw.x, raw.y, raw.z, raw.w), x, chunk), sum);
-    return fmaf(-s.m * scale, (float)x.sums[chunk], sum);
-  }
-  static __device__ __forceinline__ float element(const uint4& raw, const Scale& s, int i) { return fmaf(s.d, (float)byte_of(raw, i), -s.m); }
-  static __device__ __forceinline__ int place(int chunk, int i) { return chunk * 16 + i; }
 };

@@ -1,180 +1,291 @@
-// out = x · weightᵀ, for decode and for prompts alike.
+// out = x · weightᵀ (+ bias) on tensor cores, for one row and for thousands, in one order.
 //
-// Idea: at batch 1 the weight is read once and nothing else counts, so lanes read sixteen bytes each, a warp one line after
-// the other of two weight rows at a time, past the first-level cache. Up to eight rows of activations share one reading;
-// more are further blocks. Decision: a lane adds its chunks lane, lane + 32, ... in order, then comes one tree over the
-// lanes: an element's order depends on the weight's shape alone.
-// Quantised weights meet whole numbers (quantise.cu): the products of a chunk are exact, four in an instruction, and only a
-// chunk's sum is rounded. Decision 20 in ARCHITECTURE.md.
-// Mapping: 128 threads are four warps are eight outputs; grid (outputs / 8, rows / ROWS).
-// Shapes: x `[rows, cols]`, out `[rows, outputs]`, f32; weights as in formats.cuh; `embed_*`: out `[rows, cols]`.
-// Bytes moved: the weight, once per ROWS rows of activations, plus 4 * rows * (cols + outputs).
+// Idea: weights are A, sixteen outputs of them; activations are B, four rows with their high and low parts as eight columns
+// (formats.cuh). Weights that are whole numbers meet activations that are (quantise.cu), so a unit's product is exact and only
+// then scaled and rounded: decision 20 in ARCHITECTURE.md. bf16 meets two bf16.
+// Order: K is cut into SEGMENTS by its length alone; a segment is summed unit by unit, then segments are added in order.
+// `few` has a warp a segment, `many` one warp for all of them: the same additions, so a row's bits depend neither on how many
+// stand beside it nor on which kernel took it.
+//
+// `few`, up to 8 rows: a block of 8 warps has one tile of 16 outputs, so weights are read once and by as many warps as there
+// can be: 4096 outputs are 256 blocks, two to three on each of 132 processors. A lane copies its own sixteen bytes to
+// shared memory, two to four stages ahead of where it multiplies: registers hold nothing that is under way. With Q4_K and
+// four stages of 1.2 kB that is 28 kB a block and more than 50 kB a processor, where 4.5 TB/s times some 800 ns of latency
+// over 132 processors is 27 kB. Of activations only rows that there are, are copied: 256 bytes of one row to 1152 of Q4_K.
+// Instructions a stage and warp, for 128 elements of 16 outputs and 4 rows: 4 products with 8 instructions behind each (12
+// with minima), some 40 to decode and 15 to copy and read: about 110 for 1184 bytes of Q4_K; four schedulers of 132
+// processors at 1.7 GHz have some 230 for what 4.5 TB/s bring in that time.
+// `many`, from 9 rows on: a block of 4 warps has 64 or 128 outputs and 16 or 32 rows. Activations are copied once for all
+// four warps, weights by each warp for itself; while one stage is multiplied, the next is under way. A unit of 32 elements of
+// 16 outputs and 4 rows costs one product and 8 to 12 other instructions: those bound it, not the tensor cores. With two
+// tiles a warp, what is read of shared memory (5 wavefronts for two units and four rows) takes half of that time.
+// Which one runs is the launcher's choice (engine/src/backend/cuda/mod.rs), by how many blocks there will be.
+//
+// Shapes: x in records, `[rows / 4][stages]`; out `[rows, outputs]` f32; up to three weights share x and one launch, their
+// blocks one after the other. Grid: (blocks of all weights, blocks of rows).
 #include "formats.cuh"
 
-constexpr int OUTPUTS = 2;
-constexpr int WARPS = 4;
+constexpr int SEGMENTS = 8;
+constexpr int MANY_WARPS = 4;
 
-template <int ROWS>
-__device__ __forceinline__ void put(float* out, float (&sums)[OUTPUTS][ROWS], int first_output, int first_row, int outputs, int rows) {
-  int lane = threadIdx.x & 31;
-#pragma unroll
-  for (int o = 0; o < OUTPUTS; ++o) {
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) {
-      float sum = warp_sum(sums[o][r]);
-      bool wanted = first_output + o < outputs && first_row + r < rows;
-      if (lane == 0 && wanted) out[(size_t)(first_row + r) * outputs + first_output + o] = sum;
-    }
-  }
-}
-
-template <class Format, int ROWS>
-__device__ __forceinline__ void matmul_floats(float* out, const float* x, const Weights& w, int rows, int outputs, int cols) {
-  constexpr int LEN = Format::LEN;
-  int lane = threadIdx.x & 31, first_output = (blockIdx.x * WARPS + (threadIdx.x >> 5)) * OUTPUTS;
-  int first_row = blockIdx.y * ROWS;
-  if (first_output >= outputs) return;
-  float sums[OUTPUTS][ROWS];
-  const uint4* weights[OUTPUTS];
-#pragma unroll
-  for (int o = 0; o < OUTPUTS; ++o) {
-    weights[o] = w.elements + (size_t)lesser(first_output + o, outputs - 1) * w.row_chunks;
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) sums[o][r] = 0.0f;
-  }
-  // Rows of activations that are no multiple of sixteen bytes are read one by one.
-  int whole = cols % 4 == 0 ? cols / LEN : 0;
-#pragma unroll(ROWS < 4 ? 2 : 1)
-  for (int chunk = lane; chunk < w.row_chunks; chunk += 32) {
-    float elements[OUTPUTS][LEN];
-#pragma unroll
-    for (int o = 0; o < OUTPUTS; ++o) Format::decode(load_once(weights[o] + chunk), elements[o]);
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) {
-      const float* from = x + (size_t)lesser(first_row + r, rows - 1) * cols + chunk * LEN;
-      float values[LEN];
-      if (chunk < whole) {
-#pragma unroll
-        for (int i = 0; i < LEN; i += 4) {
-          float4 four = *(const float4*)(from + i);
-          values[i] = four.x;
-          values[i + 1] = four.y;
-          values[i + 2] = four.z;
-          values[i + 3] = four.w;
-        }
-      } else {
-#pragma unroll
-        for (int i = 0; i < LEN; ++i) values[i] = chunk * LEN + i < cols ? from[i] : 0.0f;
-      }
-#pragma unroll
-      for (int o = 0; o < OUTPUTS; ++o) {
-#pragma unroll
-        for (int i = 0; i < LEN; ++i) sums[o][r] = fmaf(elements[o][i], values[i], sums[o][r]);
-      }
-    }
-  }
-  put<ROWS>(out, sums, first_output, first_row, outputs, rows);
-}
-
-// Activations of all rows, as quantise.cu writes them.
-struct Activations {
-  const int8_t* high;
-  const int8_t* low;
-  const float* scales;
-  const int* sums;
+struct Matrix {
+  float* out;
+  const float* bias;
+  Weights weights;
+  int outputs;
 };
 
-template <class Format, int ROWS>
-__device__ __forceinline__ void matmul_integers(float* out, const Activations& x, const Weights& w, int rows, int outputs, int cols) {
-  int lane = threadIdx.x & 31, first_output = (blockIdx.x * WARPS + (threadIdx.x >> 5)) * OUTPUTS;
-  int first_row = blockIdx.y * ROWS;
-  if (first_output >= outputs) return;
-  float sums[OUTPUTS][ROWS];
-  size_t weight_rows[OUTPUTS];
-#pragma unroll
-  for (int o = 0; o < OUTPUTS; ++o) {
-    weight_rows[o] = lesser(first_output + o, outputs - 1);
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) sums[o][r] = 0.0f;
-  }
-#pragma unroll(ROWS < 4 ? 2 : 1)
-  for (int chunk = lane; chunk < w.row_chunks; chunk += 32) {
-    uint4 raw[OUTPUTS];
-    typename Format::Scale scales[OUTPUTS];
-#pragma unroll
-    for (int o = 0; o < OUTPUTS; ++o) {
-      raw[o] = load_once(w.elements + weight_rows[o] * w.row_chunks + chunk);
-      scales[o] = Format::scale(w, weight_rows[o], chunk);
-    }
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) {
-      size_t row = lesser(first_row + r, rows - 1);
-      Row one = {(const int4*)(x.high + row * cols), (const int4*)(x.low + row * cols), x.scales + row * (cols / 32),
-                 x.sums + row * (cols / 16)};
-#pragma unroll
-      for (int o = 0; o < OUTPUTS; ++o) sums[o][r] = Format::add(sums[o][r], raw[o], scales[o], one, chunk);
-    }
-  }
-  put<ROWS>(out, sums, first_output, first_row, outputs, rows);
+struct Product {
+  Matrix matrices[3];
+  const uint8_t* x;
+  int rows;
+};
+
+// The matrix that this block works on, and its block within it; blocks have `width` outputs.
+__device__ __forceinline__ Matrix chosen(const Product& p, int width, int& block) {
+  block = blockIdx.x;
+  int first = (p.matrices[0].outputs + width - 1) / width, second = (p.matrices[1].outputs + width - 1) / width;
+  if (block < first) return p.matrices[0];
+  block -= first;
+  if (block < second) return p.matrices[1];
+  block -= second;
+  return p.matrices[2];
 }
 
-#define FLOATS(name, Format, ROWS)                                                                           \
-  extern "C" __global__ void __launch_bounds__(128)                                                          \
-      matmul_##name##_##ROWS(float* out, const float* x, Weights w, int rows, int outputs, int cols) {       \
-    matmul_floats<Format, ROWS>(out, x, w, rows, outputs, cols);                                             \
-  }                                                                                                          \
-  REGISTER(matmul_##name##_##ROWS)
+__device__ __forceinline__ int segment_start(int stages, int segment) { return stages * segment / SEGMENTS; }
 
-#define INTEGERS(name, Format, ROWS)                                                                         \
-  extern "C" __global__ void __launch_bounds__(128)                                                          \
-      matmul_##name##_##ROWS(float* out, Activations x, Weights w, int rows, int outputs, int cols) {        \
-    matmul_integers<Format, ROWS>(out, x, w, rows, outputs, cols);                                           \
-  }                                                                                                          \
-  REGISTER(matmul_##name##_##ROWS)
+template <class Format>
+constexpr int WEIGHT_BYTES = Format::CHUNKS * CHUNK_BYTES + Format::SCALE_BYTES + Format::BLOCK_BYTES;
 
-// out[row] = table[token of row]; a block a row.
-#define EMBED(name)                                                                                          \
-  extern "C" __global__ void __launch_bounds__(128)                                                          \
-      embed_##name(float* out, const uint32_t* tokens, Weights w, int cols)
+// Asks for a stage of a tile; each lane for what it multiplies itself, scales aside.
+template <class Format>
+__device__ __forceinline__ void copy_weights(uint8_t* to, const Weights& w, int tile, int stage, int lane) {
+  const uint8_t* elements = stage_elements<Format>(w, tile, stage);
+#pragma unroll
+  for (int c = 0; c < Format::CHUNKS; ++c) {
+    copy_async(to + c * CHUNK_BYTES + lane * 16, elements + c * CHUNK_BYTES + lane * 16);
+  }
+  if constexpr (Format::SCALE_BYTES > 0) {
+    int block;
+    const uint8_t* scales = stage_scales<Format>(w, tile, stage, block);
+    for (int at = lane * 16; at < Format::SCALE_BYTES + Format::BLOCK_BYTES; at += 512) {
+      const uint8_t* from = at < Format::SCALE_BYTES ? scales + at : scales + block + at - Format::SCALE_BYTES;
+      copy_async(to + Format::CHUNKS * CHUNK_BYTES + at, from);
+    }
+  }
+}
 
-#define EMBED_FLOATS(name, Format)                                                                           \
-  EMBED(name) {                                                                                              \
-    const uint4* from = w.elements + (size_t)tokens[blockIdx.x] * w.row_chunks;                              \
-    for (int chunk = threadIdx.x; chunk < w.row_chunks; chunk += blockDim.x) {                               \
-      float values[Format::LEN];                                                                             \
-      Format::decode(from[chunk], values);                                                                   \
-      for (int i = 0; i < Format::LEN; ++i) {                                                                \
-        int at = chunk * Format::LEN + i;                                                                    \
-        if (at < cols) out[(size_t)blockIdx.x * cols + at] = values[i];                                      \
-      }                                                                                                      \
-    }                                                                                                        \
-  }                                                                                                          \
-  REGISTER(embed_##name)
+template <class Format>
+__device__ __forceinline__ const uint8_t* record_of(const Product& p, int stages, int group, int stage) {
+  return p.x + ((size_t)group * stages + stage) * Format::RECORD_BYTES;
+}
 
-#define EMBED_INTEGERS(name, Format)                                                                         \
-  EMBED(name) {                                                                                              \
-    size_t row = tokens[blockIdx.x];                                                                         \
-    for (int chunk = threadIdx.x; chunk < w.row_chunks; chunk += blockDim.x) {                               \
-      uint4 raw = w.elements[row * w.row_chunks + chunk];                                                    \
-      Format::Scale s = Format::scale(w, row, chunk);                                                        \
-      for (int i = 0; i < Format::LEN; ++i) {                                                                \
-        out[(size_t)blockIdx.x * cols + Format::place(chunk, i)] = Format::element(raw, s, i);               \
-      }                                                                                                      \
-    }                                                                                                        \
-  }                                                                                                          \
-  REGISTER(embed_##name)
+// Adds a stage to the sums of TILES tiles and GROUPS times four rows.
+template <class Format, int TILES, int GROUPS>
+__device__ __forceinline__ void add_stage(float (&sums)[TILES][GROUPS][Format::SUMS], const uint8_t* weights,
+                                          const uint8_t* inputs, int lane) {
+  // Code and registers of large tiles are enough for one pair.
+#pragma unroll(TILES* GROUPS > 2 ? 1 : 2)
+  for (int p = 0; p < 2; ++p) {
+    typename Format::Pair pairs[TILES];
+#pragma unroll
+    for (int tile = 0; tile < TILES; ++tile) pairs[tile] = Format::pair(weights + tile * WEIGHT_BYTES<Format>, p, lane);
+#pragma unroll
+    for (int group = 0; group < GROUPS; ++group) {
+      auto x = Format::inputs(inputs + group * Format::INPUT_BYTES, p, lane);
+#pragma unroll
+      for (int tile = 0; tile < TILES; ++tile) Format::multiply(sums[tile][group], pairs[tile], x);
+    }
+  }
+}
 
-#define ALL(KIND, EMBEDDING, name, Format) \
-  KIND(name, Format, 1)                    \
-  KIND(name, Format, 2)                    \
-  KIND(name, Format, 4)                    \
-  KIND(name, Format, 8)                    \
-  EMBEDDING(name, Format)
+template <int TILES, int GROUPS, int SUMS>
+__device__ __forceinline__ void clear(float (&sums)[TILES][GROUPS][SUMS]) {
+#pragma unroll
+  for (int tile = 0; tile < TILES; ++tile) {
+#pragma unroll
+    for (int group = 0; group < GROUPS; ++group) {
+#pragma unroll
+      for (int i = 0; i < SUMS; ++i) sums[tile][group][i] = 0.0f;
+    }
+  }
+}
 
-ALL(FLOATS, EMBED_FLOATS, f32, F32)
-ALL(FLOATS, EMBED_FLOATS, f16, F16)
-ALL(FLOATS, EMBED_FLOATS, bf16, Bf16)
-ALL(INTEGERS, EMBED_INTEGERS, q8_0, Q8_0)
-ALL(INTEGERS, EMBED_INTEGERS, q4_0, Q4_0)
-ALL(INTEGERS, EMBED_INTEGERS, q4_k, Q4_K)
-ALL(INTEGERS, EMBED_INTEGERS, scaled, Scaled)
+__device__ __forceinline__ void put(const Matrix& m, int row, int rows, int output, float sum) {
+  if (row >= rows || output >= m.outputs) return;
+  m.out[(size_t)row * m.outputs + output] = m.bias ? sum + m.bias[output] : sum;
+}
+
+// A warp's ring of stages: as deep as shared memory allows that is there on every device.
+template <class Format, int GROUPS>
+struct Few {
+  static constexpr int STAGE_BYTES = WEIGHT_BYTES<Format> + GROUPS * Format::INPUT_BYTES;
+  static constexpr int FIT = 88 * 1024 / (SEGMENTS * STAGE_BYTES);
+  static constexpr int DEPTH = FIT < 2 ? 2 : FIT > 4 ? 4 : FIT;
+};
+
+// Asks for what a warp reads of the activations of a stage. Rows that there are not, are not copied: their columns hold
+// anything, and no other column sees it.
+template <class Format, int GROUPS>
+__device__ __forceinline__ void copy_inputs(uint8_t* to, const Product& p, int stages, int stage, int lane) {
+#pragma unroll
+  for (int group = 0; group < GROUPS; ++group) {
+    const uint8_t* from = record_of<Format>(p, stages, group, stage);
+    uint8_t* record = to + group * Format::INPUT_BYTES;
+    if (group * RECORD_ROWS + (lane >> 3) < p.rows) {
+      copy_async(record + lane * 16, from + lane * 16);
+      copy_async(record + CHUNK_BYTES + lane * 16, from + CHUNK_BYTES + lane * 16);
+    }
+    int at = RECORD_WORDS_BYTES + lane * 16;
+    if (at < Format::INPUT_BYTES && group * RECORD_ROWS < p.rows) copy_async(record + at, from + at);
+  }
+}
+
+template <class Format, int GROUPS>
+__device__ __forceinline__ void few(const Product& p) {
+  constexpr int DEPTH = Few<Format, GROUPS>::DEPTH, STAGE_BYTES = Few<Format, GROUPS>::STAGE_BYTES;
+  SHARED_DYNAMIC(uint8_t, shared);
+  __shared__ float partial[SEGMENTS][GROUPS * RECORD_ROWS][TILE];
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, tile;
+  Matrix m = chosen(p, TILE, tile);
+  int stages = m.weights.stages, stage = segment_start(stages, warp), end = segment_start(stages, warp + 1);
+  uint8_t* ring = shared + warp * DEPTH * STAGE_BYTES;
+  // Weights are there before anything else is: they are asked for first.
+#pragma unroll
+  for (int i = 0; i < DEPTH - 1; ++i) {
+    if (stage + i < end) copy_weights<Format>(ring + i * STAGE_BYTES, m.weights, tile, stage + i, lane);
+  }
+#pragma unroll
+  for (int i = 0; i < DEPTH - 1; ++i) {
+    if (stage + i < end) {
+      copy_inputs<Format, GROUPS>(ring + i * STAGE_BYTES + WEIGHT_BYTES<Format>, p, stages, stage + i, lane);
+    }
+    copy_commit();
+  }
+  float sums[1][GROUPS][Format::SUMS];
+  clear(sums);
+  int slot = 0, free_slot = DEPTH - 1;
+  for (; stage < end; ++stage) {
+    // This stage is there, and all lanes are done with the one before.
+    copy_wait<DEPTH - 2>();
+    __syncwarp();
+    if (stage + DEPTH - 1 < end) {
+      uint8_t* to = ring + free_slot * STAGE_BYTES;
+      copy_weights<Format>(to, m.weights, tile, stage + DEPTH - 1, lane);
+      copy_inputs<Format, GROUPS>(to + WEIGHT_BYTES<Format>, p, stages, stage + DEPTH - 1, lane);
+    }
+    copy_commit();
+    const uint8_t* weights = ring + slot * STAGE_BYTES;
+    add_stage<Format, 1, GROUPS>(sums, weights, weights + WEIGHT_BYTES<Format>, lane);
+    free_slot = slot;
+    slot = slot + 1 == DEPTH ? 0 : slot + 1;
+  }
+#pragma unroll
+  for (int group = 0; group < GROUPS; ++group) {
+    int row = group * RECORD_ROWS + (lane & 3);
+    partial[warp][row][lane >> 2] = Format::total(sums[0][group], 0);
+    partial[warp][row][(lane >> 2) + 8] = Format::total(sums[0][group], 1);
+  }
+  __syncthreads();
+  if (threadIdx.x >= GROUPS * RECORD_ROWS * TILE) return;
+  int row = threadIdx.x / TILE, output = threadIdx.x % TILE;
+  float sum = 0.0f;
+#pragma unroll
+  for (int segment = 0; segment < SEGMENTS; ++segment) sum += partial[segment][row][output];
+  put(m, row, p.rows, tile * TILE + output, sum);
+}
+
+template <class Format, int TILES, int GROUPS>
+__device__ __forceinline__ void many(const Product& p) {
+  constexpr int WARP_BYTES = TILES * WEIGHT_BYTES<Format>, INPUT_BYTES = GROUPS * Format::INPUT_BYTES;
+  constexpr int STAGE_BYTES = MANY_WARPS * WARP_BYTES + INPUT_BYTES;
+  SHARED_DYNAMIC(uint8_t, shared);
+  // What a thread has of ended segments. Touched eight times, so registers are for what is touched always.
+  __shared__ float totals[TILES * GROUPS * 2][MANY_WARPS * 32];
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, block;
+  Matrix m = chosen(p, MANY_WARPS * TILES * TILE, block);
+  int stages = m.weights.stages, first_tile = (block * MANY_WARPS + warp) * TILES, last_tile = (m.outputs - 1) / TILE;
+  int first_group = blockIdx.y * GROUPS, last_group = (p.rows - 1) / RECORD_ROWS;
+  auto copy = [&](int stage, int slot) {
+    uint8_t* to = shared + slot * STAGE_BYTES;
+#pragma unroll
+    for (int i = 0; i < TILES; ++i) {
+      uint8_t* tile = to + warp * WARP_BYTES + i * WEIGHT_BYTES<Format>;
+      copy_weights<Format>(tile, m.weights, lesser(first_tile + i, last_tile), stage, lane);
+    }
+    constexpr int PIECES = Format::INPUT_BYTES / 16;
+    for (int i = threadIdx.x; i < GROUPS * PIECES; i += MANY_WARPS * 32) {
+      int group = i / PIECES, at = i % PIECES * 16;
+      const uint8_t* from = record_of<Format>(p, stages, lesser(first_group + group, last_group), stage);
+      copy_async(to + MANY_WARPS * WARP_BYTES + group * Format::INPUT_BYTES + at, from + at);
+    }
+  };
+  copy(0, 0);
+  copy_commit();
+#pragma unroll
+  for (int i = 0; i < TILES * GROUPS * 2; ++i) totals[i][threadIdx.x] = 0.0f;
+  float sums[TILES][GROUPS][Format::SUMS];
+  int stage = 0;
+#pragma unroll 1
+  for (int segment = 0; segment < SEGMENTS; ++segment) {
+    clear(sums);
+    for (int end = segment_start(stages, segment + 1); stage < end; ++stage) {
+      // This stage is there for all, and all are done with the one before.
+      copy_wait<0>();
+      __syncthreads();
+      if (stage + 1 < stages) copy(stage + 1, (stage + 1) & 1);
+      copy_commit();
+      const uint8_t* slot = shared + (stage & 1) * STAGE_BYTES;
+      add_stage<Format, TILES, GROUPS>(sums, slot + warp * WARP_BYTES, slot + MANY_WARPS * WARP_BYTES, lane);
+    }
+#pragma unroll
+    for (int tile = 0; tile < TILES; ++tile) {
+#pragma unroll
+      for (int group = 0; group < GROUPS; ++group) {
+#pragma unroll
+        for (int o = 0; o < 2; ++o) {
+          totals[(tile * GROUPS + group) * 2 + o][threadIdx.x] += Format::total(sums[tile][group], o);
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int tile = 0; tile < TILES; ++tile) {
+#pragma unroll
+    for (int group = 0; group < GROUPS; ++group) {
+#pragma unroll
+      for (int o = 0; o < 2; ++o) {
+        int row = (first_group + group) * RECORD_ROWS + (lane & 3);
+        put(m, row, p.rows, (first_tile + tile) * TILE + (lane >> 2) + 8 * o, totals[(tile * GROUPS + group) * 2 + o][threadIdx.x]);
+      }
+    }
+  }
+}
+
+#define FEW(name, Format, GROUPS)                                                                \
+  extern "C" __global__ void __launch_bounds__(SEGMENTS * 32) few_##name##_##GROUPS(Product p) { \
+    few<Format, GROUPS>(p);                                                                      \
+  }                                                                                              \
+  REGISTER(few_##name##_##GROUPS)
+
+// BLOCKS of four warps are on a processor, so that registers suffice; with minima two tiles a warp take more.
+#define MANY(name, Format, TILES, GROUPS, BLOCKS)                      \
+  extern "C" __global__ void __launch_bounds__(MANY_WARPS * 32, BLOCKS) \
+      many_##name##_##TILES##_##GROUPS(Product p) {                    \
+    many<Format, TILES, GROUPS>(p);                                    \
+  }                                                                    \
+  REGISTER(many_##name##_##TILES##_##GROUPS)
+
+#define ALL(name, Format, BLOCKS)    \
+  FEW(name, Format, 1)               \
+  FEW(name, Format, 2)               \
+  MANY(name, Format, 1, 4, 4)        \
+  MANY(name, Format, 1, 8, 3)        \
+  MANY(name, Format, 2, 8, BLOCKS)
+
+ALL(bf16, Bf16, 3)
+ALL(q8_0, Q8_0, 3)
+ALL(q4_0, Q4_0, 3)
+ALL(q4_k, Q4_K, 2)
+ALL(q6_k, Q6_K, 3)
+ALL(scaled, Scaled, 2)

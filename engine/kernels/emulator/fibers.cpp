@@ -31,6 +31,8 @@ constexpr size_t SHARED_BYTES_MAX = 227 * 1024;
 
 enum class State { ready, at_block, at_warp, done };
 
+struct Copy { void* to; const void* from; };
+
 struct Fiber {
   void* stack_pointer;
   void* fake_stack;
@@ -39,6 +41,8 @@ struct Fiber {
   uint32_t mask;
   Operation operation;
   uint32_t said[WORDS];
+  // Copies that are under way, the newest group last.
+  std::vector<std::vector<Copy>> copies;
 };
 
 struct Runner {
@@ -53,6 +57,8 @@ struct Runner {
   void* scheduler_fake;
   const void* scheduler_stack;
   size_t scheduler_stack_bytes;
+  // Asynchronous copies are made at once, not when they are waited for.
+  bool copies_at_once;
 };
 
 thread_local Runner runner;
@@ -144,6 +150,7 @@ void run_block(const std::vector<unsigned>& order) {
     for (int i = 0; i < 6; ++i) *--top = nullptr;
     f.stack_pointer = top;
     f.fake_stack = nullptr;
+    f.copies.assign(1, {});
   }
   for (;;) {
     bool moved = false;
@@ -203,6 +210,32 @@ void meet(uint32_t mask, Operation operation, const void* words, size_t bytes, i
   memcpy(from, &runner.heard[((thread & ~31u) + source) * WORDS], bytes);
 }
 
+const uint32_t* meet_all(Operation operation, const void* words, size_t bytes) {
+  uint32_t own[WORDS];
+  meet(0xffffffffu, operation, words, bytes, lane(), own);
+  return &runner.heard[(runner.current->thread.x & ~31u) * WORDS];
+}
+
+void copy_later(void* to, const void* from) {
+  if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16) die("an asynchronous copy is not aligned");
+  if (runner.copies_at_once) {
+    memcpy(to, from, 16);
+  } else {
+    runner.current->copies.back().push_back({to, from});
+  }
+}
+
+void copy_commit() { runner.current->copies.emplace_back(); }
+
+void copy_wait(size_t later) {
+  auto& groups = runner.current->copies;
+  // The last one has not been committed yet.
+  while (groups.size() > later + 1) {
+    for (Copy copy : groups.front()) memcpy(copy.to, copy.from, 16);
+    groups.erase(groups.begin());
+  }
+}
+
 Registration::Registration(const char* name, Thunk thunk, const size_t* sizes) { kernels()[name] = {thunk, sizes}; }
 
 }  // namespace emulator
@@ -228,6 +261,7 @@ __attribute__((visibility("default"))) int emulator_launch(const char* name, con
   std::vector<unsigned> order(threads);
   for (unsigned t = 0; t < threads; ++t) order[t] = t;
   uint64_t state = seed;
+  runner.copies_at_once = seed & 1;
   for (unsigned t = threads; seed != 0 && t > 1; --t) {
     state = state * 6364136223846793005u + 1442695040888963407u;
     std::swap(order[t - 1], order[(state >> 33) % t]);

@@ -31,8 +31,7 @@ pub fn compiler() -> Option<String> {
 pub fn compile(library: &Path) -> Option<()> {
     let compiler = compiler()?;
     let mut sources = kernels();
-    sources.push(folder().join("emulator/fibers.cpp"));
-    sources.push(folder().join("emulator/driver.cpp"));
+    sources.extend(["fibers", "fragments", "driver"].map(|name| folder().join(format!("emulator/{name}.cpp"))));
     run(&compiler, &sources, &[], library);
     Some(())
 }

@@ -27,6 +27,7 @@ pub struct Emulator {
     seed: u64,
     /// Launches until the device breaks.
     breaks_after: Option<std::sync::atomic::AtomicI64>,
+    processors: usize,
     _library: &'static Library,
 }
 
@@ -38,6 +39,11 @@ pub fn device(seed: u64) -> Option<Arc<Emulator>> {
 /// A device that fails from launch number `launches` on.
 pub fn breaking(launches: i64) -> Option<Arc<Emulator>> {
     Some(Arc::new(emulator(0, Some(launches.into()))?))
+}
+
+/// A device that says it has so many processors.
+pub fn with_processors(seed: u64, processors: usize) -> Option<Arc<Emulator>> {
+    Some(Arc::new(Emulator { processors, ..emulator(seed, None)? }))
 }
 
 fn emulator(seed: u64, breaks_after: Option<std::sync::atomic::AtomicI64>) -> Option<Emulator> {
@@ -63,7 +69,7 @@ fn emulator(seed: u64, breaks_after: Option<std::sync::atomic::AtomicI64>) -> Op
             symbol(library, "emulator_copy"),
         )
     };
-    Some(Emulator { launch, alloc, free, copy, seed, breaks_after, _library: library })
+    Some(Emulator { launch, alloc, free, copy, seed, breaks_after, processors: 132, _library: library })
 }
 
 /// Compiles the library for this test binary.
@@ -130,5 +136,9 @@ impl Device for Emulator {
 
     fn arithmetic(&self) -> String {
         "cuda-emulated".to_owned()
+    }
+
+    fn processors(&self) -> usize {
+        self.processors
     }
 }

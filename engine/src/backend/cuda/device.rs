@@ -67,6 +67,12 @@ pub trait Device: Send + Sync {
     /// Names its arithmetic.
     fn arithmetic(&self) -> String;
 
+    /// Processors that blocks are spread over: tiles are as large as leaves a block for each. Bits do not depend on it, so that
+    /// a large device's number will do for all.
+    fn processors(&self) -> usize {
+        132
+    }
+
     /// True for a device that only counts what is asked of it: nobody need read weights for it.
     fn only_counts(&self) -> bool {
         false

@@ -23,9 +23,9 @@ pub use host_time::HostTime;
 pub use monitor::{Monitor, Usage};
 pub use nvrtc::compile;
 pub use plan::{DoesNotFit, Sizes, engine_on, kv_blocks_in, plan};
-use repack::{Layout, repack_row};
+use repack::{Input, Layout, Tensor, repack_tiles};
 
-use super::{Attention, BLOCK_LEN, Backend, Batch, DeviceError, KvShape, RopePairs, StepShape};
+use super::{Attention, BLOCK_LEN, Backend, Batch, DeviceError, KvShape, Projection, RopePairs, StepShape};
 use crate::model::{Matrix, Rope, Vector};
 
 /// Cells that one block of threads attends to. As in `engine/kernels/attend.cu`.
@@ -39,7 +39,11 @@ const PARTIAL_BYTES_MAX: usize = 64 << 20;
 /// Bytes of weights that are repacked and copied at once.
 const PORTION_BYTES: usize = 8 << 20;
 /// Goes up when a kernel gives other bits than before.
-const ARITHMETIC_VERSION: u32 = 1;
+const ARITHMETIC_VERSION: u32 = 2;
+/// Matrices of one launch.
+const MATRICES_MAX: usize = 3;
+/// Words of a matrix there.
+const MATRIX_WORDS: usize = 6;
 
 /// Activations, `f32`.
 pub struct CudaBuffer<D: Device>(Memory<D>);
@@ -75,9 +79,9 @@ pub struct CudaBackend<D: Device> {
     /// What failed first since the last `read`.
     failed: Option<DeviceError>,
     step: Step<D>,
-    /// Matrices of the activations as whole numbers, and whose they are: address, rows, columns.
-    integers: Option<Integers<D>>,
-    integers_of: Option<(u64, usize, usize)>,
+    /// Activations in records, as tensor cores take them, and whose and of what kind they are: address, rows, columns.
+    records: Option<Memory<D>>,
+    records_of: Option<(u64, usize, usize, Input)>,
     /// Partial attention: sums, then statistics.
     partial: Option<Memory<D>>,
     /// What `read` gave last.
@@ -108,14 +112,6 @@ struct StepRope<D: Device> {
     capacity: usize,
 }
 
-struct Integers<D: Device> {
-    high: Memory<D>,
-    low: Memory<D>,
-    scales: Memory<D>,
-    sums: Memory<D>,
-    len: usize,
-}
-
 impl<D: Device> CudaBackend<D> {
     /// A backend on a device.
     pub fn new(device: Arc<D>) -> CudaBackend<D> {
@@ -135,8 +131,8 @@ impl<D: Device> CudaBackend<D> {
             arithmetic,
             failed: None,
             step,
-            integers: None,
-            integers_of: None,
+            records: None,
+            records_of: None,
             partial: None,
             host: Vec::new(),
             host_bytes: Vec::new(),
@@ -177,8 +173,8 @@ impl<D: Device> CudaBackend<D> {
 
     /// What was made of a buffer is no longer what it holds.
     fn written(&mut self, buffer: &CudaBuffer<D>) {
-        if self.integers_of.is_some_and(|(address, ..)| address == buffer.0.address()) {
-            self.integers_of = None;
+        if self.records_of.is_some_and(|(address, ..)| address == buffer.0.address()) {
+            self.records_of = None;
         }
     }
 
@@ -191,32 +187,46 @@ impl<D: Device> CudaBackend<D> {
         self.step.tables.as_ref().map_or(0, Memory::address)
     }
 
-    /// Makes whole numbers of activations, unless they have been made already.
-    fn quantise(&mut self, x: &CudaBuffer<D>, rows: usize, cols: usize) -> Option<[u64; 4]> {
-        let len = rows * cols;
-        let made = self.room_for_integers(len);
+    /// Makes records of activations, unless they have been made already: their address.
+    fn records(&mut self, x: &CudaBuffer<D>, rows: usize, cols: usize, input: Input) -> Option<u64> {
+        let made = self.room_for_records(input.bytes(rows, cols));
         self.keep(made)?;
-        let i = self.integers.as_ref().expect("was just made");
-        let places = [&i.high, &i.low, &i.scales, &i.sums].map(Memory::address);
-        let wanted = Some((x.0.address(), rows, cols));
-        if self.integers_of != wanted {
-            let units = len / 32;
-            let arguments = places.into_iter().fold(Arguments::new(), Arguments::pointer);
-            let arguments = arguments.pointer(x.0.address()).int(units);
-            self.launch("quantise", [units.div_ceil(4), 1, 1], 128, 0, arguments);
-            self.integers_of = wanted;
+        let address = self.records.as_ref().map_or(0, Memory::address);
+        let wanted = Some((x.0.address(), rows, cols, input));
+        if self.records_of != wanted {
+            let (kernel, len) = if input == Input::Words { ("quantise", 128) } else { ("split", 64) };
+            let stages = cols.div_ceil(len);
+            let arguments = Arguments::new().pointer(address).pointer(x.0.address()).int(cols).int(stages);
+            self.launch(kernel, [stages.div_ceil(4), rows, 1], 128, 0, arguments);
+            self.records_of = wanted;
         }
-        Some(places)
+        Some(address)
     }
 
-    fn room_for_integers(&mut self, len: usize) -> Result<(), DeviceError> {
-        if self.integers.as_ref().is_none_or(|i| i.len < len) {
-            self.integers_of = None;
-            let room = |bytes| Memory::new(&self.device, bytes, Use::Workspace);
-            let (high, low) = (room(len)?, room(len)?);
-            self.integers = Some(Integers { high, low, scales: room(len / 8)?, sums: room(len / 4)?, len });
+    fn room_for_records(&mut self, bytes: usize) -> Result<(), DeviceError> {
+        if self.records.as_ref().is_none_or(|m| m.bytes() < bytes) {
+            self.records_of = None;
+            self.records = Some(Memory::new(&self.device, bytes, Use::Workspace)?);
         }
         Ok(())
+    }
+
+    /// One launch for up to three matrices of one layout.
+    fn product(&mut self, x: &CudaBuffer<D>, rows: usize, parts: &[Projection<'_, Self>]) {
+        let CudaMatrix { layout, cols, .. } = *parts[0].weight;
+        let Some(records) = self.records(x, rows, cols, layout.input()) else { return };
+        let tensor = tensor_for(self.device.processors(), rows, parts);
+        let mut words = [0; MATRICES_MAX * MATRIX_WORDS + 2];
+        for (part, words) in parts.iter().zip(words.chunks_exact_mut(MATRIX_WORDS)) {
+            let [elements, scales, steps] = part.weight.words();
+            let bias = part.bias.map_or(0, |b| b.memory.address());
+            words.copy_from_slice(&[part.out.0.address(), bias, elements, scales, steps, part.weight.rows as u64]);
+        }
+        words[MATRICES_MAX * MATRIX_WORDS..].copy_from_slice(&[records, rows as u64]);
+        let blocks: usize = parts.iter().map(|p| p.weight.rows.div_ceil(tensor.outputs)).sum();
+        let grid = [blocks, rows.div_ceil(tensor.rows), 1];
+        self.launch(tensor.kernel, grid, tensor.threads, tensor.shared, Arguments::new().structure(&words));
+        parts.iter().for_each(|part| self.written(part.out));
     }
 
     fn room_for_rows(&mut self, rows: usize) -> Result<(), DeviceError> {
@@ -302,6 +312,19 @@ fn partial_row_bytes(heads: usize, head_len: usize, context: usize) -> usize {
     heads * context.div_ceil(SPLIT_LEN) * (head_len + 2) * 4
 }
 
+/// The kernel for so many rows: the largest tiles that still are enough blocks. All of them give the same bits.
+fn tensor_for<D: Device>(processors: usize, rows: usize, parts: &[Projection<'_, CudaBackend<D>>]) -> Tensor {
+    let (few, many) = parts[0].weight.layout.tensor();
+    if let Some(tensor) = few.iter().find(|t| rows <= t.rows) {
+        return *tensor;
+    }
+    let blocks = |t: &Tensor| {
+        let of_outputs: usize = parts.iter().map(|p| p.weight.rows.div_ceil(t.outputs)).sum();
+        of_outputs * rows.div_ceil(t.rows)
+    };
+    *many.iter().find(|t| blocks(t) >= processors).unwrap_or(&many[2])
+}
+
 /// Threads for a row of this length: a function of the length alone.
 fn norm_threads(len: usize) -> usize {
     (len.div_ceil(4)).next_multiple_of(32).min(1024)
@@ -315,27 +338,26 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn matrix(&self, matrix: &Matrix) -> Result<CudaMatrix<D>, DeviceError> {
         let layout = Layout::of(matrix.tensor_type);
-        let [element_bytes, scale_bytes] = layout.row_bytes(matrix.cols);
-        let scales_start = (matrix.rows * element_bytes).next_multiple_of(256);
-        let memory = Memory::new(&self.device, scales_start + matrix.rows * scale_bytes, Use::Weights)?;
+        let [element_bytes, scale_bytes] = layout.tile_bytes(matrix.cols);
+        let tiles = matrix.rows.div_ceil(layout.tile_rows());
+        let scales_start = (tiles * element_bytes).next_multiple_of(256);
+        let memory = Memory::new(&self.device, scales_start + tiles * scale_bytes, Use::Weights)?;
         let scales = memory.address() + scales_start as u64;
+        let made = CudaMatrix { memory, scales, layout, rows: matrix.rows, cols: matrix.cols };
         if self.device.only_counts() {
-            return Ok(CudaMatrix { memory, scales, layout, rows: matrix.rows, cols: matrix.cols });
+            return Ok(made);
         }
-        let portion = (PORTION_BYTES / (element_bytes + scale_bytes)).max(1);
-        let (mut element_plane, mut scale_plane) = (Vec::new(), Vec::new());
-        for start in (0..matrix.rows).step_by(portion) {
-            element_plane.clear();
-            scale_plane.clear();
-            for row in start..(start + portion).min(matrix.rows) {
-                repack_row(matrix, row, &mut element_plane, &mut scale_plane);
-            }
-            self.device.upload(memory.address() + (start * element_bytes) as u64, &element_plane)?;
+        let portion = (PORTION_BYTES / (element_bytes + scale_bytes).max(1)).max(1);
+        for start in (0..tiles).step_by(portion) {
+            let count = portion.min(tiles - start);
+            let (mut elements, mut scale_plane) = (vec![0; count * element_bytes], vec![0; count * scale_bytes]);
+            repack_tiles(matrix, start, &mut elements, &mut scale_plane);
+            self.device.upload(made.memory.address() + (start * element_bytes) as u64, &elements)?;
             if !scale_plane.is_empty() {
                 self.device.upload(scales + (start * scale_bytes) as u64, &scale_plane)?;
             }
         }
-        Ok(CudaMatrix { memory, scales, layout, rows: matrix.rows, cols: matrix.cols })
+        Ok(made)
     }
 
     fn vector(&self, vector: &Vector) -> Result<CudaVector<D>, DeviceError> {
@@ -364,7 +386,8 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.room_for_rows(shape.rows_max)?;
         self.room_for_tables(shape.tables_len, shape.table_len)?;
         self.room_for_ropes(ropes, shape.rows_max)?;
-        self.room_for_integers(shape.rows_max * shape.cols_max)?;
+        let records = Input::RECORDS.map(|(input, ..)| input.bytes(shape.rows_max, shape.cols_max));
+        self.room_for_records(records.into_iter().max().unwrap_or(0))?;
         let row_bytes = partial_row_bytes(shape.head_count, shape.head_len, shape.context_max);
         // What `attend` asks for with this context or a shorter one is never more.
         self.room_for_partial(shape.rows_max.saturating_mul(row_bytes).min(PARTIAL_BYTES_MAX.max(row_bytes)))
@@ -372,7 +395,7 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn begin_step(&mut self, batch: &Batch, ropes: &[Rope]) -> Result<(), DeviceError> {
         let rows = batch.rows();
-        self.integers_of = None;
+        self.records_of = None;
         self.room_for_rows(rows)?;
         let capacity = self.step.capacity;
         let bytes = &mut self.step.bytes;
@@ -394,7 +417,7 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.written(out);
         let arguments =
             Arguments::new().pointer(out.0.address()).pointer(self.list(0)).structure(&table.words()).int(table.cols);
-        self.launch(table.layout.kernels().embed, [batch.rows(), 1, 1], 128, 0, arguments);
+        self.launch(table.layout.embed(), [batch.rows(), 1, 1], 128, 0, arguments);
     }
 
     fn rms_norm(&mut self, out: &mut CudaBuffer<D>, x: &CudaBuffer<D>, weight: &CudaVector<D>, rows: usize, eps: f32) {
@@ -430,25 +453,40 @@ impl<D: Device> Backend for CudaBackend<D> {
         if rows == 0 {
             return;
         }
-        let activations = match weight.layout.is_integers() {
-            false => vec_of_one(x.0.address()),
-            true => match self.quantise(x, rows, weight.cols) {
-                Some(places) => (places, 4),
-                None => return,
-            },
-        };
+        if weight.layout.input() != Input::Floats {
+            return self.product(x, rows, &[Projection { out, weight, bias: None }]);
+        }
         self.written(out);
-        let (places, count) = activations;
-        let index = rows.next_power_of_two().trailing_zeros().min(3) as usize;
+        let (kernel, of_block) = weight.layout.floats(rows);
         let arguments = Arguments::new()
             .pointer(out.0.address())
-            .structure(&places[..count])
+            .pointer(x.0.address())
             .structure(&weight.words())
             .int(rows)
             .int(weight.rows)
             .int(weight.cols);
-        let grid = [weight.rows.div_ceil(8), rows.div_ceil(1 << index), 1];
-        self.launch(weight.layout.kernels().matmul[index], grid, 128, 0, arguments);
+        self.launch(kernel, [weight.rows.div_ceil(8), rows.div_ceil(of_block), 1], 128, 0, arguments);
+    }
+
+    fn project(&mut self, x: &CudaBuffer<D>, rows: usize, parts: &mut [Projection<'_, Self>]) {
+        if rows == 0 {
+            return;
+        }
+        let shape = |part: &Projection<'_, Self>| (part.weight.layout, part.weight.cols);
+        for group in parts.chunk_by_mut(|a, b| shape(a) == shape(b)) {
+            for group in group.chunks_mut(MATRICES_MAX) {
+                if group[0].weight.layout.input() == Input::Floats {
+                    for Projection { out, weight, bias } in group {
+                        self.matmul(out, x, weight, rows);
+                        if let Some(bias) = bias {
+                            self.add_bias(out, bias, rows);
+                        }
+                    }
+                    continue;
+                }
+                self.product(x, rows, group);
+            }
+        }
     }
 
     fn add_bias(&mut self, x: &mut CudaBuffer<D>, bias: &CudaVector<D>, rows: usize) {
@@ -591,14 +629,10 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 }
 
-fn vec_of_one(address: u64) -> ([u64; 4], usize) {
-    ([address, 0, 0, 0], 1)
-}
-
 impl<D: Device> CudaMatrix<D> {
     /// The kernels' `Weights`.
     fn words(&self) -> [u64; 3] {
-        [self.memory.address(), self.scales, self.layout.row_chunks(self.cols) as u64]
+        [self.memory.address(), self.scales, self.layout.steps(self.cols) as u64]
     }
 }
 

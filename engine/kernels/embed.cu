@@ -1,0 +1,39 @@
+// out[row] = table[token of row], for every layout of weights.
+//
+// Mapping: a block a row, a thread an element of f32 at a time, or a chunk of a row of f32 and f16.
+// Shapes: tokens `[rows]`, out `[rows, cols]` f32; the table as in floats.cuh or formats.cuh.
+// Bytes moved: a row of weights and 4 * cols, for each row: next to nothing.
+#include "floats.cuh"
+#include "formats.cuh"
+
+#define EMBED_FLOATS(name, Format)                                                                                   \
+  extern "C" __global__ void __launch_bounds__(128)                                                                  \
+      embed_##name(float* out, const uint32_t* tokens, FloatWeights w, int cols) {                                   \
+    const uint4* from = w.elements + (size_t)tokens[blockIdx.x] * w.row_chunks;                                      \
+    for (int chunk = threadIdx.x; chunk < w.row_chunks; chunk += blockDim.x) {                                       \
+      float values[Format::LEN];                                                                                     \
+      Format::decode(from[chunk], values);                                                                           \
+      for (int i = 0; i < Format::LEN; ++i) {                                                                        \
+        int at = chunk * Format::LEN + i;                                                                            \
+        if (at < cols) out[(size_t)blockIdx.x * cols + at] = values[i];                                              \
+      }                                                                                                              \
+    }                                                                                                                \
+  }                                                                                                                  \
+  REGISTER(embed_##name)
+
+#define EMBED_TILES(name, Format)                                                                                    \
+  extern "C" __global__ void __launch_bounds__(128)                                                                  \
+      embed_##name(float* out, const uint32_t* tokens, Weights w, int cols) {                                        \
+    int row = tokens[blockIdx.x];                                                                                    \
+    for (int k = threadIdx.x; k < cols; k += blockDim.x) out[(size_t)blockIdx.x * cols + k] = Format::element(w, row, k); \
+  }                                                                                                                  \
+  REGISTER(embed_##name)
+
+EMBED_FLOATS(f32, F32)
+EMBED_FLOATS(f16, F16)
+EMBED_TILES(bf16, Bf16)
+EMBED_TILES(q8_0, Q8_0)
+EMBED_TILES(q4_0, Q4_0)
+EMBED_TILES(q4_k, Q4_K)
+EMBED_TILES(q6_k, Q6_K)
+EMBED_TILES(scaled, Scaled)

@@ -1,0 +1,159 @@
+//! Products on tensor cores, on the emulated device: the fragments of one instruction against a plain product, then whole
+//! models in steps of every size that has a kernel of its own.
+
+mod common;
+mod emulator;
+
+use std::sync::Arc;
+
+use common::{engine, model, tokens};
+use emulator::{Emulator, device, with_processors};
+use orchestratord_engine::backend::cuda::{Arguments, CudaBackend, Device, Use};
+use orchestratord_engine::gguf::TensorType;
+use orchestratord_engine::testing::{Dice, TinyModel};
+use orchestratord_engine::{Engine, EngineOptions, Model};
+
+/// Runs a kernel of `engine/kernels/emulator/fragments.cpp` on one warp: what becomes of `c`, words by lanes.
+fn show(device: &Emulator, kernel: &'static str, c: &[u32], a: &[u32], b: &[u32]) -> Vec<u32> {
+    let upload = |words: &[u32]| {
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let address = device.alloc(bytes.len(), Use::Workspace).expect("room");
+        device.upload(address, &bytes).expect("it does not fail");
+        address
+    };
+    let places = [c, a, b].map(upload);
+    let arguments = places.into_iter().fold(Arguments::new(), Arguments::pointer);
+    device.launch(kernel, [1, 1, 1], 32, 0, &arguments).expect("the kernel is there");
+    let mut bytes = vec![0; c.len() * 4];
+    device.download(places[0], &mut bytes).expect("it does not fail");
+    for (address, words) in places.into_iter().zip([c, a, b]) {
+        device.free(address, words.len() * 4);
+    }
+    bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect()
+}
+
+/// Where element `i` of a lane's fragment lies, `[row, column]`: the formulas of the PTX ISA as they are written there, with
+/// `group` for groupID and `t` for threadID_in_group.
+type Place = fn(group: usize, t: usize, i: usize) -> [usize; 2];
+
+struct Shape {
+    kernel: &'static str,
+    len: usize,
+    /// Bits of an element.
+    bits: usize,
+    a: Place,
+    b: Place,
+}
+
+const SHAPES: [Shape; 3] = [
+    Shape {
+        kernel: "show_mma_bytes_32",
+        len: 32,
+        bits: 8,
+        a: |group, t, i| {
+            let row = if i < 4 || (8..12).contains(&i) { group } else { group + 8 };
+            [row, t * 4 + (i & 3) + if i < 8 { 0 } else { 16 }]
+        },
+        b: |group, t, i| [t * 4 + (i & 3) + if i < 4 { 0 } else { 16 }, group],
+    },
+    Shape {
+        kernel: "show_mma_bytes_16",
+        len: 16,
+        bits: 8,
+        a: |group, t, i| [if i < 4 { group } else { group + 8 }, t * 4 + (i & 3)],
+        b: |group, t, i| [t * 4 + i, group],
+    },
+    Shape {
+        kernel: "show_mma_bf16",
+        len: 16,
+        bits: 16,
+        a: |group, t, i| {
+            let row = if i < 2 || (4..6).contains(&i) { group } else { group + 8 };
+            [row, t * 2 + (i & 1) + if i < 4 { 0 } else { 8 }]
+        },
+        b: |group, t, i| [t * 2 + (i & 1) + if i < 2 { 0 } else { 8 }, group],
+    },
+];
+
+/// `C` of every shape.
+fn place_of_c(group: usize, t: usize, i: usize) -> [usize; 2] {
+    [if i < 2 { group } else { group + 8 }, t * 2 + (i & 1)]
+}
+
+/// Fragments of a matrix, words by lanes; `element` gives the bits at a row and column.
+fn fragments(place: Place, words: usize, bits: usize, element: impl Fn([usize; 2]) -> u32) -> Vec<u32> {
+    let of_word = 32 / bits;
+    let word = |lane: usize, word: usize| {
+        (0..of_word).fold(0, |all, i| all | element(place(lane / 4, lane % 4, word * of_word + i)) << (i * bits))
+    };
+    (0..32).flat_map(|lane| (0..words).map(move |w| (lane, w))).map(|(lane, w)| word(lane, w)).collect()
+}
+
+#[test]
+fn a_warps_fragments_are_those_of_the_instruction_set() {
+    let Some(device) = device(5) else { return };
+    let mut dice = Dice::new(1);
+    for Shape { kernel, len, bits, a, b } in SHAPES {
+        // Whole numbers, so that bf16 sums are exact, too.
+        let a_elements: Vec<i32> = (0..16 * len).map(|_| dice.below(255) as i32 - 127).collect();
+        let b_elements: Vec<i32> = (0..len * 8).map(|_| dice.below(255) as i32 - 127).collect();
+        let c_elements: Vec<i32> = (0..16 * 8).map(|_| dice.below(2000) as i32 - 1000).collect();
+        let as_bits = |x: i32| if bits == 8 { u32::from(x as u8) } else { (x as f32).to_bits() >> 16 };
+        let as_sum = |x: i32| if bits == 8 { x as u32 } else { (x as f32).to_bits() };
+        let got = show(
+            &device,
+            kernel,
+            &fragments(place_of_c, 4, 32, |[row, column]| as_sum(c_elements[row * 8 + column])),
+            &fragments(a, 16 * len * bits / 1024, bits, |[row, k]| as_bits(a_elements[row * len + k])),
+            &fragments(b, 8 * len * bits / 1024, bits, |[k, column]| as_bits(b_elements[k * 8 + column])),
+        );
+        let wanted = fragments(place_of_c, 4, 32, |[row, column]| {
+            let products = (0..len).map(|k| a_elements[row * len + k] * b_elements[k * 8 + column]);
+            as_sum(products.sum::<i32>() + c_elements[row * 8 + column])
+        });
+        assert!(got == wanted, "{kernel}");
+    }
+}
+
+fn forward(device: Arc<Emulator>, model: &Arc<Model>, prompt: &[u32], rows: usize) -> Vec<f32> {
+    let options =
+        EngineOptions { slots_max: rows.min(4), step_rows_max: rows, kv_blocks_max: 128, ..EngineOptions::default() };
+    let mut engine = Engine::on_backend(model.clone(), options, CudaBackend::new(device)).expect("legal options");
+    engine.forward_logits(prompt).expect("it does not fail")
+}
+
+/// A small device is given larger tiles, so that every kernel has its turn; odd seeds copy at once, even ones when they must.
+#[test]
+fn rows_have_the_same_bits_in_steps_of_any_size_and_by_any_kernel() {
+    let Some(_) = device(0) else { return };
+    let ragged = TinyModel { embedding_length: 48, feed_forward_length: 72, head_len: 10, ..TinyModel::default() };
+    let narrow = TinyModel { embedding_length: 96, feed_forward_length: 160, vocab_len: 277, ..TinyModel::default() };
+    let wide = TinyModel { embedding_length: 256, feed_forward_length: 768, head_len: 32, ..TinyModel::default() };
+    let kinds = [
+        TinyModel { tensor_type: TensorType::Bf16, ..ragged },
+        TinyModel { tensor_type: TensorType::Q8_0, biases: true, architecture: "qwen2", ..narrow.clone() },
+        TinyModel { tensor_type: TensorType::Q4_0, ..narrow },
+        TinyModel { tensor_type: TensorType::Q4K, ..wide.clone() },
+        TinyModel { tensor_type: TensorType::Q6K, ..wide.clone() },
+        TinyModel { tensor_type: TensorType::Q5K, ..wide },
+    ];
+    for (index, tiny) in kinds.into_iter().enumerate() {
+        let tiny = TinyModel { layer_count: 1, context_length: 256, ..tiny };
+        let model = model(tiny.to_bytes());
+        let prompt = tokens(&mut Dice::new(index as u64), 130, tiny.vocab_len);
+        let wanted = engine(&model, |_| ()).forward_logits(&prompt).expect("the CPU does not fail");
+        let mut first: Option<Vec<u32>> = None;
+        for (step, rows) in [130, 1, 3, 8, 9, 17, 33, 64, 65].into_iter().enumerate() {
+            // One row a step is many launches; a part of the prompt shows as much.
+            let part = &prompt[..if rows < 8 { 20 } else { prompt.len() }];
+            let processors = if step % 2 == 0 { 1 } else { 16 };
+            let device = with_processors(step as u64, processors).expect("as before");
+            let got = forward(device, &model, part, rows);
+            let far = got.iter().zip(&wanted).any(|(g, w)| (g - w).abs() > 1e-3 || g.is_nan());
+            assert!(!far, "steps of {rows}: {tiny:?}");
+            let bits: Vec<u32> = got.iter().map(|x| x.to_bits()).collect();
+            let first = first.get_or_insert_with(|| bits.clone());
+            assert!(first.starts_with(&bits), "steps of {rows} have other bits: {tiny:?}");
+        }
+    }
+}
