@@ -17,7 +17,6 @@ constexpr int SPLIT_LEN = 256;
 constexpr int GROUP_MAX = 8;
 constexpr int THREADS = 128;
 constexpr int WARPS = THREADS / 32;
-constexpr int HEAD_LEN_MAX = 256;
 
 struct Attention {
   const uint32_t* positions;

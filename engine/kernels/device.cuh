@@ -41,6 +41,12 @@ constexpr uint32_t ALL_LANES = 0xffffffffu;
 // Cells in one block of KV memory, as `BLOCK_LEN` in engine/src/backend/mod.rs.
 constexpr int BLOCK_LEN = 16;
 
+// Elements of a head at most, as in engine/src/backend/cuda/mod.rs.
+constexpr int HEAD_LEN_MAX = 256;
+
+// Elements of a head in the cache: filled up with zeros, so that four of them always lie at sixteen bytes.
+__device__ __forceinline__ int cell_len(int head_len) { return (head_len + 3) / 4 * 4; }
+
 __device__ __forceinline__ int lesser(int a, int b) { return a < b ? a : b; }
 __device__ __forceinline__ int greater(int a, int b) { return a > b ? a : b; }
 

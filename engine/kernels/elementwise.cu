@@ -2,7 +2,7 @@
 //
 // Idea: nothing but memory traffic. Mapping: a thread an element, blocks of 256; in `add_bias` and `gather` a block row a
 // row. Shapes: `x` and `y` `[len]`, `bias` `[width]`, rows `[rows, width]`, all f32.
-// Bytes moved: 8 a element for `scale` and `soft_cap`, 12 for the others. At decode these are a few kilobytes: what counts
+// Bytes moved: 8 an element for `scale` and `soft_cap`, 12 for the others. At decode these are a few kilobytes: what counts
 // is that they are launched at all.
 #include "device.cuh"
 
@@ -36,12 +36,6 @@ extern "C" __global__ void __launch_bounds__(256) soft_cap(float* x, float cap, 
   if (i < len) x[i] = cap * tanh_exact(x[i] / cap);
 }
 REGISTER(soft_cap)
-
-extern "C" __global__ void __launch_bounds__(256) add(float* x, const float* y, int len) {
-  int i = element();
-  if (i < len) x[i] += y[i];
-}
-REGISTER(add)
 
 // x[row] += bias; grid (blocks of a row, rows)
 extern "C" __global__ void __launch_bounds__(256) add_bias(float* x, const float* bias, int width) {

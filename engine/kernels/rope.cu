@@ -1,11 +1,15 @@
-// Rotary position embeddings, and the KV cache's newest cells.
+// Rotary position embeddings, norms of heads before them, and the KV cache's newest cells after them.
 //
 // Idea: angles are made once a step on the device, from positions that lie there already, so a captured step needs no new
 // numbers from the host. An angle is position * frequency in turns, in f64, reduced to an eighth of a turn; sine and cosine
 // are polynomials of plain f64 operations, exact to f32 and the same everywhere.
-// Mapping: `rope_angles` a thread a pair of a row; `rope` a block a row, a thread a pair; `store_kv` a block a row.
-// Shapes: angles `[rows, half, 2]`; `x` `[rows, heads, head_len]`; cache `[blocks, heads_kv, BLOCK_LEN, head_len]`, f32.
-// Bytes moved: 8 an element of `x` and of keys and values. Source: Su et al. 2021.
+// Mapping: `rope_angles` a thread a pair of a row; `rotate_store` a warp a head of a row, of queries, keys or values: its
+// elements stay in registers from the norm to the cache, and go through shared memory once, where pairs meet.
+// Shapes: angles `[rows, half, 2]`; query `[rows, heads, head_len]`, key and value `[rows, heads_kv, head_len]`; cache
+// `[blocks, heads_kv, BLOCK_LEN, head_len]`, f32. head_len 256 at most.
+// Bytes moved: 8 an element, read once and written once. With two norms, two rotations and a store of their own it was 16 to
+// 24, and five launches; at decode these are some ten kilobytes, and what counts is the launches.
+// Source: Su et al. 2021; norms of heads: Dehghani et al. 2023.
 #include "device.cuh"
 
 __device__ __forceinline__ double sine(double x) {
@@ -51,35 +55,87 @@ extern "C" __global__ void __launch_bounds__(128) rope_angles(float* angles, con
 }
 REGISTER(rope_angles)
 
-// neighbours: elements 2i and 2i + 1 are a pair, otherwise i and i + half. grid (rows)
-extern "C" __global__ void __launch_bounds__(256) rope(float* x, const float* angles, int heads, int head_len, int half,
-                                                       int neighbours) {
-  x += (size_t)blockIdx.x * heads * head_len;
-  angles += (size_t)blockIdx.x * half * 2;
-  for (int item = threadIdx.x; item < heads * half; item += blockDim.x) {
-    int pair = item % half;
-    float* head = x + item / half * head_len;
-    float* first = head + (neighbours ? 2 * pair : pair);
-    float* second = neighbours ? first + 1 : first + half;
-    float cos = angles[2 * pair], sin = angles[2 * pair + 1], p = *first, q = *second;
-    *first = p * cos - q * sin;
-    *second = p * sin + q * cos;
-  }
-}
-REGISTER(rope)
+struct Rotation {
+  float* query;
+  const float* key;
+  const float* value;
+  float* keys;    // of the layer
+  float* values;
+  const float* query_norm;  // null: heads have none
+  const float* key_norm;
+  const float* angles;
+  const uint32_t* positions;
+  const uint32_t* table_of_row;
+  const uint32_t* tables;
+  int table_len;
+  int heads;
+  int heads_kv;
+  int head_len;
+  int half;
+  int neighbours;  // elements 2i and 2i + 1 are a pair, otherwise i and i + half
+  float eps;
+};
 
-// Puts keys and values of each row into the cell of its position. grid (rows); `keys` and `values` begin at the layer.
-extern "C" __global__ void __launch_bounds__(256) store_kv(float* keys, float* values, const float* key,
-                                                           const float* value, const uint32_t* positions,
-                                                           const uint32_t* table_of_row, const uint32_t* tables,
-                                                           int table_len, int heads, int head_len) {
-  int row = blockIdx.x, position = positions[row];
-  size_t block = tables[(size_t)table_of_row[row] * table_len + position / BLOCK_LEN];
-  int width = heads * head_len;
-  for (int i = threadIdx.x; i < width; i += blockDim.x) {
-    size_t cell = ((block * heads + i / head_len) * BLOCK_LEN + position % BLOCK_LEN) * head_len + i % head_len;
-    keys[cell] = key[(size_t)row * width + i];
-    values[cell] = value[(size_t)row * width + i];
+// grid (rows, heads of queries, keys and values, four a block)
+extern "C" __global__ void __launch_bounds__(128) rotate_store(Rotation a) {
+  __shared__ float shared[4][HEAD_LEN_MAX];
+  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, row = blockIdx.x, item = blockIdx.y * 4 + warp;
+  if (item >= a.heads + 2 * a.heads_kv) return;
+  bool is_query = item < a.heads, is_key = !is_query && item < a.heads + a.heads_kv;
+  int head = is_query ? item : is_key ? item - a.heads : item - a.heads - a.heads_kv;
+  float* query = a.query + ((size_t)row * a.heads + head) * a.head_len;
+  size_t place = ((size_t)row * a.heads_kv + head) * a.head_len;
+  const float* from = is_query ? query : (is_key ? a.key : a.value) + place;
+  const float* weight = is_query ? a.query_norm : is_key ? a.key_norm : nullptr;
+
+  float x[HEAD_LEN_MAX / 32];
+#pragma unroll
+  for (int i = 0; i < HEAD_LEN_MAX / 32; ++i) x[i] = lane + 32 * i < a.head_len ? from[lane + 32 * i] : 0.0f;
+  if (weight) {
+    // The order of `rms_norm`, which has two warps for a row of more than 128 elements.
+    float sums[2] = {0.0f, 0.0f};
+#pragma unroll
+    for (int i = 0; i < HEAD_LEN_MAX / 32; ++i) {
+      float& sum = sums[a.head_len > 128 ? i & 1 : 0];
+      if (lane + 32 * i < a.head_len) sum = fmaf(x[i], x[i], sum);
+    }
+    float factor = 1.0f / sqrtf((warp_sum(sums[0]) + warp_sum(sums[1])) / (float)a.head_len + a.eps);
+#pragma unroll
+    for (int i = 0; i < HEAD_LEN_MAX / 32; ++i) {
+      if (lane + 32 * i < a.head_len) x[i] = x[i] * factor * weight[lane + 32 * i];
+    }
+  }
+  if (is_query || is_key) {
+    float* turned = shared[warp];
+#pragma unroll
+    for (int i = 0; i < HEAD_LEN_MAX / 32; ++i) {
+      if (lane + 32 * i < a.head_len) turned[lane + 32 * i] = x[i];
+    }
+    __syncwarp();
+    const float* angles = a.angles + (size_t)row * a.half * 2;
+    for (int pair = lane; pair < a.half; pair += 32) {
+      int first = a.neighbours ? 2 * pair : pair, second = a.neighbours ? first + 1 : first + a.half;
+      float cos = angles[2 * pair], sin = angles[2 * pair + 1], p = turned[first], q = turned[second];
+      turned[first] = p * cos - q * sin;
+      turned[second] = p * sin + q * cos;
+    }
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < HEAD_LEN_MAX / 32; ++i) {
+      if (lane + 32 * i < a.head_len) x[i] = turned[lane + 32 * i];
+    }
+  }
+
+  float* to = query;
+  if (!is_query) {
+    int position = a.positions[row];
+    size_t block = a.tables[(size_t)a.table_of_row[row] * a.table_len + position / BLOCK_LEN];
+    size_t cell = ((block * a.heads_kv + head) * BLOCK_LEN + position % BLOCK_LEN) * a.head_len;
+    to = (is_key ? a.keys : a.values) + cell;
+  }
+#pragma unroll
+  for (int i = 0; i < HEAD_LEN_MAX / 32; ++i) {
+    if (lane + 32 * i < a.head_len) to[lane + 32 * i] = x[i];
   }
 }
-REGISTER(store_kv)
+REGISTER(rotate_store)

@@ -107,6 +107,21 @@ impl Attention {
     }
 }
 
+/// What becomes of a layer's queries and keys before they meet.
+#[derive(Clone, Copy, Debug)]
+pub struct Rotation<'a, V> {
+    /// Query heads; the cache has the number of key heads, and how long a head is.
+    pub head_count: usize,
+    /// Norms of each head of queries, and of keys: `[head_len]` each.
+    pub head_norms: Option<[&'a V; 2]>,
+    /// Added to the mean of squares under such a norm's root.
+    pub eps: f32,
+    /// Which elements are rotated together.
+    pub pairs: RopePairs,
+    /// Number of the rope, of those of `begin_step`.
+    pub rope: usize,
+}
+
 /// The shape of a model's KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvShape {
@@ -245,21 +260,22 @@ pub trait Backend {
     /// `x[r] += bias`.
     fn add_bias(&mut self, x: &mut Self::Buffer, bias: &Self::Vector, rows: usize);
 
-    /// Rotates each head of `x` by the angles that `begin_step` made of rope number `rope`. Elements beyond twice the number of angles stay.
+    /// Brings each head of queries and keys to its norm, where there are such norms, rotates it by the angles that `begin_step`
+    /// made of the rope, and writes each row's key and value into the row's own cell. Elements of a head beyond twice the
+    /// number of angles are not rotated. What `key` holds afterwards is not defined.
     ///
-    /// Source: Su et al. 2021.
-    fn rope(
+    /// Source: Su et al. 2021; norms of heads: Dehghani et al. 2023.
+    #[allow(clippy::too_many_arguments, reason = "what a layer makes of one row is one operation")]
+    fn rotate_store(
         &mut self,
-        x: &mut Self::Buffer,
+        cache: &mut Self::Cache,
+        layer: usize,
+        query: &mut Self::Buffer,
+        key: &mut Self::Buffer,
+        value: &Self::Buffer,
         batch: &Batch,
-        head_count: usize,
-        head_len: usize,
-        pairs: RopePairs,
-        rope: usize,
+        rotation: &Rotation<'_, Self::Vector>,
     );
-
-    /// Writes the key and value of each row into the row's own cell.
-    fn store(&mut self, cache: &mut Self::Cache, layer: usize, key: &Self::Buffer, value: &Self::Buffer, batch: &Batch);
 
     /// Attends from each row to the cells at and before its position, softmax of `scale * q · k`.
     ///
@@ -293,9 +309,6 @@ pub trait Backend {
     ///
     /// Source: Gemma team 2024.
     fn soft_cap(&mut self, x: &mut Self::Buffer, cap: f32, len: usize);
-
-    /// `x += y`, elementwise over `len`.
-    fn add(&mut self, x: &mut Self::Buffer, y: &Self::Buffer, len: usize);
 
     /// `out[i] = x[sample_rows[i]]`, rows of `len`.
     fn gather(&mut self, out: &mut Self::Buffer, x: &Self::Buffer, batch: &Batch, len: usize);

@@ -10,7 +10,7 @@ use super::settings::Settings;
 use super::tensors::{Name, Tensors};
 use super::{Matrix, Vector};
 use crate::LoadError;
-use crate::backend::{Backend, Batch, DeviceError, Projection};
+use crate::backend::{Backend, Batch, DeviceError, Projection, Rotation};
 
 const OUTPUT_NORM: Name = Name { gguf: "output_norm", hf: "norm" };
 const OUTPUT: Name = Name { gguf: "output", hf: "lm_head" };
@@ -214,7 +214,7 @@ pub(crate) struct Decoder<B: Backend> {
 struct Activations<B: Backend> {
     /// The residual stream. `[rows, embedding]`
     x: B::Buffer,
-    /// What a layer works on, or adds to `x`. `[rows, embedding]`
+    /// What a layer works on, or adds to `x`; at the end all rows after the last norm. `[rows, embedding]`
     y: B::Buffer,
     /// `[rows, head_count, head_len]`
     query: B::Buffer,
@@ -230,8 +230,6 @@ struct Activations<B: Backend> {
     up: B::Buffer,
     /// `[samples, vocab]`
     logits: B::Buffer,
-    /// Rows after the last norm, in steps that want them. `[rows, embedding]`
-    hidden: B::Buffer,
 }
 
 impl Linear<Matrix, Vector> {
@@ -301,7 +299,6 @@ impl<B: Backend> Decoder<B> {
                 gate: rows(c.feed_forward_length)?,
                 up: rows(c.feed_forward_length)?,
                 logits: be.buffer(samples_max * c.vocab_len)?,
-                hidden: rows(c.embedding_length)?,
             },
             config: c.clone(),
         })
@@ -322,32 +319,33 @@ impl<B: Backend> Decoder<B> {
     ) -> Result<&'a [f32], DeviceError> {
         self.run_layers(be, cache, batch)?;
 
+        // Logits: of the rows that somebody wants to sample from, in most steps of decode all of them.
         let c = &self.config;
         let s = &mut self.scratch;
-        if batch.wants_hidden {
-            be.rms_norm(&mut s.hidden, &s.x, &self.output_norm, batch.rows(), c.norm_eps);
-        }
-        // Logits: of the rows that somebody wants to sample from.
         let samples = batch.sample_rows.len();
-        be.gather(&mut s.y, &s.x, batch, c.embedding_length);
-        be.rms_norm(&mut s.x, &s.y, &self.output_norm, samples, c.norm_eps);
-        be.matmul(&mut s.logits, &s.x, self.output.as_ref().unwrap_or(&self.embedding), samples);
+        let sampled = if samples == batch.rows() {
+            &s.y
+        } else {
+            be.gather(&mut s.x, &s.y, batch, c.embedding_length);
+            &s.x
+        };
+        be.matmul(&mut s.logits, sampled, self.output.as_ref().unwrap_or(&self.embedding), samples);
         if let Some(cap) = c.logit_cap {
             be.soft_cap(&mut s.logits, cap, samples * c.vocab_len);
         }
         be.read(&s.logits, samples * c.vocab_len)
     }
 
-    /// The rows of the step before, after the last norm, `[rows, embedding]`; its batch must have wanted them.
+    /// The rows of the step before, after the last norm, `[rows, embedding]`.
     ///
     /// # Errors
     ///
     /// When the device failed.
     pub fn hidden_states<'a>(&'a self, be: &'a mut B, rows: usize) -> Result<&'a [f32], DeviceError> {
-        be.read(&self.scratch.hidden, rows * self.config.embedding_length)
+        be.read(&self.scratch.y, rows * self.config.embedding_length)
     }
 
-    /// From tokens to the residual stream after the last layer.
+    /// From tokens to the rows after the last norm, in `y`.
     fn run_layers(&mut self, be: &mut B, cache: &mut B::Cache, batch: &Batch) -> Result<(), DeviceError> {
         let c = &self.config;
         let s = &mut self.scratch;
@@ -358,25 +356,30 @@ impl<B: Backend> Decoder<B> {
             be.scale(&mut s.x, scale, rows * c.embedding_length);
         }
 
-        for (index, (layer, kind)) in self.layers.iter().zip(&c.layers).enumerate() {
+        // A norm follows the addition before it at once: the next layer's where this one ends, and at last the output's.
+        let mut norms = self.layers.iter().map(|layer| &layer.attention_norm).chain([&self.output_norm]);
+        if let Some(first) = norms.next() {
+            be.rms_norm(&mut s.y, &s.x, first, rows, c.norm_eps);
+        }
+        for (index, ((layer, kind), next_norm)) in self.layers.iter().zip(&c.layers).zip(norms).enumerate() {
             // Attention: project, rotate, remember, attend.
-            be.rms_norm(&mut s.y, &s.x, &layer.attention_norm, rows, c.norm_eps);
             let parts = &mut [layer.query.to(&mut s.query), layer.key.to(&mut s.key), layer.value.to(&mut s.value)];
             be.project(&s.y, rows, parts);
-            if let Some([query_norm, key_norm]) = &layer.head_norms {
-                be.rms_norm_in_place(&mut s.query, query_norm, rows * c.head_count, c.norm_eps);
-                be.rms_norm_in_place(&mut s.key, key_norm, rows * c.head_count_kv, c.norm_eps);
-            }
-            be.rope(&mut s.query, batch, c.head_count, c.head_len, c.rope_pairs, kind.rope);
-            be.rope(&mut s.key, batch, c.head_count_kv, c.head_len, c.rope_pairs, kind.rope);
-            be.store(cache, index, &s.key, &s.value, batch);
+            let rotation = Rotation {
+                head_count: c.head_count,
+                head_norms: layer.head_norms.as_ref().map(|[query, key]| [query, key]),
+                eps: c.norm_eps,
+                pairs: c.rope_pairs,
+                rope: kind.rope,
+            };
+            be.rotate_store(cache, index, &mut s.query, &mut s.key, &s.value, batch, &rotation);
             be.attend(&mut s.attended, &s.query, cache, index, batch, &kind.attention);
             be.project(&s.attended, rows, &mut [layer.attention_output.to(&mut s.y)]);
             if let Some(norm) = &layer.attention_post_norm {
                 be.rms_norm_in_place(&mut s.y, norm, rows, c.norm_eps);
             }
-            // Feed-forward: a gated unit, wide and back.
             be.add_rms_norm(&mut s.x, &mut s.y, &layer.ffn_norm, rows, c.norm_eps);
+            // Feed-forward: a gated unit, wide and back.
             be.project(&s.y, rows, &mut [layer.gate.to(&mut s.gate), layer.up.to(&mut s.up)]);
             match c.activation {
                 Activation::Silu => be.silu_mul(&mut s.gate, &s.up, rows * c.feed_forward_length),
@@ -386,7 +389,7 @@ impl<B: Backend> Decoder<B> {
             if let Some(norm) = &layer.ffn_post_norm {
                 be.rms_norm_in_place(&mut s.y, norm, rows, c.norm_eps);
             }
-            be.add(&mut s.x, &s.y, rows * c.embedding_length);
+            be.add_rms_norm(&mut s.x, &mut s.y, next_norm, rows, c.norm_eps);
         }
         Ok(())
     }

@@ -44,6 +44,10 @@ impl CpuCache {
         }
     }
 
+    pub(super) fn shape(&self) -> KvShape {
+        self.shape
+    }
+
     /// Which head's block of all heads' blocks.
     #[inline(always)]
     fn index(&self, layer: usize, block: u32, head: usize) -> usize {

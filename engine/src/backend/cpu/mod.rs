@@ -10,7 +10,7 @@ use orchestratord_cpu::pool::{SharedSlice, WorkerPool};
 use orchestratord_cpu::simd::{LANES, Simd};
 use orchestratord_cpu::{Activations, Buffer, decode_row, instantiate, math, matmul};
 
-use super::{Attention, Backend, Batch, DeviceError, KvShape, RopePairs};
+use super::{Attention, Backend, Batch, DeviceError, KvShape, RopePairs, Rotation};
 use crate::model::{Matrix, Rope, Vector};
 
 /// Vectors of an elementwise operation that are worth waking a worker for.
@@ -114,7 +114,10 @@ impl Backend for CpuBackend {
     }
 
     fn add_rms_norm(&mut self, x: &mut Buffer, y: &mut Buffer, weight: &Vector, rows: usize, eps: f32) {
-        self.add(x, y, rows * weight.len());
+        let len = rows * weight.len();
+        for (x, y) in x[..len].iter_mut().zip(&y[..len]) {
+            *x += y;
+        }
         self.rms_norm(y, x, weight, rows, eps);
     }
 
@@ -130,34 +133,24 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn rope(
+    fn rotate_store(
         &mut self,
-        x: &mut Buffer,
+        cache: &mut CpuCache,
+        layer: usize,
+        query: &mut Buffer,
+        key: &mut Buffer,
+        value: &Buffer,
         batch: &Batch,
-        head_count: usize,
-        head_len: usize,
-        pairs: RopePairs,
-        rope: usize,
+        rotation: &Rotation<'_, Vector>,
     ) {
-        let angles = &self.angles[rope];
-        let half = angles.len() / batch.rows();
-        let rows = x.chunks_exact_mut(head_count * head_len).take(batch.rows());
-        for (row, angles) in rows.zip(angles.chunks_exact(half)) {
-            for head in row.chunks_exact_mut(head_len) {
-                for (i, [cos, sin]) in angles.iter().enumerate() {
-                    let (a, b) = match pairs {
-                        RopePairs::Neighbours => (2 * i, 2 * i + 1),
-                        RopePairs::Halves => (i, i + half),
-                    };
-                    let (p, q) = (head[a], head[b]);
-                    head[a] = p * cos - q * sin;
-                    head[b] = p * sin + q * cos;
-                }
-            }
+        let Rotation { head_count, head_norms, eps, pairs, rope } = *rotation;
+        let KvShape { head_count: head_count_kv, head_len, .. } = cache.shape();
+        if let Some([query_norm, key_norm]) = head_norms {
+            self.rms_norm_in_place(query, query_norm, batch.rows() * head_count, eps);
+            self.rms_norm_in_place(key, key_norm, batch.rows() * head_count_kv, eps);
         }
-    }
-
-    fn store(&mut self, cache: &mut CpuCache, layer: usize, key: &Buffer, value: &Buffer, batch: &Batch) {
+        self.rope(query, batch, head_count, head_len, pairs, rope);
+        self.rope(key, batch, head_count_kv, head_len, pairs, rope);
         cache.store(layer, key, value, batch);
     }
 
@@ -197,12 +190,6 @@ impl Backend for CpuBackend {
         });
     }
 
-    fn add(&mut self, x: &mut Buffer, y: &Buffer, len: usize) {
-        for (x, y) in x[..len].iter_mut().zip(&y[..len]) {
-            *x += y;
-        }
-    }
-
     fn gather(&mut self, out: &mut Buffer, x: &Buffer, batch: &Batch, len: usize) {
         for (out, row) in out.chunks_exact_mut(len).zip(&batch.sample_rows) {
             out.copy_from_slice(&x[*row as usize * len..][..len]);
@@ -219,6 +206,26 @@ impl Backend for CpuBackend {
 }
 
 impl CpuBackend {
+    /// Rotates each head of `x`.
+    fn rope(&self, x: &mut Buffer, batch: &Batch, head_count: usize, head_len: usize, pairs: RopePairs, rope: usize) {
+        let angles = &self.angles[rope];
+        let half = angles.len() / batch.rows();
+        let rows = x.chunks_exact_mut(head_count * head_len).take(batch.rows());
+        for (row, angles) in rows.zip(angles.chunks_exact(half)) {
+            for head in row.chunks_exact_mut(head_len) {
+                for (i, [cos, sin]) in angles.iter().enumerate() {
+                    let (a, b) = match pairs {
+                        RopePairs::Neighbours => (2 * i, 2 * i + 1),
+                        RopePairs::Halves => (i, i + half),
+                    };
+                    let (p, q) = (head[a], head[b]);
+                    head[a] = p * cos - q * sin;
+                    head[b] = p * sin + q * cos;
+                }
+            }
+        }
+    }
+
     /// An elementwise operation of a gated unit, on all threads.
     fn gated(&self, kernel: fn(Isa, &mut [f32], &[f32]), gate: &mut [f32], up: &[f32], len: usize) {
         let isa = self.isa;

@@ -25,7 +25,7 @@ pub use nvrtc::compile;
 pub use plan::{DoesNotFit, Sizes, engine_on, kv_blocks_in, plan};
 use repack::{Input, Layout, Tensor, repack_tiles};
 
-use super::{Attention, BLOCK_LEN, Backend, Batch, DeviceError, KvShape, Projection, RopePairs, StepShape};
+use super::{Attention, BLOCK_LEN, Backend, Batch, DeviceError, KvShape, Projection, RopePairs, Rotation, StepShape};
 use crate::model::{Matrix, Rope, Vector};
 
 /// Cells that one block of threads attends to. As in `engine/kernels/attend.cu`.
@@ -495,48 +495,43 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.launch("add_bias", [bias.len.div_ceil(256), rows, 1], 256, 0, arguments);
     }
 
-    fn rope(
-        &mut self,
-        x: &mut CudaBuffer<D>,
-        batch: &Batch,
-        head_count: usize,
-        head_len: usize,
-        pairs: RopePairs,
-        rope: usize,
-    ) {
-        self.written(x);
-        let rope = &self.step.ropes[rope];
-        let arguments = Arguments::new()
-            .pointer(x.0.address())
-            .pointer(rope.angles.address())
-            .int(head_count)
-            .int(head_len)
-            .int(rope.rope.frequencies.len())
-            .int(usize::from(pairs == RopePairs::Neighbours));
-        self.launch("rope", [batch.rows(), 1, 1], 256, 0, arguments);
-    }
-
-    fn store(
+    fn rotate_store(
         &mut self,
         cache: &mut CudaCache<D>,
         layer: usize,
-        key: &CudaBuffer<D>,
+        query: &mut CudaBuffer<D>,
+        key: &mut CudaBuffer<D>,
         value: &CudaBuffer<D>,
         batch: &Batch,
+        rotation: &Rotation<'_, CudaVector<D>>,
     ) {
+        self.written(query);
         let [keys, values] = cache.layer(layer);
-        let arguments = Arguments::new()
-            .pointer(keys)
-            .pointer(values)
-            .pointer(key.0.address())
-            .pointer(value.0.address())
-            .pointer(self.list(1))
-            .pointer(self.list(2))
-            .pointer(self.tables())
-            .int(batch.table_len)
-            .int(cache.shape.head_count)
-            .int(cache.shape.head_len);
-        self.launch("store_kv", [batch.rows(), 1, 1], 256, 0, arguments);
+        let KvShape { head_count: heads_kv, head_len, .. } = cache.shape;
+        let rope = &self.step.ropes[rotation.rope];
+        let [query_norm, key_norm] = rotation.head_norms.map_or([0; 2], |norms| norms.map(|n| n.memory.address()));
+        let neighbours = u32::from(rotation.pairs == RopePairs::Neighbours);
+        let words = [
+            query.0.address(),
+            key.0.address(),
+            value.0.address(),
+            keys,
+            values,
+            query_norm,
+            key_norm,
+            rope.angles.address(),
+            self.list(1),
+            self.list(2),
+            self.tables(),
+            pair(batch.table_len as u32, rotation.head_count as u32),
+            pair(heads_kv as u32, head_len as u32),
+            pair(rope.rope.frequencies.len() as u32, neighbours),
+            pair(rotation.eps.to_bits(), 0),
+        ];
+        // A warp takes a head, four a block.
+        let heads = rotation.head_count + 2 * heads_kv;
+        let grid = [batch.rows(), heads.div_ceil(4), 1];
+        self.launch("rotate_store", grid, 128, 0, Arguments::new().structure(&words));
     }
 
     fn attend(
@@ -600,11 +595,6 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn soft_cap(&mut self, x: &mut CudaBuffer<D>, cap: f32, len: usize) {
         self.elementwise("soft_cap", len, x, Arguments::new().pointer(x.0.address()).float(cap));
-    }
-
-    fn add(&mut self, x: &mut CudaBuffer<D>, y: &CudaBuffer<D>, len: usize) {
-        let arguments = Arguments::new().pointer(x.0.address()).pointer(y.0.address());
-        self.elementwise("add", len, x, arguments);
     }
 
     fn gather(&mut self, out: &mut CudaBuffer<D>, x: &CudaBuffer<D>, batch: &Batch, len: usize) {
