@@ -9,6 +9,8 @@ pub enum TensorType {
     F16,
     /// The upper half of an `F32`.
     Bf16,
+    /// Bytes with four bits of exponent and three of fraction (E4M3), a single-precision scale for 128.
+    F8,
     /// 4 bits an element, a scale for 32.
     Q4_0,
     /// 4 bits an element, a scale and a least value for 32.
@@ -36,10 +38,12 @@ pub enum TensorType {
 }
 
 /// Type, code in a file, name as llama.cpp prints it, elements that are stored together and their bytes.
-const TYPES: [(TensorType, u32, &str, usize, usize); 15] = [
+const TYPES: [(TensorType, u32, &str, usize, usize); 16] = [
     (TensorType::F32, 0, "F32", 1, 4),
     (TensorType::F16, 1, "F16", 1, 2),
     (TensorType::Bf16, 30, "BF16", 1, 2),
+    // No GGUF file has it: the code is one of our own.
+    (TensorType::F8, 0x6f38, "F8_E4M3", 128, 132),
     (TensorType::Q4_0, 2, "Q4_0", 32, 18),
     (TensorType::Q4_1, 3, "Q4_1", 32, 20),
     (TensorType::Q5_0, 6, "Q5_0", 32, 22),

@@ -44,6 +44,7 @@ pub fn encode(tensor_type: TensorType, values: &[f32]) -> Vec<u8> {
         TensorType::F16 => values.iter().flat_map(|x| to_f16(*x).to_le_bytes()).collect(),
         TensorType::Bf16 => values.iter().flat_map(|x| ((x.to_bits() >> 16) as u16).to_le_bytes()).collect(),
         TensorType::Q8_0 => values.chunks(32).flat_map(encode_q8_0).collect(),
+        TensorType::F8 => values.chunks(128).flat_map(encode_f8).collect(),
         other => random_blocks(other, values),
     }
 }
@@ -66,7 +67,9 @@ fn random_blocks(tensor_type: TensorType, values: &[f32]) -> Vec<u8> {
         TensorType::Q6K => (&[208], 4096.0),
         TensorType::Iq4Nl => (&[0], 127.0),
         TensorType::Iq4Xs => (&[0], 4064.0),
-        TensorType::F32 | TensorType::F16 | TensorType::Bf16 | TensorType::Q8_0 => unreachable!("has an encoder"),
+        TensorType::F32 | TensorType::F16 | TensorType::Bf16 | TensorType::F8 | TensorType::Q8_0 => {
+            unreachable!("has an encoder")
+        }
     };
     let mut out = Vec::new();
     for _ in 0..values.len() / tensor_type.block_len() {
@@ -94,6 +97,26 @@ fn encode_q8_0(block: &[f32]) -> Vec<u8> {
     let mut out = to_f16(scale).to_le_bytes().to_vec();
     out.extend(block.iter().map(|x| if scale > 0.0 { (x / scale).round() as i8 as u8 } else { 0 }));
     out
+}
+
+fn encode_f8(block: &[f32]) -> Vec<u8> {
+    let most = block.iter().fold(0f32, |a, x| a.max(x.abs()));
+    let scale = most / 448.0;
+    let mut out = scale.to_le_bytes().to_vec();
+    out.extend(block.iter().map(|x| if scale > 0.0 { to_f8(x / scale) } else { 0 }));
+    out
+}
+
+/// E4M3 of a number of 448 at most, cut off.
+pub fn to_f8(x: f32) -> u8 {
+    let bits = x.to_bits();
+    let sign = (bits >> 24) as u8 & 0x80;
+    let exponent = (bits >> 23 & 255) as i32 - 120;
+    if exponent > 0 {
+        return sign | (exponent as u8) << 3 | (bits >> 20 & 7) as u8;
+    }
+    // Subnormal: a multiple of 2^-9.
+    sign | (x.abs() * 512.0) as u8
 }
 
 /// Half precision of a number below 65504, cut off.

@@ -8,6 +8,7 @@ use super::Model;
 use super::architecture;
 use super::decoder::DecoderWeights;
 use super::digest::Digest;
+use super::fp8;
 use super::info::ModelInfo;
 use super::settings::Settings;
 use super::tensors::{Tensors, parts, read_json};
@@ -35,7 +36,7 @@ pub(super) fn open(folder: &Path) -> Result<Model, LoadError> {
         false => Ok(Json::Null),
     };
     let (generation, tokenizer_config) = (optional("generation_config.json")?, optional("tokenizer_config.json")?);
-    let tensors = Tensors::of_folder(folder)?;
+    let tensors = Tensors::of_folder(folder, fp8::square(&config_file)?)?;
     let settings = Settings::of_config(&config_file)?;
     let config = architecture::read(&settings, &tensors)?;
     let weights = DecoderWeights::read(&settings, &tensors, &config)?;

@@ -4,6 +4,7 @@ mod architecture;
 mod decoder;
 mod digest;
 mod folder;
+mod fp8;
 mod info;
 mod rope;
 mod settings;

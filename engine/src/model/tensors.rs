@@ -6,6 +6,7 @@ use std::path::Path;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value as Json;
 
+use super::fp8::{self, Unscaled};
 use crate::LoadError;
 use crate::gguf::{FileBytes, Gguf, TensorInfo, TensorType};
 
@@ -51,13 +52,14 @@ impl Tensors {
         Tensors { by_name, naming: Naming::Gguf, prefix: String::new() }
     }
 
-    /// Maps every part of a folder's model.
+    /// Maps every part of a folder's model; `square` is what of an FP8 matrix has one scale, if the configuration says it.
     ///
     /// # Errors
     ///
     /// When a part is missing or damaged.
-    pub fn of_folder(folder: &Path) -> Result<Tensors, LoadError> {
+    pub fn of_folder(folder: &Path, square: Option<[usize; 2]>) -> Result<Tensors, LoadError> {
         let mut by_name = HashMap::new();
+        let mut unscaled = Vec::new();
         for part in parts(folder)? {
             let path = folder.join(&part);
             let file = FileBytes::map(&path)?;
@@ -71,11 +73,14 @@ impl Tensors {
                     None => (1, 1),
                     Some((cols, others)) => (*cols, others.iter().product()),
                 };
+                let range = data_start + start..data_start + end;
+                if info.dtype == Dtype::F8_E4M3 && cols * rows > 0 {
+                    unscaled.push(Unscaled { name, file: file.clone(), range, rows, cols });
+                    continue;
+                }
                 let info = match tensor_type(info.dtype) {
                     Some(_) if cols * rows == 0 => Err("that is empty".to_owned()),
-                    Some(tensor_type) => {
-                        Ok(TensorInfo { tensor_type, cols, rows, range: data_start + start..data_start + end })
-                    }
+                    Some(tensor_type) => Ok(TensorInfo { tensor_type, cols, rows, range }),
                     None => Err(format!("{:?}", info.dtype)),
                 };
                 if by_name.insert(name.clone(), Tensor { file: file.clone(), info }).is_some() {
@@ -83,6 +88,7 @@ impl Tensors {
                 }
             }
         }
+        fp8::join(&mut by_name, unscaled, square)?;
         let prefix = ["", "language_model.", "model.language_model."].into_iter().find(|prefix| {
             let name = format!("{}embed_tokens.weight", model_prefix(prefix));
             by_name.contains_key(&name)

@@ -13,11 +13,22 @@ fn half(bytes: &[u8]) -> f64 {
     }
 }
 
+/// A sign, four bits of exponent, three of fraction.
+fn eight(byte: u8) -> f64 {
+    let sign = if byte >> 7 == 1 { -1.0 } else { 1.0 };
+    let (exponent, fraction) = (bits(byte, 3, 4), f64::from(byte & 7) / 8.0);
+    match exponent {
+        0 => sign * fraction * 2f64.powi(-6),
+        e => sign * (1.0 + fraction) * 2f64.powi(e - 7),
+    }
+}
+
 /// Elements and bytes of a block of a tensor type, by its code in the file.
 pub fn block(code: u32) -> (usize, usize) {
     match code {
         0 => (1, 4),
         1 | 30 => (1, 2),
+        0x6f38 => (128, 4 + 128),
         2 => (32, 2 + 16),
         3 => (32, 2 + 2 + 16),
         6 => (32, 2 + 4 + 16),
@@ -87,6 +98,7 @@ fn element(code: u32, b: &[u8], i: usize) -> f64 {
         0 => f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
         1 => half(b),
         30 => f64::from(f32::from_le_bytes([0, 0, b[0], b[1]])),
+        0x6f38 => f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])) * eight(b[4 + i]),
         2 => scaled(half(b), nibble(&b[2..], i) - 8),
         3 => scaled(half(b), nibble(&b[4..], i)) + half(&b[2..]),
         6 => scaled(half(b), nibble(&b[6..], i) + 16 * bits(b[2 + i / 8], i % 8, 1) - 16),

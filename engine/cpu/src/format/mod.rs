@@ -8,6 +8,7 @@
 mod bf16;
 mod f16;
 mod f32;
+mod f8;
 mod iq4_nl;
 mod iq4_xs;
 mod k;
@@ -23,6 +24,7 @@ mod q6_k;
 mod q8_0;
 
 pub use bf16::Bf16;
+pub use f8::F8;
 pub use f16::F16;
 pub use f32::F32;
 pub use iq4_nl::Iq4Nl;
@@ -150,6 +152,7 @@ macro_rules! with_format {
             T::F32 => floats!(f::F32),
             T::F16 => floats!(f::F16),
             T::Bf16 => floats!(f::Bf16),
+            T::F8 => floats!(f::F8),
             T::Q2K => floats!(f::Q2K),
             T::Q4_0 => integers!(f::Q4_0),
             T::Q4_1 => integers!(f::Q4_1),

@@ -207,6 +207,12 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn half_words_to_floats(self, x: [__m256i; 2]) -> [[__m256; 2]; 2] {
+        x.map(|x| unsafe {
+            [_mm256_cvtph_ps(_mm256_castsi256_si128(x)), _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(x))]
+        })
+    }
+    #[inline(always)]
     fn zeros(self) -> [__m256i; 2] {
         unsafe { [_mm256_setzero_si256(); 2] }
     }

@@ -224,6 +224,10 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    fn half_words_to_floats(self, x: __m512i) -> [__m512; 2] {
+        unsafe { [_mm512_cvtph_ps(_mm512_castsi512_si256(x)), _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(x))] }
+    }
+    #[inline(always)]
     fn zeros(self) -> __m512i {
         unsafe { _mm512_setzero_si512() }
     }

@@ -202,6 +202,8 @@ pub trait Simd: Copy {
     fn shift_left(self, a: Self::W, count: u32) -> Self::W;
     /// Words as numbers, the first sixteen and the others.
     fn words_to_floats(self, x: Self::W) -> [Self::F; 2];
+    /// As `words_to_floats`, of words that are half-precision numbers.
+    fn half_words_to_floats(self, x: Self::W) -> [Self::F; 2];
 
     fn zeros(self) -> Self::I;
     fn load_ints(self, x: &[i32; LANES]) -> Self::I;

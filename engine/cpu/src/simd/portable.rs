@@ -166,6 +166,14 @@ impl Simd for Portable {
         out
     }
     #[inline(always)]
+    fn half_words_to_floats(self, x: Self::W) -> [Self::F; 2] {
+        let mut out = [[0.0; LANES]; 2];
+        for (out, x) in out.as_flattened_mut().iter_mut().zip(x) {
+            *out = f16_to_f32(x as u16);
+        }
+        out
+    }
+    #[inline(always)]
     fn zeros(self) -> Self::I {
         [0; LANES]
     }

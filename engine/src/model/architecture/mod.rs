@@ -8,6 +8,7 @@ mod llama;
 mod phi;
 mod qwen;
 
+use super::fp8::is_fp8;
 use super::rope::{self, Rope, RopeShape};
 use super::settings::{Key, Settings};
 use super::tensors::{Name, Tensors};
@@ -268,10 +269,11 @@ fn refuse_what_would_be_ignored(settings: &Settings<'_>) -> Result<(), LoadError
         }
     }
     if let Some(config) = settings.config() {
-        if config["quantization_config"].is_object() {
-            let method = config["quantization_config"]["quant_method"].as_str().unwrap_or("of no name");
+        let quantization = &config["quantization_config"];
+        if quantization.is_object() && !is_fp8(quantization) {
+            let method = quantization["quant_method"].as_str().unwrap_or("of no name");
             return Err(LoadError::unsupported(format!(
-                "quantisation {method:?} in config.json: give the unquantised folder or a GGUF file"
+                "quantisation {method:?} in config.json: give an FP8 folder, the unquantised one, or a GGUF file"
             )));
         }
         if config["use_bidirectional_attention"].as_bool() == Some(true) {
