@@ -1,6 +1,6 @@
 // How weights lie on the device for tensor cores, and how activations do.
 //
-// At load, a matrix is cut into tiles of sixteen outputs, and a tile into stages: 128 elements of each output, 64 of bf16
+// At load, a matrix is cut into tiles of sixteen outputs, and a tile into stages: 128 elements of each output, 64 of floats
 // (engine/src/backend/cuda/repack.rs). A stage is `CHUNKS` chunks of 512 bytes and what scales them. A chunk has 32 bytes of
 // each output in the order of a fragment (tensor.cuh): a lane's sixteen bytes are the four words of A, so a warp reads and
 // writes whole lines, whatever the file's blocks look like. Outputs and elements beyond the matrix are zeros.
@@ -323,5 +323,58 @@ struct Bf16 {
   static __device__ __forceinline__ float element(const Weights& w, int row, int k) {
     const uint8_t* at = stage_elements<Bf16>(w, row / TILE, k / 64) + k / 16 % 4 * CHUNK_BYTES;
     return __uint_as_float((uint32_t)read<uint16_t>(at + place_of(row % TILE, k % 16 * 2)) << 16);
+  }
+};
+
+// A chunk is two units of sixteen elements of eight bits (E4M3). They become bf16, which have all of them, and meet activations
+// as those do. Of a unit, place t has elements 2t, 2t + 1, 2t + 8 and 2t + 9 in a word, so that its halves are words of A. Scales:
+// the block's, f32 `[8 g][g, g + 8]`.
+struct F8 {
+  static constexpr int CHUNKS = 2, SPAN = 2, SCALE_BYTES = 0, BLOCK_BYTES = 64;
+  static constexpr int SUMS = 2;
+  static constexpr int RECORD_BYTES = RECORD_WORDS_BYTES, INPUT_BYTES = RECORD_WORDS_BYTES;
+  struct Pair {
+    uint32_t a[2][4];
+    float scales[2];
+  };
+
+  // Two elements in the upper bytes of halves, as bf16: exponent and fraction where bf16 has them, then what the biases
+  // differ by.
+  static __device__ __forceinline__ uint32_t bf16_pair(uint32_t bytes) {
+    return scale_bf16_pair<120>((bytes & 0x80008000u) | (bytes >> 4 & 0x07f007f0u));
+  }
+
+  static __device__ __forceinline__ Pair pair(const uint8_t* stage, int p, int lane) {
+    Pair w;
+    uint32_t raw[4];
+    words_of(raw, read<uint4>(stage + p * CHUNK_BYTES + lane * 16));
+    float2 scales = read<float2>(stage + CHUNKS * CHUNK_BYTES + (lane >> 2) * 8);
+    w.scales[0] = scales.x;
+    w.scales[1] = scales.y;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      w.a[i >> 1][i & 1] = bf16_pair((raw[i] << 8 & 0xff00u) | (raw[i] << 16 & 0xff000000u));
+      w.a[i >> 1][2 + (i & 1)] = bf16_pair((raw[i] >> 8 & 0xff00u) | (raw[i] & 0xff000000u));
+    }
+    return w;
+  }
+  static __device__ __forceinline__ uint4 inputs(const uint8_t* record, int pair, int lane) {
+    return Bf16::inputs(record, pair, lane);
+  }
+  static __device__ __forceinline__ void multiply(float (&sums)[2], const Pair& w, const uint4& x) {
+    float c[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    mma_bf16(c, w.a[0], x.x, x.y);
+    mma_bf16(c, w.a[1], x.z, x.w);
+#pragma unroll
+    for (int o = 0; o < 2; ++o) sums[o] = fmaf(w.scales[o], c[2 * o] + c[2 * o + 1], sums[o]);
+  }
+  static __device__ __forceinline__ float total(const float (&sums)[2], int o) { return sums[o]; }
+  static __device__ __forceinline__ float element(const Weights& w, int row, int k) {
+    int tile = row / TILE, within = row % TILE, stage = k / 64, block, i = k % 16;
+    const uint8_t* scales = stage_scales<F8>(w, tile, stage, block) + block;
+    int at = k % 32 / 16 * 16 + i % 8 / 2 * 4 + i / 8 * 2 + i % 2;
+    uint8_t byte = stage_elements<F8>(w, tile, stage)[k / 32 % 2 * CHUNK_BYTES + place_of(within, at)];
+    float value = half_to_float((uint16_t)((byte & 0x80) << 8 | (byte & 0x7f) << 7));
+    return read<float>(scales + (within & 7) * 8 + (within >> 3) * 4) * 256.0f * value;
   }
 };

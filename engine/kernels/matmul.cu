@@ -65,7 +65,7 @@ __device__ __forceinline__ void copy_weights(uint8_t* to, const Weights& w, int 
   for (int c = 0; c < Format::CHUNKS; ++c) {
     copy_async(to + c * CHUNK_BYTES + lane * 16, elements + c * CHUNK_BYTES + lane * 16);
   }
-  if constexpr (Format::SCALE_BYTES > 0) {
+  if constexpr (Format::SCALE_BYTES + Format::BLOCK_BYTES > 0) {
     int block;
     const uint8_t* scales = stage_scales<Format>(w, tile, stage, block);
     for (int at = lane * 16; at < Format::SCALE_BYTES + Format::BLOCK_BYTES; at += 512) {
@@ -284,6 +284,7 @@ __device__ __forceinline__ void many(const Product& p) {
   MANY(name, Format, 2, 8, BLOCKS)
 
 ALL(bf16, Bf16, 3)
+ALL(f8, F8, 3)
 ALL(q8_0, Q8_0, 3)
 ALL(q4_0, Q4_0, 3)
 ALL(q4_k, Q4_K, 2)

@@ -13,6 +13,15 @@
 #include "device.cuh"
 
 #ifndef EMULATED
+// Two bf16 times 2^EXPONENT, subnormal ones included.
+template <int EXPONENT>
+__device__ __forceinline__ uint32_t scale_bf16_pair(uint32_t pair) {
+  constexpr uint32_t FACTOR = (EXPONENT + 127) << 7;
+  uint32_t scaled;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(scaled) : "r"(pair), "r"(FACTOR << 16 | FACTOR), "r"(0x80008000u));
+  return scaled;
+}
+
 // Signed bytes, K = 32. The sum is exact.
 __device__ __forceinline__ void mma_bytes(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"

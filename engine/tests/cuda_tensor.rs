@@ -135,6 +135,7 @@ fn rows_have_the_same_bits_in_steps_of_any_size_and_by_any_kernel() {
         TinyModel { tensor_type: TensorType::Q4_0, ..narrow },
         TinyModel { tensor_type: TensorType::Q4K, ..wide.clone() },
         TinyModel { tensor_type: TensorType::Q6K, ..wide.clone() },
+        TinyModel { tensor_type: TensorType::F8, ..wide.clone() },
         TinyModel { tensor_type: TensorType::Q5K, ..wide },
     ];
     for (index, tiny) in kinds.into_iter().enumerate() {

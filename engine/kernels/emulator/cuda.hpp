@@ -92,6 +92,12 @@ inline float half_to_float(uint16_t half) {
   return half >> 15 ? -magnitude : magnitude;
 }
 
+template <int EXPONENT>
+inline uint32_t scale_bf16_pair(uint32_t pair) {
+  auto scaled = [](uint32_t upper) { return __float_as_uint(ldexpf(__uint_as_float(upper), EXPONENT)); };
+  return (scaled(pair << 16) >> 16) | (scaled(pair & 0xffff0000u) & 0xffff0000u);
+}
+
 // Tensor cores, by the fragment maps of tensor.cuh: what a lane holds of A and B is given to all others, and each computes
 // its own four elements.
 namespace emulator {

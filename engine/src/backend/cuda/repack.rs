@@ -26,6 +26,7 @@ pub(super) enum Layout {
     F32,
     F16,
     Bf16,
+    F8,
     Q8_0,
     Q4_0,
     Q4K,
@@ -112,6 +113,7 @@ impl Layout {
             TensorType::F32 => Layout::F32,
             TensorType::F16 => Layout::F16,
             TensorType::Bf16 => Layout::Bf16,
+            TensorType::F8 => Layout::F8,
             TensorType::Q8_0 => Layout::Q8_0,
             TensorType::Q4_0 => Layout::Q4_0,
             TensorType::Q4K => Layout::Q4K,
@@ -125,6 +127,7 @@ impl Layout {
             Layout::F32 => const { &names!("f32") },
             Layout::F16 => const { &names!("f16") },
             Layout::Bf16 => const { &names!("bf16") },
+            Layout::F8 => const { &names!("f8") },
             Layout::Q8_0 => const { &names!("q8_0") },
             Layout::Q4_0 => const { &names!("q4_0") },
             Layout::Q4K => const { &names!("q4_k") },
@@ -168,7 +171,7 @@ impl Layout {
     pub fn input(self) -> Input {
         match self {
             Layout::F32 | Layout::F16 => Input::Floats,
-            Layout::Bf16 => Input::Halves,
+            Layout::Bf16 | Layout::F8 => Input::Halves,
             _ => Input::Words,
         }
     }
@@ -180,6 +183,7 @@ impl Layout {
         match self {
             Layout::F32 | Layout::F16 => None,
             Layout::Bf16 => stages(64, 4, [1, 0, 0], 1024),
+            Layout::F8 => stages(64, 2, [2, 0, 64], 1024),
             Layout::Q8_0 => stages(128, 4, [1, 128, 0], 1088),
             Layout::Q4_0 => stages(128, 2, [1, 128, 0], 1088),
             Layout::Q4K => stages(128, 2, [2, 128, 64], 1152),
@@ -247,6 +251,7 @@ fn repack_tile(matrix: &Matrix, tile: usize, elements: &mut [u8], scales: &mut [
         match layout {
             Layout::F32 | Layout::F16 => to.elements[..bytes.len()].copy_from_slice(bytes),
             Layout::Bf16 => bytes.chunks(CHUNK_ROW_BYTES).enumerate().for_each(|(chunk, bytes)| to.put(chunk, bytes)),
+            Layout::F8 => bytes.chunks_exact(132).enumerate().for_each(|(i, block)| put_f8(&mut to, i, block)),
             Layout::Q8_0 => bytes.chunks_exact(34).enumerate().for_each(|(unit, block)| {
                 to.put(unit, &block[2..]);
                 to.put_half(unit, block);
@@ -283,6 +288,20 @@ impl TileRow<'_> {
         let at = unit / 4 * 128 + self.row % 8 * 16 + unit % 4 * 4 + self.row / 8 * 2;
         self.scales[at..at + 2].copy_from_slice(&half[..2]);
     }
+}
+
+/// Elements 2t, 2t + 1, 2t + 8 and 2t + 9 of sixteen are neighbours: those that one lane has, see `F8` in `formats.cuh`.
+fn put_f8(to: &mut TileRow<'_>, index: usize, block: &[u8]) {
+    let (scale, elements) = block.split_at(4);
+    for (i, elements) in elements.chunks_exact(CHUNK_ROW_BYTES).enumerate() {
+        let moved: [u8; CHUNK_ROW_BYTES] = std::array::from_fn(|at| {
+            let (t, j) = (at % 16 / 4, at % 4);
+            elements[at / 16 * 16 + 2 * t + j % 2 + j / 2 * 8]
+        });
+        to.put(index * 4 + i, &moved);
+    }
+    let at = index * 64 + to.row % 8 * 8 + to.row / 8 * 4;
+    to.scales[at..at + 4].copy_from_slice(scale);
 }
 
 /// Two units are a chunk, one below the other. A nibble stands for itself less 8: with its upper bit turned, it is that number.
