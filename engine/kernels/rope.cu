@@ -6,7 +6,7 @@
 // Mapping: `rope_angles` a thread a pair of a row; `rotate_store` a warp a head of a row, of queries, keys or values: its
 // elements stay in registers from the norm to the cache, and go through shared memory once, where pairs meet.
 // Shapes: angles `[rows, half, 2]`; query `[rows, heads, head_len]`, key and value `[rows, heads_kv, head_len]`; cache
-// `[blocks, heads_kv, BLOCK_LEN, head_len]`, f32. head_len 256 at most.
+// `[blocks, heads_kv, BLOCK_LEN, cell_len]`, f32. head_len 256 at most.
 // Bytes moved: 8 an element, read once and written once. With two norms, two rotations and a store of their own it was 16 to
 // 24, and five launches; at decode these are some ten kilobytes, and what counts is the launches.
 // Source: Su et al. 2021; norms of heads: Dehghani et al. 2023.
@@ -127,15 +127,17 @@ extern "C" __global__ void __launch_bounds__(128) rotate_store(Rotation a) {
   }
 
   float* to = query;
+  int len = a.head_len;
   if (!is_query) {
+    len = cell_len(a.head_len);
     int position = a.positions[row];
     size_t block = a.tables[(size_t)a.table_of_row[row] * a.table_len + position / BLOCK_LEN];
-    size_t cell = ((block * a.heads_kv + head) * BLOCK_LEN + position % BLOCK_LEN) * a.head_len;
+    size_t cell = ((block * a.heads_kv + head) * BLOCK_LEN + position % BLOCK_LEN) * len;
     to = (is_key ? a.keys : a.values) + cell;
   }
 #pragma unroll
   for (int i = 0; i < HEAD_LEN_MAX / 32; ++i) {
-    if (lane + 32 * i < a.head_len) to[lane + 32 * i] = x[i];
+    if (lane + 32 * i < len) to[lane + 32 * i] = x[i];
   }
 }
 REGISTER(rotate_store)

@@ -148,6 +148,8 @@ pub struct StepShape {
     pub cols_max: usize,
     /// Query heads.
     pub head_count: usize,
+    /// Key and value heads.
+    pub head_count_kv: usize,
     /// Elements of a head.
     pub head_len: usize,
     /// Longest context, in cells.

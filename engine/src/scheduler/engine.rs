@@ -159,6 +159,7 @@ impl<B: Backend> Engine<B> {
             table_len,
             cols_max: c.embedding_length.max(c.feed_forward_length).max(c.head_count * c.head_len),
             head_count: c.head_count,
+            head_count_kv: c.head_count_kv,
             head_len: c.head_len,
             context_max: table_len * BLOCK_LEN,
         };

@@ -32,10 +32,20 @@ use crate::model::{Matrix, Rope, Vector};
 const SPLIT_LEN: usize = 256;
 /// Query heads that share a block of threads there.
 const GROUP_MAX: usize = 8;
+/// Queries of a run of rows there: heads of rows.
+const QUERIES_MAX: usize = 32;
+/// Kernels for one row and for runs of rows, by the longest head that they have room for.
+const ATTEND: [(usize, [&str; 2]); 3] = [
+    (64, ["attend_64", "attend_rows_64"]),
+    (128, ["attend_128", "attend_rows_128"]),
+    (HEAD_LEN_MAX, ["attend_256", "attend_rows_256"]),
+];
 /// Elements of a head that attention can have.
 const HEAD_LEN_MAX: usize = 256;
 /// Bytes of partial attention: with long contexts, rows of a prompt are attended to in portions.
 const PARTIAL_BYTES_MAX: usize = 64 << 20;
+/// Rows, or runs of them, that one launch can have: a grid's second and third extent.
+const SLOTS_MAX: usize = 65535;
 /// Bytes of weights that are repacked and copied at once.
 const PORTION_BYTES: usize = 8 << 20;
 /// Goes up when a kernel gives other bits than before.
@@ -65,7 +75,7 @@ pub struct CudaVector<D: Device> {
     len: usize,
 }
 
-/// Keys and values of all layers, `[layers, blocks, heads, BLOCK_LEN, head_len]` each.
+/// Keys and values of all layers, `[layers, blocks, heads, BLOCK_LEN, cell_len]` each.
 pub struct CudaCache<D: Device> {
     keys: Memory<D>,
     values: Memory<D>,
@@ -91,9 +101,14 @@ pub struct CudaBackend<D: Device> {
 
 /// State of the step on the device.
 struct Step<D: Device> {
-    /// Tokens, positions, tables of rows, sample rows and whether they are stretched, `capacity` of each.
+    /// Tokens, positions, tables of rows, sample rows, whether they are stretched, and runs; `capacity` of each.
     rows: Option<Memory<D>>,
     capacity: usize,
+    /// First row and length of each run: rows that follow each other in a sequence. Those of one row come first.
+    runs: Vec<u32>,
+    lone_runs: usize,
+    /// Rows of a run at most.
+    run_rows_max: usize,
     /// Block tables, and what they hold.
     tables: Option<Memory<D>>,
     tables_known: Vec<u32>,
@@ -119,6 +134,9 @@ impl<D: Device> CudaBackend<D> {
         let step = Step {
             rows: None,
             capacity: 0,
+            runs: Vec::new(),
+            lone_runs: 0,
+            run_rows_max: 1,
             tables: None,
             tables_known: Vec::new(),
             table_len: 0,
@@ -231,10 +249,24 @@ impl<D: Device> CudaBackend<D> {
 
     fn room_for_rows(&mut self, rows: usize) -> Result<(), DeviceError> {
         if self.step.capacity < rows {
-            self.step.rows = Some(Memory::new(&self.device, 5 * 4 * rows, Use::Workspace)?);
+            self.step.rows = Some(Memory::new(&self.device, 6 * 4 * rows, Use::Workspace)?);
             self.step.capacity = rows;
         }
         Ok(())
+    }
+
+    /// Finds the step's runs.
+    fn cut_into_runs(&mut self, batch: &Batch) {
+        assert!(batch.rows() < 1 << 24, "a run's first row has 24 bits");
+        let step = &mut self.step;
+        step.runs.clear();
+        for lone in [true, false] {
+            let wanted = runs(batch, step.run_rows_max).filter(|(_, len)| (*len == 1) == lone);
+            step.runs.extend(wanted.map(|(first, len)| first as u32 | (len as u32) << 24));
+            if lone {
+                step.lone_runs = step.runs.len();
+            }
+        }
     }
 
     fn room_for_tables(&mut self, len: usize, table_len: usize) -> Result<(), DeviceError> {
@@ -307,9 +339,43 @@ impl<D: Device> CudaBackend<D> {
     }
 }
 
+/// Elements of a head in the cache and in partial sums: what sixteen bytes are read from at once.
+fn cell_len(head_len: usize) -> usize {
+    head_len.next_multiple_of(4)
+}
+
+/// Bytes of the keys, or of the values, of a cache.
+fn cache_bytes(shape: KvShape) -> usize {
+    shape.layer_count * shape.block_count * shape.head_count * BLOCK_LEN * cell_len(shape.head_len) * 4
+}
+
 /// Bytes of partial attention of one row: sums and two statistics of each piece of each head.
 fn partial_row_bytes(heads: usize, head_len: usize, context: usize) -> usize {
-    heads * context.div_ceil(SPLIT_LEN) * (head_len + 2) * 4
+    heads * context.div_ceil(SPLIT_LEN) * (cell_len(head_len) + 2) * 4
+}
+
+/// Dynamic shared memory of a kernel of attention, as `attend_piece` lays it out.
+fn attend_shared_bytes(head_len_max: usize, threads: usize, queries: usize) -> usize {
+    (queries * head_len_max * 4).max(threads * 64) + SPLIT_LEN * (queries + 4) * 4
+}
+
+/// First row and length of each run of rows that follow each other in a sequence, `rows_max` at most.
+fn runs(batch: &Batch, rows_max: usize) -> impl Iterator<Item = (usize, usize)> {
+    let follows = |row: usize| {
+        batch.table_of_row[row] == batch.table_of_row[row - 1] && batch.positions[row] == batch.positions[row - 1] + 1
+    };
+    let mut end = 0;
+    std::iter::from_fn(move || {
+        let first = end;
+        if first == batch.rows() {
+            return None;
+        }
+        end += 1;
+        while end < batch.rows() && end - first < rows_max && follows(end) {
+            end += 1;
+        }
+        Some((first, end - first))
+    })
 }
 
 /// The kernel for so many rows: the largest tiles that still are enough blocks. All of them give the same bits.
@@ -376,9 +442,8 @@ impl<D: Device> Backend for CudaBackend<D> {
             let why = format!("heads of {} elements: the kernels have room for {HEAD_LEN_MAX}", shape.head_len);
             return Err(DeviceError(why));
         }
-        let cells = shape.layer_count * shape.block_count * shape.head_count * BLOCK_LEN;
         // What a cell holds before it is written is never read.
-        let room = || Memory::new(&self.device, cells * shape.head_len * 4, Use::Kv);
+        let room = || Memory::new(&self.device, cache_bytes(shape), Use::Kv);
         Ok(CudaCache { keys: room()?, values: room()?, shape })
     }
 
@@ -389,14 +454,18 @@ impl<D: Device> Backend for CudaBackend<D> {
         let records = Input::RECORDS.map(|(input, ..)| input.bytes(shape.rows_max, shape.cols_max));
         self.room_for_records(records.into_iter().max().unwrap_or(0))?;
         let row_bytes = partial_row_bytes(shape.head_count, shape.head_len, shape.context_max);
+        let group = (shape.head_count / shape.head_count_kv).min(GROUP_MAX);
+        self.step.run_rows_max = (QUERIES_MAX / group).min(PARTIAL_BYTES_MAX / row_bytes.max(1)).max(1);
         // What `attend` asks for with this context or a shorter one is never more.
-        self.room_for_partial(shape.rows_max.saturating_mul(row_bytes).min(PARTIAL_BYTES_MAX.max(row_bytes)))
+        let slots = shape.rows_max.max(self.step.run_rows_max);
+        self.room_for_partial(slots.saturating_mul(row_bytes).min(PARTIAL_BYTES_MAX.max(row_bytes)))
     }
 
     fn begin_step(&mut self, batch: &Batch, ropes: &[Rope]) -> Result<(), DeviceError> {
         let rows = batch.rows();
         self.records_of = None;
         self.room_for_rows(rows)?;
+        self.cut_into_runs(batch);
         let capacity = self.step.capacity;
         let bytes = &mut self.step.bytes;
         bytes.clear();
@@ -406,6 +475,8 @@ impl<D: Device> Backend for CudaBackend<D> {
             bytes.resize(end, 0);
         }
         bytes.extend((0..rows).flat_map(|row| u32::from(batch.is_stretched(row)).to_le_bytes()));
+        bytes.resize(5 * capacity * 4, 0);
+        bytes.extend(self.step.runs.iter().flat_map(|run| run.to_le_bytes()));
         let address = self.step.rows.as_ref().map_or(0, Memory::address);
         self.device.upload(address, &self.step.bytes)?;
         self.step.context = batch.positions.iter().max().map_or(0, |p| *p as usize + 1);
@@ -548,34 +619,54 @@ impl<D: Device> Backend for CudaBackend<D> {
         let heads = attention.head_count;
         let pieces = self.step.context.div_ceil(SPLIT_LEN);
         let row_bytes = partial_row_bytes(heads, head_len, self.step.context);
-        let portion = (PARTIAL_BYTES_MAX / row_bytes.max(1)).clamp(1, batch.rows().max(1));
-        let made = self.room_for_partial(portion * row_bytes);
-        if self.keep(made).is_none() {
-            return;
-        }
-        let partial = self.partial.as_ref().map_or(0, Memory::address);
-        let stats = partial + (portion * heads * pieces * head_len * 4) as u64;
-        let group = heads / heads_kv;
-        let shared = group.min(GROUP_MAX) * (head_len + SPLIT_LEN) * 4;
+        // A context of one piece needs no partial sums.
+        let slots_max = match pieces {
+            0 | 1 => SLOTS_MAX,
+            _ => {
+                (PARTIAL_BYTES_MAX / row_bytes).clamp(1, self.step.capacity.max(self.step.run_rows_max).min(SLOTS_MAX))
+            }
+        };
+        let (lone_runs, all_runs) = (self.step.lone_runs, self.step.runs.len());
+        let kinds =
+            [(0..lone_runs, 1, 256, GROUP_MAX), (lone_runs..all_runs, self.step.run_rows_max, 512, QUERIES_MAX)];
+        let (head_len_max, kernels) = *ATTEND.iter().find(|(len, _)| head_len <= *len).expect("`cache` has looked");
         let [keys, values] = cache.layer(layer);
-        for first in (0..batch.rows()).step_by(portion) {
-            let rows = portion.min(batch.rows() - first);
-            let shape = [
-                self.list(1),
-                self.list(2),
-                self.tables(),
-                pair(batch.table_len as u32, heads as u32),
-                pair(heads_kv as u32, head_len as u32),
-                pair(attention.scale.to_bits(), attention.window.unwrap_or(0).min(i32::MAX as u32)),
-                pair(attention.soft_cap.unwrap_or(0.0).to_bits(), first as u32),
-                pair(pieces as u32, 0),
-            ];
-            let arguments = Arguments::new().pointer(partial).pointer(stats).pointer(query.0.address());
-            let arguments = arguments.pointer(keys).pointer(values).structure(&shape);
-            let grid = [heads_kv * group.div_ceil(GROUP_MAX), pieces, rows];
-            self.launch("attend", grid, 128, shared, arguments);
-            let arguments = Arguments::new().pointer(out.0.address()).pointer(partial).pointer(stats);
-            self.launch("attend_combine", [heads, rows, 1], 128, 0, arguments.structure(&shape));
+        let groups = (heads / heads_kv).div_ceil(GROUP_MAX);
+        for (kernel, (runs, run_rows, threads, queries)) in kernels.into_iter().zip(kinds) {
+            let portion = (slots_max / run_rows).clamp(1, runs.len().max(1));
+            let (slots, end) = (portion * run_rows, runs.end);
+            if pieces > 1 && !runs.is_empty() {
+                let made = self.room_for_partial(slots * row_bytes);
+                if self.keep(made).is_none() {
+                    return;
+                }
+            }
+            let partial = self.partial.as_ref().map_or(0, Memory::address);
+            let stats = partial + (slots * heads * pieces * cell_len(head_len) * 4) as u64;
+            for first in runs.step_by(portion) {
+                let count = portion.min(end - first);
+                let shape = [
+                    self.list(1),
+                    self.list(2),
+                    self.tables(),
+                    self.list(5),
+                    pair(batch.table_len as u32, heads as u32),
+                    pair(heads_kv as u32, head_len as u32),
+                    pair(attention.scale.to_bits(), attention.window.unwrap_or(0).min(i32::MAX as u32)),
+                    pair(attention.soft_cap.unwrap_or(0.0).to_bits(), first as u32),
+                    pair(pieces as u32, run_rows as u32),
+                ];
+                let arguments = Arguments::new().pointer(out.0.address()).pointer(partial).pointer(stats);
+                let arguments = arguments.pointer(query.0.address()).pointer(keys).pointer(values).structure(&shape);
+                let shared = attend_shared_bytes(head_len_max, threads, queries);
+                self.launch(kernel, [heads_kv * groups, pieces, count], threads, shared, arguments);
+                if pieces > 1 {
+                    let arguments = Arguments::new().pointer(out.0.address()).pointer(partial).pointer(stats);
+                    let grid = [heads, count * run_rows, 1];
+                    let threads = head_len.next_multiple_of(32);
+                    self.launch("attend_combine", grid, threads, 0, arguments.structure(&shape));
+                }
+            }
         }
     }
 
@@ -629,8 +720,7 @@ impl<D: Device> CudaMatrix<D> {
 impl<D: Device> CudaCache<D> {
     /// Where a layer's keys and values begin.
     fn layer(&self, layer: usize) -> [u64; 2] {
-        let KvShape { head_count, head_len, block_count, .. } = self.shape;
-        let start = (layer * block_count * head_count * BLOCK_LEN * head_len * 4) as u64;
+        let start = (layer * cache_bytes(KvShape { layer_count: 1, ..self.shape })) as u64;
         [self.keys.address() + start, self.values.address() + start]
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::device::{Arguments, Device, Use};
-use super::{CudaBackend, Driver};
+use super::{CudaBackend, Driver, cache_bytes};
 use crate::backend::DeviceError;
 use crate::model::Model;
 use crate::{Engine, EngineError, EngineOptions};
@@ -97,7 +97,7 @@ pub fn plan(model: &Arc<Model>, options: &EngineOptions) -> Result<Sizes, Engine
 ///
 /// As [`plan`].
 pub fn kv_blocks_in(model: &Arc<Model>, options: &EngineOptions, free_bytes: u64) -> Result<usize, EngineError> {
-    let block_bytes = model.info().kv_bytes_per_token as u64 * crate::BLOCK_LEN as u64;
+    let block_bytes = 2 * cache_bytes(model.config.kv_shape(1)) as u64;
     let mut blocks = options.kv_blocks_max as u64;
     // A step's block tables grow with the cache, if by next to nothing: the second look has them right.
     for _ in 0..3 {
