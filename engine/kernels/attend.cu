@@ -1,29 +1,32 @@
 // Attention over block tables, for decode and for chunks of prompts alike.
 //
-// Idea: a sequence's cells are cut at multiples of SPLIT_LEN, always at the same places, and each piece is attended to by a
-// block of its own; a second kernel puts the pieces together in order, where there is more than one. So a long context
-// fills the device at batch 1. A block takes a run: rows of one sequence that follow each other, one at decode and up to
-// 32 / heads in a prompt, with all the query heads that share their keys, eight at most. What it reads of keys and values
-// it reads into registers, once for all of its queries (a query: a head of a row); shared memory has the queries and the
-// scores. So there is no tile of keys that would have to be copied to shared memory and read again from there.
-// Order: a score is eight sums of every eighth four elements, then a tree over them; a softmax's sum has 32 strands, cells
-// 32 apart, and a tree; a value's has STRANDS, cells STRANDS apart, then one after the other. All of this is by a cell's
-// place in its piece and by the head's length, so that a row's bits depend on its position alone, however rows are grouped.
-// A cell that a row of the run does not see is left out of its sums, not added as zero.
-// Mapping: grid (key heads * groups of query heads, pieces, runs). Scores: eight lanes share a cell, four cells at once a
-// warp and CELLS of those in flight; queries come four at a time from shared memory, and eight lanes add up their 4 * CELLS
-// sums by exchanging halves, so that a sum costs one shuffle or less. Softmax: a warp a query. Values: a strand has
-// QUADS threads, each four elements of all the queries; eight cells (four in a prompt) in flight. `attend_combine`: grid
-// (query heads, rows of runs), a thread an element. Pieces that no row of the run reaches end at once.
+// Idea: a sequence's cells are cut at multiples of SPLIT_LEN, always at the same places, and each piece is attended to
+// by a block of its own; a second kernel puts the pieces together in order, where there is more than one. So a long
+// context fills the device at batch 1. A block takes a run: rows of one sequence that follow each other, one at decode
+// and up to 32 / heads in a prompt, with all the query heads that share their keys, eight at most. Keys go into
+// registers, once for all of the block's queries (a query: a head of a row), and so do values, at decode once, in a
+// prompt by each half of the threads for half of the queries, at about the same time. Shared memory has the queries and
+// the scores. So there is no tile of keys that would have to be copied there and read again.
+// Order: a score is eight sums of every eighth four elements, then a tree over them; a softmax's sum has 32 strands,
+// cells 32 apart, and a tree; a value's has STRANDS, cells STRANDS apart, then one after the other. All of this is by a
+// cell's place in its piece and by the head's length, so that a row's bits depend on its position alone, however rows
+// are grouped. A cell that a row of the run does not see is left out of its sums, not added as zero.
+// Mapping: grid (key heads * groups of query heads, pieces, runs). Scores: eight lanes share a cell, four cells at once
+// a warp and CELLS of those in flight; queries come four at a time from shared memory, and eight lanes add up their 4 *
+// CELLS sums by exchanging halves, so that a sum costs one shuffle or less. Softmax: a warp a query. Values: a strand
+// has QUADS threads, each four elements of all the queries; eight cells (four in a prompt) in flight. `attend_combine`:
+// grid (query heads, rows of runs), a thread an element. Pieces that no row of the run reaches end at once.
 // Shapes: query and out `[rows, heads, head_len]`; cache `[blocks, heads_kv, BLOCK_LEN, cell_len]`; partial sums
-// `[slots, heads, pieces, cell_len]` and for each their largest score and their weight. f32; cell_len is head_len filled up
-// with zeros to a multiple of four, for loads of sixteen bytes. Kernels are for heads of up to 64, 128 and 256 elements.
-// Arithmetic (heads of 128, four of a key head). Bytes moved: 8 * head_len a cell and key head, once a run. Decode: a warp
-// has 4 * 4 * 4 loads of 16 bytes a lane in flight for scores, that is 8 KB, and 4 KB for values; two blocks of eight warps
-// a processor are 128 KB, where 4.8 TB/s over 132 processors and some 0.8 us need 29 KB. Per cell and key head 2 * 4 * 128
-// multiplications, 8 cycles of a processor whose share of bandwidth takes 49 for the bytes. Prompts: a run is 8 rows, so
-// that keys and values are read an eighth as often as by single rows; 32 * 256 multiplications a cell are 64 cycles for
-// 1 KB, 16 bytes a cycle and processor: bound by multiplications, not by the second-level cache.
+// `[slots, heads, pieces, cell_len]` and for each their largest score and their weight. f32; cell_len is head_len
+// filled up with zeros to a multiple of four, for loads of sixteen bytes. Kernels are for heads of up to 64, 128 and
+// 256 elements.
+// Arithmetic (heads of 128, four of a key head; 132 processors at 1.75 GHz). Bytes moved: 8 * head_len a cell and key
+// head, once a run. Decode: a lane has 4 * 4 loads of 16 bytes in flight for scores, a warp 8 KB, and 8 loads, 4 KB,
+// for values, of which the first are asked for before the softmax; two blocks of eight warps a processor are 128 KB,
+// where 4.8 TB/s and some 0.8 us need 29 KB. Per cell and key head 2 * 4 * 128 multiplications, 8 cycles of a processor
+// whose share of bandwidth takes 49 for the bytes. Prompts: a run is 8 rows, so that keys and values are read an eighth
+// as often as by single rows; 32 * 256 multiplications a cell are 64 cycles for 1 KB (1.5 where values come twice from
+// the second level), 16 to 24 bytes a cycle and processor.
 // Shared memory: decode 28 KB (heads of 128 or less), prompts 68 KB. Registers: two blocks of 256 threads, one of 512.
 // Source: Dao et al. 2022 (online softmax), Dao et al. 2023 (splits); fixed split size: He et al. 2025.
 #include "device.cuh"
@@ -114,7 +117,7 @@ __device__ __forceinline__ void attend_piece(float* out, float* partial, float* 
   constexpr int UNROLL = OWN > 8 ? 4 : 8;
   __shared__ size_t places[SPLIT_LEN / BLOCK_LEN];  // of the table's blocks, in elements
   __shared__ float weights[QUERIES];
-  // First [QUERIES, QUADS] fours of queries, later [SHARES, STRANDS, 4, QUADS] of sums; then [SPLIT_LEN, STRIDE] scores.
+  // [QUERIES, QUADS] fours of queries, later [SHARES, STRANDS, 4, QUADS] of sums; then [SPLIT_LEN, STRIDE] scores.
   SHARED_DYNAMIC(float, shared);
   constexpr int QUERY_FLOATS = QUERIES * QUADS * 4, SUM_FLOATS = SHARES * STRANDS * 4 * QUADS * 4;
   float* scores = shared + (QUERY_FLOATS > SUM_FLOATS ? QUERY_FLOATS : SUM_FLOATS);
@@ -184,6 +187,21 @@ __device__ __forceinline__ void attend_piece(float* out, float* partial, float* 
   }
   __syncthreads();
 
+  int share = threadIdx.x / 256, place = threadIdx.x % 256, strand = place / QUADS, quad = place % QUADS;
+  int own_first = share * OWN, own = greater(0, lesser(OWN, count - own_first));
+  bool adds = own > 0 && 4 * quad < len;
+  int strand_first = low + ((strand - low) & (STRANDS - 1));
+  float4 v[UNROLL];
+  auto load_values = [&](int start) {
+#pragma unroll
+    for (int u = 0; u < UNROLL; ++u) {
+      int cell = start + STRANDS * u;
+      if (cell < high) v[u] = quad_at(values + places[cell / BLOCK_LEN] + cell % BLOCK_LEN * len + 4 * quad);
+    }
+  };
+  // The first values come while there is a softmax to compute.
+  if (adds) load_values(strand_first);
+
 #pragma unroll 1
   for (int q = warp; q < count; q += WARPS) {
     int row = q / group, from = view.from(row), to = view.to(row);
@@ -219,23 +237,16 @@ __device__ __forceinline__ void attend_piece(float* out, float* partial, float* 
   }
   __syncthreads();
 
-  int share = threadIdx.x / 256, place = threadIdx.x % 256, strand = place / QUADS, quad = place % QUADS;
-  int own_first = share * OWN, own = greater(0, lesser(OWN, count - own_first));
   float4 sums[OWN];
 #pragma unroll
   for (int i = 0; i < OWN; ++i) sums[i] = {0.0f, 0.0f, 0.0f, 0.0f};
-  if (own > 0 && 4 * quad < len) {
+  if (adds) {
     // What all rows of these queries see.
     int common_from = view.from((own_first + own - 1) / group), common_to = view.to(own_first / group);
     const float* weight_of = scores + own_first;
 #pragma unroll 1
-    for (int start = low + ((strand - low) & (STRANDS - 1)); start < high; start += STRANDS * UNROLL) {
-      float4 v[UNROLL];
-#pragma unroll
-      for (int u = 0; u < UNROLL; ++u) {
-        int cell = start + STRANDS * u;
-        if (cell < high) v[u] = quad_at(values + places[cell / BLOCK_LEN] + cell % BLOCK_LEN * len + 4 * quad);
-      }
+    for (int start = strand_first; start < high; start += STRANDS * UNROLL) {
+      if (start != strand_first) load_values(start);
 #pragma unroll
       for (int u = 0; u < UNROLL; ++u) {
         int cell = start + STRANDS * u;

@@ -71,6 +71,8 @@ struct Shape {
     start: u32,
     /// Rows of the first sequence; the others are shorter.
     rows: u32,
+    /// The last rows of a sequence, which attend; those before are only stored.
+    attending: u32,
 }
 
 /// The rows of each step: sequence and position.
@@ -134,9 +136,10 @@ impl Shape {
         steps
     }
 
-    /// True for a row that sees nothing but cells of this test.
-    fn is_sound(&self, position: u32) -> bool {
-        self.start == 0 || self.window.is_some_and(|w| position + 1 >= self.start + w)
+    /// True for one of a sequence's last rows, which sees nothing but cells of this test.
+    fn attends(&self, sequence: u32, position: u32) -> bool {
+        let is_last = position - self.start + self.attending >= self.rows_of(sequence);
+        is_last && (self.start == 0 || self.window.is_some_and(|w| position + 1 >= self.start + w))
     }
 
     fn attended<B: Backend>(&self, be: &mut B, filled: impl Fn(&B, &[f32]) -> B::Buffer, steps: &Steps) -> Rows {
@@ -180,10 +183,13 @@ impl Shape {
             let mut out = be.buffer(step.len() * heads * head_len).expect("room");
             be.begin_step(&batch, &ropes).expect("it does not fail");
             be.rotate_store(&mut cache, 1, &mut query, &mut key, &value, &batch, &rotation);
+            if !step.iter().any(|(sequence, position)| self.attends(*sequence, *position)) {
+                continue;
+            }
             be.attend(&mut out, &query, &cache, 1, &batch, &attention);
             let out = be.read(&out, step.len() * heads * head_len).expect("it does not fail");
-            let sound = step.iter().zip(out.chunks(heads * head_len)).filter(|((_, p), _)| self.is_sound(*p));
-            rows.extend(sound.map(|(row, out)| (*row, out.to_vec())));
+            let wanted = step.iter().zip(out.chunks(heads * head_len)).filter(|((s, p), _)| self.attends(*s, *p));
+            rows.extend(wanted.map(|(row, out)| (*row, out.to_vec())));
         }
         rows
     }
@@ -233,7 +239,8 @@ impl Shape {
     }
 }
 
-const PLAIN: Shape = Shape { heads: 4, heads_kv: 2, head_len: 16, window: None, soft_cap: None, start: 0, rows: 40 };
+const PLAIN: Shape =
+    Shape { heads: 4, heads_kv: 2, head_len: 16, window: None, soft_cap: None, start: 0, rows: 40, attending: 40 };
 
 #[test]
 fn every_grouping_of_heads_and_length_of_a_head_gives_what_the_cpu_gives_in_any_company() {
@@ -256,11 +263,27 @@ fn every_grouping_of_heads_and_length_of_a_head_gives_what_the_cpu_gives_in_any_
 
 #[test]
 fn contexts_of_several_pieces_windows_and_caps_are_no_different() {
-    Shape { rows: 270, ..PLAIN }.check(&[1, 3, 4, 16, 64]);
-    Shape { rows: 523, heads: 3, heads_kv: 1, window: Some(262), ..PLAIN }.check(&[9, 64]);
-    Shape { rows: 262, heads: 5, heads_kv: 1, head_len: 34, window: Some(9), soft_cap: Some(0.5), ..PLAIN }
-        .check(&[4, 33]);
+    Shape { rows: 270, attending: 270, ..PLAIN }.check(&[1, 3, 4, 16, 64]);
+    Shape { rows: 523, attending: 270, heads: 3, heads_kv: 1, window: Some(262), ..PLAIN }.check(&[9, 64]);
+    Shape {
+        rows: 262,
+        attending: 262,
+        heads: 5,
+        heads_kv: 1,
+        head_len: 34,
+        window: Some(9),
+        soft_cap: Some(0.5),
+        ..PLAIN
+    }
+    .check(&[4, 33]);
     Shape { rows: 40, heads: 1, heads_kv: 1, head_len: 64, window: Some(1), ..PLAIN }.check(&[1, 64]);
+}
+
+#[test]
+fn contexts_of_thousands_of_cells_are_no_different() {
+    let long = Shape { rows: 4200, attending: 40, heads: 4, heads_kv: 1, head_len: 64, ..PLAIN };
+    long.check(&[16]);
+    Shape { window: Some(3000), ..long }.check(&[64]);
 }
 
 /// Partial sums of all rows would be more than there is room for.
