@@ -2,6 +2,7 @@
 //! part of the interface.
 #![allow(missing_docs, reason = "for tests")]
 
+pub mod choices;
 pub mod emulator;
 mod shapes;
 

@@ -16,8 +16,8 @@ use crate::model::{Matrix, Rope, Vector};
 /// Vectors of an elementwise operation that are worth waking a worker for.
 const ELEMENTWISE_GRAIN: usize = 1024;
 
-/// Goes up when a kernel gives other bits than before.
-const ARITHMETIC_VERSION: u32 = 3;
+/// Goes up when a kernel gives other bits than before, or the same logits become other tokens.
+const ARITHMETIC_VERSION: u32 = 4;
 
 /// Settings of the CPU backend.
 #[derive(Clone, Copy, Debug, Default)]

@@ -1,12 +1,16 @@
 //! From logits to a token: penalties, temperature, filters, and a draw that depends on the seed and the position alone.
 //!
-//! Order of operations after Hugging Face `generation/logits_process.py`: bias, penalties, least length, temperature,
-//! top-k, top-p, min-p.
+//! Order of operations after Hugging Face `generation/logits_process.py`: bias, penalties, least length, then what
+//! [`choice`] says: temperature, top-k, top-p, min-p.
+
+mod choice;
 
 use std::sync::Arc;
 
+pub use choice::Choice;
+pub(crate) use choice::Chooser;
+
 use crate::constraint::Mask;
-use crate::philox::uniform;
 
 /// How a sequence picks its tokens.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,6 +71,16 @@ impl SamplingParams {
         legal.iter().find(|(_, ok)| !ok).map_or(Ok(()), |(field, _)| Err(field))
     }
 
+    /// True when a token after so many of the answer is chosen from the logits as they are: all that is left is a [`Choice`].
+    pub(crate) fn takes_bare_logits(&self, answer_len: usize) -> bool {
+        !self.has_penalties() && self.logit_bias.is_empty() && !self.is_too_short(answer_len)
+    }
+
+    /// True when no answer of this length may end.
+    fn is_too_short(&self, answer_len: usize) -> bool {
+        answer_len < self.min_tokens as usize
+    }
+
     fn has_penalties(&self) -> bool {
         self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
@@ -76,24 +90,11 @@ impl SamplingParams {
 pub(crate) struct Sampler {
     /// Logits after penalties.
     scores: Vec<f32>,
-    candidates: Vec<Candidate>,
+    chooser: Chooser,
     /// How often each token is in the answer, and whether it is in the prompt; all zero between calls.
     counts: Vec<u32>,
     /// Tokens that end a generation.
     ends: Box<[u32]>,
-}
-
-/// In the order that counts: the likelier first, of equals the lower id.
-#[derive(Clone, Copy)]
-struct Candidate {
-    score: f32,
-    token: u32,
-}
-
-impl Candidate {
-    fn order(&self, other: &Candidate) -> std::cmp::Ordering {
-        other.score.total_cmp(&self.score).then(self.token.cmp(&other.token))
-    }
 }
 
 /// Marks a token of the prompt in `counts`; the rest counts the answer.
@@ -103,7 +104,7 @@ impl Sampler {
     pub fn new(vocab_len: usize, ends: &[u32]) -> Sampler {
         Sampler {
             scores: Vec::with_capacity(vocab_len),
-            candidates: Vec::with_capacity(vocab_len),
+            chooser: Chooser::new(vocab_len),
             counts: vec![0; vocab_len],
             ends: ends.into(),
         }
@@ -124,12 +125,12 @@ impl Sampler {
         prompt_len: usize,
         mask: Option<&Mask>,
     ) -> u32 {
-        // A grammar knows better than a number of tokens when an answer is complete.
-        let too_short = tokens.len() - prompt_len < params.min_tokens as usize && mask.is_none();
-        let as_they_are = !params.has_penalties() && params.logit_bias.is_empty() && !too_short && mask.is_none();
-        if as_they_are && params.temperature == 0.0 {
-            return argmax(logits);
+        let choice = Choice::new(params, tokens.len() as u64);
+        if mask.is_none() && params.takes_bare_logits(tokens.len() - prompt_len) {
+            return self.chooser.choose(logits, &choice);
         }
+        // A grammar knows better than a number of tokens when an answer is complete.
+        let too_short = params.is_too_short(tokens.len() - prompt_len) && mask.is_none();
         self.scores.clear();
         self.scores.extend_from_slice(logits);
         for (token, bias) in params.logit_bias.iter() {
@@ -144,10 +145,7 @@ impl Sampler {
         if too_short {
             self.ends.iter().for_each(|end| self.scores[*end as usize] = f32::NEG_INFINITY);
         }
-        if params.temperature == 0.0 {
-            return argmax(&self.scores);
-        }
-        self.draw(params, tokens.len() as u64)
+        self.chooser.choose(&self.scores, &choice)
     }
 
     fn penalize(&mut self, params: &SamplingParams, tokens: &[u32], prompt_len: usize) {
@@ -169,86 +167,6 @@ impl Sampler {
             }
         }
     }
-
-    /// Draws from `scores`. The draw walks the candidates in an order that depends on the scores alone.
-    fn draw(&mut self, params: &SamplingParams, position: u64) -> u32 {
-        let most = self.scores.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
-        let best = argmax(&self.scores);
-        let weight = |score: f32| f64::from((score - most) / params.temperature).exp();
-        let c = &mut self.candidates;
-        c.clear();
-        let min_score = most + params.temperature * params.min_p.ln();
-        for (token, score) in self.scores.iter().enumerate() {
-            // Before top-k and top-p or after them, min-p keeps the same tokens of those that they keep; before is less
-            // work. Top-p counts on the sum over all, though.
-            if params.top_p < 1.0 || params.min_p == 0.0 || *score >= min_score {
-                c.push(Candidate { score: *score, token: token as u32 });
-            }
-        }
-        let top_k = params.top_k as usize;
-        if top_k > 0 && top_k < c.len() {
-            c.select_nth_unstable_by(top_k, Candidate::order);
-            c.truncate(top_k);
-        }
-        if params.top_p < 1.0 {
-            keep_top_p(c, params.top_p, weight);
-            c.retain(|x| params.min_p == 0.0 || x.score >= min_score || x.token == best);
-        } else if top_k > 0 {
-            c.sort_unstable_by(Candidate::order);
-        }
-        let sum: f64 = c.iter().map(|x| weight(x.score)).sum();
-        let mut left = uniform(params.seed, position) * sum;
-        for candidate in c.iter() {
-            left -= weight(candidate.score);
-            if left < 0.0 {
-                return candidate.token;
-            }
-        }
-        // Rounding may leave a crumb at the end.
-        c.iter().rev().find(|x| weight(x.score) > 0.0).map_or(best, |x| x.token)
-    }
-}
-
-/// Keeps the shortest beginning, in order, that has at least `top_p` of the weight; one candidate always stays.
-fn keep_top_p(c: &mut Vec<Candidate>, top_p: f32, weight: impl Fn(f32) -> f64) {
-    let mut total = 0.0;
-    // In order of ids for a full vocabulary, and after top-k in any order: then sorted first, for one sum.
-    let mut sorted = 0;
-    let mut step = 64;
-    if c.len() <= 1024 {
-        c.sort_unstable_by(Candidate::order);
-        sorted = c.len();
-    }
-    for x in c.iter() {
-        total += weight(x.score);
-    }
-    let goal = f64::from(top_p) * total;
-    let (mut sum, mut kept) = (0.0, 0);
-    while kept < c.len() && (sum < goal || kept == 0) {
-        if kept == sorted {
-            // Few candidates are needed as a rule: sort a little more each time, not the whole vocabulary.
-            let end = (sorted + step).min(c.len());
-            if end < c.len() {
-                c[sorted..].select_nth_unstable_by(end - sorted, Candidate::order);
-            }
-            c[sorted..end].sort_unstable_by(Candidate::order);
-            (sorted, step) = (end, step * 8);
-        }
-        sum += weight(c[kept].score);
-        kept += 1;
-    }
-    c.truncate(kept);
-}
-
-/// The index of the largest number; of equals, the first.
-fn argmax(logits: &[f32]) -> u32 {
-    let mut best = (f32::NEG_INFINITY, 0);
-    for (token, logit) in logits.iter().enumerate() {
-        if *logit > best.0 {
-            best = (*logit, token as u32);
-        }
-    }
-    best.1
 }
 
 /// The natural logarithm of a token's probability under the bare logits.
