@@ -10,8 +10,10 @@ use std::sync::Arc;
 use common::{Record, drain, model, request, shapes, tokens, wren};
 use emulator::Emulator;
 use orchestratord_engine::backend::cuda::CudaBackend;
+use orchestratord_engine::backend::{Backend, Batch};
+use orchestratord_engine::testing::choices::{choice, chosen, scores};
 use orchestratord_engine::testing::{Dice, TinyModel};
-use orchestratord_engine::{Engine, EngineOptions, Model, SequenceRequest};
+use orchestratord_engine::{Engine, EngineOptions, Model, SamplingParams, SequenceRequest};
 use reference::Network;
 
 /// Logits are of the order of one; the same bound holds for the CPU.
@@ -120,6 +122,97 @@ fn alone_equals_in_a_crowd_in_chunks_from_the_cache_and_in_any_order_of_threads(
             assert!(*wanted.get_or_insert_with(|| bits.clone()) == bits, "chunks of {chunk}, {mates} mates: {tiny:?}");
         }
     }
+}
+
+/// Ties, masks, numbers that are none, flat rows, and temperatures at both ends.
+#[test]
+fn the_device_chooses_the_tokens_that_the_host_chooses() {
+    let Some(device) = emulator::device(0) else { return };
+    let mut dice = Dice::new(21);
+    for round in 0..80 {
+        let device = if round % 4 == 0 { emulator::device(round + 1).expect("as before") } else { device.clone() };
+        let mut backend = CudaBackend::new(device);
+        let vocab_len = [1, 2, 33, 300, 1000, 2048, 2049, 5000][dice.below(8)];
+        let rows: Vec<Vec<f32>> = (0..1 + dice.below(6)).map(|_| scores(&mut dice, vocab_len)).collect();
+        let logits = backend.buffer_of(&rows.concat()).expect("room");
+        // Some rows are for the host.
+        let sampled: Vec<usize> = (0..rows.len()).filter(|_| dice.below(5) > 0).collect();
+        let batch = Batch {
+            tokens: vec![0; rows.len()],
+            positions: vec![0; rows.len()],
+            table_of_row: vec![0; rows.len()],
+            tables: vec![0],
+            table_len: 1,
+            choices: sampled.iter().map(|row| (*row as u32, choice(&mut dice, vocab_len))).collect(),
+            ..Batch::default()
+        };
+        backend.begin_step(&batch, &[]).expect("it does not fail");
+        backend.choose(&logits, vocab_len, &batch);
+        let tokens = backend.chosen(batch.choices.len()).expect("it does not fail").to_vec();
+        for ((row, choice), token) in batch.choices.iter().zip(tokens) {
+            let wanted = chosen(&rows[*row as usize], choice);
+            assert_eq!(
+                token,
+                wanted,
+                "round {round}: {choice:?} of {vocab_len} {:?}",
+                &rows[*row as usize][..vocab_len.min(8)]
+            );
+        }
+    }
+}
+
+/// Sequences whose logits nobody looks at stand beside others; tokens are the host's all the same.
+#[test]
+fn tokens_are_the_same_whether_device_or_host_chooses_them() {
+    let Some(device) = emulator::device(0) else { return };
+    let tiny = TinyModel { vocab_len: 331, layer_count: 1, ..TinyModel::default() };
+    let model = model(tiny.to_bytes());
+    let mut dice = Dice::new(4);
+    let requests: Vec<SequenceRequest> = (0..10)
+        .map(|id| {
+            let prompt_len = 1 + dice.below(4);
+            let prompt = tokens(&mut dice, prompt_len, tiny.vocab_len);
+            let sampling = SamplingParams {
+                temperature: [0.0, 0.7, 1.0, 3.0][dice.below(4)],
+                top_k: [0, 1, 20][dice.below(3)],
+                top_p: [1.0, 0.9, 0.3][dice.below(3)],
+                min_p: [0.0, 0.02][dice.below(2)],
+                repetition_penalty: [1.0, 1.0, 1.3][dice.below(3)],
+                min_tokens: [0, 0, 3][dice.below(3)],
+                seed: dice.next_u64(),
+                ..SamplingParams::default()
+            };
+            let (want_logprobs, want_prompt_logprobs) = (dice.below(5) == 0, dice.below(5) == 0);
+            SequenceRequest { sampling, want_logprobs, want_prompt_logprobs, ..request(id, &prompt, 4) }
+        })
+        .collect();
+    let run = |tokens_only: bool| {
+        let mut engine = engine_on(device.clone(), &model, |o| o.slots_max = 5);
+        let mut record = Record { tokens_only, ..Record::default() };
+        let before = device.downloaded();
+        for chunk in requests.chunks(5) {
+            for request in chunk {
+                engine.admit(request.clone()).expect("room");
+            }
+            drain(&mut engine, &mut record);
+        }
+        (record.tokens, device.downloaded() - before)
+    };
+    let ((by_device, few), (by_host, many)) = (run(true), run(false));
+    assert_eq!(by_device, by_host);
+    assert!(few < many / 2, "{few} bytes of {many} were read");
+}
+
+#[test]
+fn of_a_sequence_that_nobody_looks_at_only_tokens_come_back() {
+    let Some(device) = emulator::device(0) else { return };
+    let model = model(TinyModel::default().to_bytes());
+    let mut engine = engine_on(device.clone(), &model, |_| ());
+    let mut record = Record { tokens_only: true, ..Record::default() };
+    engine.admit(request(0, &[5, 6, 7], 10)).expect("room");
+    let before = device.downloaded();
+    drain(&mut engine, &mut record);
+    assert_eq!((record.tokens[&0].len(), device.downloaded() - before), (10, 40));
 }
 
 #[test]

@@ -60,6 +60,9 @@ fn last(engine: &mut Engine, tokens: &[u32]) -> Result<Vec<f32>, Failure> {
             Verdict::Stop
         }
         fn finished(&mut self, _: u64, _: FinishReason) {}
+        fn wants_logits(&self, _: u64) -> bool {
+            true
+        }
         fn logits(&mut self, _: u64, logits: &[f32]) {
             self.0 = logits.to_vec();
         }

@@ -22,6 +22,7 @@ struct alignas(16) uint4 { unsigned x, y, z, w; };
 struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(8) float2 { float x, y; };
+struct alignas(8) int2 { int x, y; };
 
 namespace emulator {
 
@@ -83,6 +84,13 @@ template <class T> inline T __shfl_xor_sync(uint32_t mask, T value, int step) {
 
 inline unsigned __float_as_uint(float x) { return __builtin_bit_cast(unsigned, x); }
 inline float __uint_as_float(unsigned x) { return __builtin_bit_cast(float, x); }
+inline uint64_t __umul64hi(uint64_t a, uint64_t b) { return (uint64_t)((unsigned __int128)a * b >> 64); }
+// The threads of a block take turns, and blocks one after the other.
+template <class T> inline T atomicAdd(T* at, T value) {
+  T before = *at;
+  *at += value;
+  return before;
+}
 inline uint4 load_once(const uint4* from) { return *from; }
 inline float half_to_float(uint16_t half) {
   uint32_t exponent = half >> 10 & 31, fraction = half & 1023;

@@ -11,9 +11,12 @@ mod cpu;
 #[doc(hidden)]
 pub mod cuda;
 
+use std::ops::Range;
+
 pub use cpu::{CpuBackend, CpuOptions, Isa};
 
 use crate::model::{Matrix, Rope, Vector};
+pub use crate::sampler::Choice;
 
 /// Cells in one block of KV memory. The CPU attends to one block with one vector, so this is its lane count, too.
 pub const BLOCK_LEN: usize = 16;
@@ -51,6 +54,8 @@ pub struct Batch {
     pub stretched: Vec<bool>,
     /// Some row's hidden state is wanted.
     pub wants_hidden: bool,
+    /// Tokens that the backend is to choose: from which of `sample_rows`, and how. Only for one that `chooses`.
+    pub choices: Vec<(u32, Choice)>,
 }
 
 impl Batch {
@@ -66,6 +71,7 @@ impl Batch {
         self.table_of_row.clear();
         self.sample_rows.clear();
         self.wants_hidden = false;
+        self.choices.clear();
     }
 
     /// Adds a row.
@@ -154,6 +160,10 @@ pub struct StepShape {
     pub head_len: usize,
     /// Longest context, in cells.
     pub context_max: usize,
+    /// Tokens chosen at most.
+    pub choices_max: usize,
+    /// Length of a row of logits.
+    pub vocab_len: usize,
 }
 
 /// A product that shares its activations with others.
@@ -315,12 +325,34 @@ pub trait Backend {
     /// `out[i] = x[sample_rows[i]]`, rows of `len`.
     fn gather(&mut self, out: &mut Self::Buffer, x: &Self::Buffer, batch: &Batch, len: usize);
 
-    /// Waits for what was asked so far and gives the host `len` elements of `x`.
+    /// True for a backend that chooses tokens itself. Of others that is not asked: logits are read, and the host chooses.
+    fn chooses(&self) -> bool {
+        false
+    }
+
+    /// Chooses a token for each of `batch.choices` from `logits`, `[samples, vocab_len]`: the one that the host would choose,
+    /// whatever else is in the batch. [`Backend::chosen`] gives them.
+    fn choose(&mut self, logits: &Self::Buffer, vocab_len: usize, batch: &Batch) {
+        let _ = (logits, vocab_len);
+        assert!(batch.choices.is_empty(), "this backend does not choose");
+    }
+
+    /// Waits for what was asked so far and gives the first `count` tokens that were chosen in this step.
     ///
     /// # Errors
     ///
     /// When the device failed in this step.
-    fn read<'a>(&'a mut self, x: &'a Self::Buffer, len: usize) -> Result<&'a [f32], DeviceError>;
+    fn chosen(&mut self, count: usize) -> Result<&[u32], DeviceError> {
+        assert!(count == 0, "this backend does not choose");
+        Ok(&[])
+    }
+
+    /// Waits for what was asked so far and gives the host a range of the elements of `x`.
+    ///
+    /// # Errors
+    ///
+    /// When the device failed in this step.
+    fn read<'a>(&'a mut self, x: &'a Self::Buffer, range: Range<usize>) -> Result<&'a [f32], DeviceError>;
 
     /// Names the arithmetic: streams are bit-identical between machines that give the same name.
     fn arithmetic(&self) -> &str;

@@ -5,6 +5,8 @@
 //!
 //! Source: Touvron et al. 2023 (LLaMA); order of operations after Hugging Face `modeling_llama.py` and its descendants.
 
+use std::ops::Range;
+
 use super::architecture::{Activation, NetworkConfig, TOKEN_EMBEDDING};
 use super::settings::Settings;
 use super::tensors::{Name, Tensors};
@@ -304,19 +306,14 @@ impl<B: Backend> Decoder<B> {
         })
     }
 
-    /// Runs one step and returns the logits of its sample rows, `[samples, vocab]`.
+    /// Runs one step up to the logits of its sample rows, and has the backend choose the tokens that `batch.choices` are.
     ///
     /// Prefill and decode are the same code: a row sees the cells at and before its position.
     ///
     /// # Errors
     ///
     /// When the device fails. What the cache then holds is unknown.
-    pub fn forward<'a>(
-        &'a mut self,
-        be: &'a mut B,
-        cache: &mut B::Cache,
-        batch: &Batch,
-    ) -> Result<&'a [f32], DeviceError> {
+    pub fn forward(&mut self, be: &mut B, cache: &mut B::Cache, batch: &Batch) -> Result<(), DeviceError> {
         self.run_layers(be, cache, batch)?;
 
         // Logits: of the rows that somebody wants to sample from, in most steps of decode all of them.
@@ -333,7 +330,18 @@ impl<B: Backend> Decoder<B> {
         if let Some(cap) = c.logit_cap {
             be.soft_cap(&mut s.logits, cap, samples * c.vocab_len);
         }
-        be.read(&s.logits, samples * c.vocab_len)
+        be.choose(&s.logits, c.vocab_len, batch);
+        Ok(())
+    }
+
+    /// Logits of some of the last step's samples, `[samples, vocab]`.
+    ///
+    /// # Errors
+    ///
+    /// When the device failed.
+    pub fn logits<'a>(&'a self, be: &'a mut B, samples: Range<usize>) -> Result<&'a [f32], DeviceError> {
+        let vocab_len = self.config.vocab_len;
+        be.read(&self.scratch.logits, samples.start * vocab_len..samples.end * vocab_len)
     }
 
     /// The rows of the step before, after the last norm, `[rows, embedding]`.
@@ -342,7 +350,7 @@ impl<B: Backend> Decoder<B> {
     ///
     /// When the device failed.
     pub fn hidden_states<'a>(&'a self, be: &'a mut B, rows: usize) -> Result<&'a [f32], DeviceError> {
-        be.read(&self.scratch.y, rows * self.config.embedding_length)
+        be.read(&self.scratch.y, 0..rows * self.config.embedding_length)
     }
 
     /// From tokens to the rows after the last norm, in `y`.

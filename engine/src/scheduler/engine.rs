@@ -109,6 +109,8 @@ pub struct Engine<B: Backend = CpuBackend> {
     pub(super) sample_slots: Vec<usize>,
     /// Slots that are done with this step without a token: their vector is complete, or their prompt is all that they are asked for.
     pub(super) done_slots: Vec<usize>,
+    /// The tokens among them that the backend chose, in order.
+    pub(super) chosen: Vec<u32>,
     /// Tokens sampled in this step.
     pub(super) sampled: Vec<Sampled>,
     /// Their likeliest alternatives, one sample's after the other's.
@@ -150,6 +152,7 @@ impl<B: Backend> Engine<B> {
             sample_rows: Vec::with_capacity(o.step_rows_max),
             stretched: vec![false; o.slots_max],
             wants_hidden: false,
+            choices: Vec::with_capacity(o.slots_max),
         };
         let c = &model.config;
         let cache = backend.cache(c.kv_shape(o.kv_blocks_max))?;
@@ -162,6 +165,8 @@ impl<B: Backend> Engine<B> {
             head_count_kv: c.head_count_kv,
             head_len: c.head_len,
             context_max: table_len * BLOCK_LEN,
+            choices_max: o.slots_max,
+            vocab_len: c.vocab_len,
         };
         backend.reserve(&shape, &c.ropes)?;
         Ok(Engine {
@@ -183,6 +188,7 @@ impl<B: Backend> Engine<B> {
             shares: Vec::with_capacity(o.slots_max),
             sample_slots: Vec::with_capacity(o.slots_max),
             done_slots: Vec::with_capacity(o.slots_max),
+            chosen: Vec::with_capacity(o.slots_max),
             sampled: Vec::with_capacity(o.slots_max),
             tops: Vec::new(),
             top_of_prompt: Vec::new(),
@@ -288,7 +294,8 @@ impl<B: Backend> Engine<B> {
                 self.batch.push(*token, (index * chunk_len + i) as u32, 0);
                 self.batch.sample_rows.push(i as u32);
             }
-            match self.network.forward(&mut self.backend, &mut self.cache, &self.batch) {
+            let forward = self.network.forward(&mut self.backend, &mut self.cache, &self.batch);
+            match forward.and_then(|()| self.network.logits(&mut self.backend, 0..chunk.len())) {
                 Ok(logits) => out.extend_from_slice(logits),
                 Err(error) => {
                     result = Err(error);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::backend::Choice;
 use crate::constraint::Progress;
 use crate::pooling::Pool;
 use crate::{Constraint, Pooling, SamplingParams};
@@ -132,7 +133,13 @@ pub trait TokenSink {
     /// A sequence has ended and its slot is free. Not called for one that was cancelled.
     fn finished(&mut self, id: u64, reason: FinishReason);
 
-    /// The bare logits that the next token of a sequence is sampled from. For tools and tests; usually ignored.
+    /// True when `logits` is to be called for a sequence. They may have to be fetched for it from a device that needs them no more.
+    fn wants_logits(&self, id: u64) -> bool {
+        let _ = id;
+        false
+    }
+
+    /// The bare logits that the next token of a sequence is sampled from, if they are wanted. For tools and tests.
     fn logits(&mut self, id: u64, logits: &[f32]) {
         let _ = (id, logits);
     }
@@ -240,6 +247,15 @@ impl Sequence {
     /// True when it ends with its prompt.
     pub fn wants_no_token(&self) -> bool {
         self.request.max_tokens == 0
+    }
+
+    /// How the next token is chosen, if that can be left to the backend: nobody else looks at its logits.
+    pub fn choice_of_backend(&self) -> Option<Choice> {
+        let r = &self.request;
+        let answer_len = self.tokens.len() - self.prompt_len();
+        let looked_at = r.want_logprobs || r.top_logprobs > 0 || r.constraint.is_some();
+        let alone = !looked_at && r.sampling.takes_bare_logits(answer_len);
+        alone.then(|| Choice::new(&r.sampling, self.tokens.len() as u64))
     }
 
     /// True when the next row is that of the token sampled last.

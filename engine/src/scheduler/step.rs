@@ -1,5 +1,7 @@
 //! One step: admit, plan, forward, sample, commit, flush.
 
+use std::ops::Range;
+
 use super::engine::{Engine, EngineError, SCORED_ROWS_MAX};
 use super::prefill::share_rows;
 use super::sequence::{FinishReason, Sampled, StepReport, TokenSink, Verdict};
@@ -19,7 +21,7 @@ impl<B: Backend> Engine<B> {
         let mut report = StepReport { preempted: std::mem::take(&mut self.preempted), ..StepReport::default() };
         // Admit: newcomers come by `admit`; here those return who were put aside.
         report.resumed = self.resume();
-        self.plan(&mut report);
+        self.plan(&mut report, sink);
         if self.batch.rows() > 0 {
             self.forward_and_sample(sink)?;
             self.pool_hidden_states()?;
@@ -31,7 +33,7 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Decides on the rows: decode rows first, then those of prompts.
-    fn plan(&mut self, report: &mut StepReport) {
+    fn plan(&mut self, report: &mut StepReport, sink: &(impl TokenSink + ?Sized)) {
         self.batch.clear();
         self.sample_slots.clear();
         self.done_slots.clear();
@@ -45,7 +47,7 @@ impl<B: Backend> Engine<B> {
                 self.pending.push(sequence.pending());
             } else if self.batch.rows() < self.options.step_rows_max {
                 let left = self.options.step_rows_max - self.batch.rows();
-                report.rows_decode += self.plan_sequence(slot, left, report);
+                report.rows_decode += self.plan_sequence(slot, left, report, sink);
             }
         }
         let left = self.options.step_rows_max - self.batch.rows();
@@ -54,14 +56,20 @@ impl<B: Backend> Engine<B> {
         let mut spare = 0;
         for index in 0..self.prompts.len() {
             let share = self.shares[index] + spare;
-            let count = if share > 0 { self.plan_sequence(self.prompts[index], share, report) } else { 0 };
+            let count = if share > 0 { self.plan_sequence(self.prompts[index], share, report, sink) } else { 0 };
             spare = share - count as usize;
             report.rows_prefill += count;
         }
     }
 
     /// Adds the next rows of one sequence, `left` at most, and gives how many.
-    fn plan_sequence(&mut self, slot: usize, left: usize, report: &mut StepReport) -> u32 {
+    fn plan_sequence(
+        &mut self,
+        slot: usize,
+        left: usize,
+        report: &mut StepReport,
+        sink: &(impl TokenSink + ?Sized),
+    ) -> u32 {
         let sequence = self.slots[slot].as_ref().expect("a slot in the order is taken");
         let table_start = slot * self.batch.table_len;
         self.batch.tables[table_start..table_start + sequence.table.len()].copy_from_slice(&sequence.table);
@@ -89,18 +97,58 @@ impl<B: Backend> Engine<B> {
             if let (Some(constraint), None) = (&sequence.request.constraint, &sequence.progress) {
                 sequence.progress = Some(self.masks.begin(constraint));
             }
+            if self.backend.chooses()
+                && !sink.wants_logits(sequence.request.id)
+                && let Some(choice) = sequence.choice_of_backend()
+            {
+                self.batch.choices.push((self.batch.sample_rows.len() as u32, choice));
+            }
             self.batch.sample_rows.push(self.batch.rows() as u32 - 1);
             self.sample_slots.push(slot);
         }
         count as u32
     }
 
+    /// Tokens come from the backend where it chooses them, else from logits. Only what the host looks at is read: samples that
+    /// are neighbours at once, for each read waits for the device.
     fn forward_and_sample(&mut self, sink: &mut (impl TokenSink + ?Sized)) -> Result<(), EngineError> {
-        let vocab_len = self.model.config.vocab_len;
-        let logits = self.network.forward(&mut self.backend, &mut self.cache, &self.batch)?;
+        self.network.forward(&mut self.backend, &mut self.cache, &self.batch)?;
         self.sampled.clear();
         self.tops.clear();
-        for (row, logits) in self.batch.sample_rows.iter().zip(logits.chunks_exact(vocab_len)) {
+        self.chosen.clear();
+        if !self.batch.choices.is_empty() {
+            self.chosen.extend_from_slice(self.backend.chosen(self.batch.choices.len())?);
+        }
+        let sample_count = self.batch.sample_rows.len();
+        if sample_count == 0 {
+            // A failure belongs to the step that it happened in.
+            self.network.logits(&mut self.backend, 0..0)?;
+        }
+        let mut start = 0;
+        for index in 0..=self.batch.choices.len() {
+            // The next sample that the backend chose, or the end of all.
+            let end = self.batch.choices.get(index).map_or(sample_count, |(sample, _)| *sample as usize);
+            if start < end {
+                self.sample_on_host(start..end, sink)?;
+            }
+            if let Some(token) = self.chosen.get(index) {
+                self.sampled.push(Sampled { token: *token, logprob: None, top_end: self.tops.len() });
+            }
+            start = end + 1;
+        }
+        Ok(())
+    }
+
+    /// Looks at the logits of some samples: chooses tokens, and tells of prompts and logits who wants them.
+    fn sample_on_host(
+        &mut self,
+        samples: Range<usize>,
+        sink: &mut (impl TokenSink + ?Sized),
+    ) -> Result<(), EngineError> {
+        let vocab_len = self.model.config.vocab_len;
+        let rows = &self.batch.sample_rows[samples.clone()];
+        let logits = self.network.logits(&mut self.backend, samples)?;
+        for (row, logits) in rows.iter().zip(logits.chunks_exact(vocab_len)) {
             let slot = self.batch.table_of_row[*row as usize] as usize;
             let sequence = self.slots[slot].as_mut().expect("a planned slot is taken");
             let next = self.batch.positions[*row as usize] as usize + 1;
@@ -116,7 +164,9 @@ impl<B: Backend> Engine<B> {
             }
             let prompt_len = sequence.prompt_len();
             let request = &sequence.request;
-            sink.logits(request.id, logits);
+            if sink.wants_logits(request.id) {
+                sink.logits(request.id, logits);
+            }
             // As a rule the mask was made while the logits were.
             let mask = match &mut sequence.progress {
                 None => None,

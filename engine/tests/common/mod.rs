@@ -66,6 +66,8 @@ pub struct Record {
     pub finished: Vec<u64>,
     pub reasons: HashMap<u64, FinishReason>,
     pub vectors: HashMap<u64, Vec<f32>>,
+    /// Logits are not wanted.
+    pub tokens_only: bool,
 }
 
 impl TokenSink for Record {
@@ -81,6 +83,10 @@ impl TokenSink for Record {
     fn finished(&mut self, id: u64, reason: FinishReason) {
         self.finished.push(id);
         self.reasons.insert(id, reason);
+    }
+
+    fn wants_logits(&self, _: u64) -> bool {
+        !self.tokens_only
     }
 
     fn logits(&mut self, id: u64, logits: &[f32]) {

@@ -28,6 +28,7 @@ pub struct Emulator {
     /// Launches until the device breaks.
     breaks_after: Option<std::sync::atomic::AtomicI64>,
     processors: usize,
+    downloaded: std::sync::atomic::AtomicUsize,
     _library: &'static Library,
 }
 
@@ -69,7 +70,8 @@ fn emulator(seed: u64, breaks_after: Option<std::sync::atomic::AtomicI64>) -> Op
             symbol(library, "emulator_copy"),
         )
     };
-    Some(Emulator { launch, alloc, free, copy, seed, breaks_after, processors: 132, _library: library })
+    let downloaded = Default::default();
+    Some(Emulator { launch, alloc, free, copy, seed, breaks_after, processors: 132, downloaded, _library: library })
 }
 
 /// Compiles the library for this test binary.
@@ -77,6 +79,13 @@ fn build() -> Option<PathBuf> {
     let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("emulator-{}.so", std::process::id()));
     compile(&library)?;
     Some(library)
+}
+
+impl Emulator {
+    /// Bytes that have been copied to the host.
+    pub fn downloaded(&self) -> usize {
+        self.downloaded.load(std::sync::atomic::Ordering::Relaxed)
+    }
 }
 
 impl Device for Emulator {
@@ -104,6 +113,7 @@ impl Device for Emulator {
     }
 
     fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.downloaded.fetch_add(bytes.len(), std::sync::atomic::Ordering::Relaxed);
         // SAFETY: as in `upload`.
         unsafe { (self.copy)(bytes.as_mut_ptr() as u64, from, bytes.len()) }
         Ok(())

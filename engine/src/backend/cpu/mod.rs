@@ -196,8 +196,8 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn read<'a>(&'a mut self, x: &'a Buffer, len: usize) -> Result<&'a [f32], DeviceError> {
-        Ok(&x[..len])
+    fn read<'a>(&'a mut self, x: &'a Buffer, range: Range<usize>) -> Result<&'a [f32], DeviceError> {
+        Ok(&x[range])
     }
 
     fn arithmetic(&self) -> &str {

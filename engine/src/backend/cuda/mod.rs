@@ -4,6 +4,7 @@
 //! then. The backend is generic over [`Device`], so that tests run all of it on an emulation of the device.
 
 mod ceiling;
+mod choose;
 mod device;
 mod driver;
 mod host_time;
@@ -13,9 +14,11 @@ mod packs;
 mod plan;
 mod repack;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 pub use ceiling::{LaunchCost, ReadSpeed, launch_cost, read_speed};
+use choose::{CHOICE_BYTES, Workspace, choice_words};
 use device::pair;
 pub use device::{Arguments, Device, Memory, Use};
 pub use driver::{Absent, Driver, Found, Kernels, devices, version_text};
@@ -48,7 +51,7 @@ const PARTIAL_BYTES_MAX: usize = 64 << 20;
 const SLOTS_MAX: usize = 65535;
 /// Bytes of weights that are repacked and copied at once.
 const PORTION_BYTES: usize = 8 << 20;
-/// Goes up when a kernel gives other bits than before.
+/// Goes up when a kernel gives other bits than before, or the same logits become other tokens.
 const ARITHMETIC_VERSION: u32 = 2;
 /// Matrices of one launch.
 const MATRICES_MAX: usize = 3;
@@ -94,14 +97,17 @@ pub struct CudaBackend<D: Device> {
     records_of: Option<(u64, usize, usize, Input)>,
     /// Partial attention: sums, then statistics.
     partial: Option<Memory<D>>,
-    /// What `read` gave last.
+    /// Where tokens are chosen.
+    choosing: Option<Workspace<D>>,
+    /// What `read` and `chosen` gave last.
     host: Vec<f32>,
+    host_tokens: Vec<u32>,
     host_bytes: Vec<u8>,
 }
 
 /// State of the step on the device.
 struct Step<D: Device> {
-    /// Tokens, positions, tables of rows, sample rows, whether they are stretched, and runs; `capacity` of each.
+    /// Tokens, positions, tables of rows, sample rows, whether they are stretched, and runs, `capacity` of each; then choices.
     rows: Option<Memory<D>>,
     capacity: usize,
     /// First row and length of each run: rows that follow each other in a sequence. Those of one row come first.
@@ -152,7 +158,9 @@ impl<D: Device> CudaBackend<D> {
             records: None,
             records_of: None,
             partial: None,
+            choosing: None,
             host: Vec::new(),
+            host_tokens: Vec::new(),
             host_bytes: Vec::new(),
         }
     }
@@ -161,6 +169,16 @@ impl<D: Device> CudaBackend<D> {
         let memory = Memory::new(&self.device, bytes.len(), purpose)?;
         self.device.upload(memory.address(), bytes)?;
         Ok(memory)
+    }
+
+    /// Activations that hold `values`: for tests of single operations.
+    ///
+    /// # Errors
+    ///
+    /// When the device has no room for them.
+    pub fn buffer_of(&self, values: &[f32]) -> Result<CudaBuffer<D>, DeviceError> {
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        Ok(CudaBuffer(self.memory_of(&bytes, Use::Workspace)?))
     }
 
     fn keep<T>(&mut self, result: Result<T, DeviceError>) -> Option<T> {
@@ -199,6 +217,12 @@ impl<D: Device> CudaBackend<D> {
     /// Where one of the lists of `begin_step` lies.
     fn list(&self, index: usize) -> u64 {
         self.step.rows.as_ref().map_or(0, |m| m.address() + (index * self.step.capacity * 4) as u64)
+    }
+
+    /// Where the choices of `begin_step` lie, and how far behind the other lists that is.
+    fn choices(&self) -> (u64, usize) {
+        let behind = (5 * 4 * self.step.capacity).next_multiple_of(8);
+        (self.step.rows.as_ref().map_or(0, Memory::address) + behind as u64, behind)
     }
 
     fn tables(&self) -> u64 {
@@ -249,7 +273,9 @@ impl<D: Device> CudaBackend<D> {
 
     fn room_for_rows(&mut self, rows: usize) -> Result<(), DeviceError> {
         if self.step.capacity < rows {
-            self.step.rows = Some(Memory::new(&self.device, 6 * 4 * rows, Use::Workspace)?);
+            // Each row may be one of which a token is chosen.
+            let bytes = (6 * 4 * rows).next_multiple_of(8) + CHOICE_BYTES * rows;
+            self.step.rows = Some(Memory::new(&self.device, bytes, Use::Workspace)?);
             self.step.capacity = rows;
         }
         Ok(())
@@ -282,6 +308,14 @@ impl<D: Device> CudaBackend<D> {
     fn room_for_partial(&mut self, bytes: usize) -> Result<(), DeviceError> {
         if self.partial.as_ref().is_none_or(|m| m.bytes() < bytes) {
             self.partial = Some(Memory::new(&self.device, bytes, Use::Workspace)?);
+        }
+        Ok(())
+    }
+
+    fn room_for_choices(&mut self, count: usize, vocab_len: usize) -> Result<(), DeviceError> {
+        let enough = |w: &Workspace<D>| w.choices_max >= count && w.vocab_len == vocab_len;
+        if !self.choosing.as_ref().is_some_and(enough) {
+            self.choosing = Some(Workspace::new(&self.device, count, vocab_len)?);
         }
         Ok(())
     }
@@ -453,6 +487,7 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.room_for_ropes(ropes, shape.rows_max)?;
         let records = Input::RECORDS.map(|(input, ..)| input.bytes(shape.rows_max, shape.cols_max));
         self.room_for_records(records.into_iter().max().unwrap_or(0))?;
+        self.room_for_choices(shape.choices_max, shape.vocab_len)?;
         let row_bytes = partial_row_bytes(shape.head_count, shape.head_len, shape.context_max);
         let group = (shape.head_count / shape.head_count_kv).min(GROUP_MAX);
         self.step.run_rows_max = (QUERIES_MAX / group).min(PARTIAL_BYTES_MAX / row_bytes.max(1)).max(1);
@@ -467,6 +502,7 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.room_for_rows(rows)?;
         self.cut_into_runs(batch);
         let capacity = self.step.capacity;
+        let (_, choices_start) = self.choices();
         let bytes = &mut self.step.bytes;
         bytes.clear();
         for list in [&batch.tokens, &batch.positions, &batch.table_of_row, &batch.sample_rows] {
@@ -477,6 +513,11 @@ impl<D: Device> Backend for CudaBackend<D> {
         bytes.extend((0..rows).flat_map(|row| u32::from(batch.is_stretched(row)).to_le_bytes()));
         bytes.resize(5 * capacity * 4, 0);
         bytes.extend(self.step.runs.iter().flat_map(|run| run.to_le_bytes()));
+        if !batch.choices.is_empty() {
+            bytes.resize(choices_start, 0);
+            let words = batch.choices.iter().flat_map(|(row, choice)| choice_words(*row, choice));
+            bytes.extend(words.flat_map(u64::to_le_bytes));
+        }
         let address = self.step.rows.as_ref().map_or(0, Memory::address);
         self.device.upload(address, &self.step.bytes)?;
         self.step.context = batch.positions.iter().max().map_or(0, |p| *p as usize + 1);
@@ -694,12 +735,44 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.launch("gather", [len.div_ceil(256), batch.sample_rows.len(), 1], 256, 0, arguments.int(len));
     }
 
-    fn read<'a>(&'a mut self, x: &'a CudaBuffer<D>, len: usize) -> Result<&'a [f32], DeviceError> {
+    fn chooses(&self) -> bool {
+        true
+    }
+
+    fn choose(&mut self, logits: &CudaBuffer<D>, vocab_len: usize, batch: &Batch) {
+        if batch.choices.is_empty() {
+            return;
+        }
+        let made = self.room_for_choices(batch.choices.len(), vocab_len);
+        if self.keep(made).is_none() {
+            return;
+        }
+        let (at, _) = self.choices();
+        let workspace = self.choosing.as_ref().expect("was just made");
+        for (name, grid, threads, arguments) in workspace.launches(logits.0.address(), at, &batch.choices) {
+            self.launch(name, grid, threads, 0, arguments);
+        }
+    }
+
+    fn chosen(&mut self, count: usize) -> Result<&[u32], DeviceError> {
         if let Some(error) = self.failed.take() {
             return Err(error);
         }
-        self.host_bytes.resize(len * 4, 0);
-        self.device.download(x.0.address(), &mut self.host_bytes)?;
+        self.host_bytes.resize(count * 4, 0);
+        if let Some(workspace) = &self.choosing {
+            self.device.download(workspace.tokens(), &mut self.host_bytes)?;
+        }
+        self.host_tokens.clear();
+        self.host_tokens.extend(self.host_bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)));
+        Ok(&self.host_tokens)
+    }
+
+    fn read<'a>(&'a mut self, x: &'a CudaBuffer<D>, range: Range<usize>) -> Result<&'a [f32], DeviceError> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        self.host_bytes.resize(range.len() * 4, 0);
+        self.device.download(x.0.address() + (range.start * 4) as u64, &mut self.host_bytes)?;
         self.host.clear();
         self.host.extend(self.host_bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)));
         Ok(&self.host)

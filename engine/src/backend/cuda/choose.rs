@@ -1,0 +1,81 @@
+//! Choosing tokens on the device: what `engine/kernels/sample.cu` is told and where it works.
+
+use std::sync::Arc;
+
+use super::device::{Arguments, Device, Memory, Use, pair};
+use crate::backend::{Choice, DeviceError};
+
+/// Logits that a block of threads looks at. As in `engine/kernels/sample.cu`.
+const CHUNK_LEN: usize = 2048;
+/// Bins of distances from the best score there.
+const BIN_COUNT: usize = 2048;
+/// Threads that finish a row there.
+const PICK_THREADS: usize = 512;
+
+/// Bytes of a choice on the device.
+pub(super) const CHOICE_BYTES: usize = 48;
+
+/// The kernels' `Choice`: from which row of logits, and how.
+pub(super) fn choice_words(row: u32, choice: &Choice) -> [u64; CHOICE_BYTES / 8] {
+    [
+        pair(row, choice.temperature.to_bits()),
+        pair(choice.top_k, u32::from(choice.top_p.is_some())),
+        choice.top_p.unwrap_or(0),
+        choice.min_weight,
+        choice.seed,
+        choice.position,
+    ]
+}
+
+/// Memory that the kernels work in, for so many choices from rows of so many logits.
+pub(super) struct Workspace<D: Device> {
+    memory: Memory<D>,
+    pub choices_max: usize,
+    pub vocab_len: usize,
+}
+
+impl<D: Device> Workspace<D> {
+    pub fn new(device: &Arc<D>, choices_max: usize, vocab_len: usize) -> Result<Workspace<D>, DeviceError> {
+        // The best and the sums of each chunk, weights and counts of each bin, a token.
+        let choice_bytes = 2 * 8 * vocab_len.div_ceil(CHUNK_LEN) + (8 + 4) * BIN_COUNT + 4;
+        let memory = Memory::new(device, choices_max * choice_bytes, Use::Workspace)?;
+        Ok(Workspace { memory, choices_max, vocab_len })
+    }
+
+    /// Where the tokens lie.
+    pub fn tokens(&self) -> u64 {
+        self.places()[4]
+    }
+
+    /// Where the kernels find what they leave to each other, in the order of their `Sampling`.
+    fn places(&self) -> [u64; 5] {
+        let chunks = self.vocab_len.div_ceil(CHUNK_LEN);
+        let mut next = self.memory.address();
+        [8 * chunks, 8 * chunks, 8 * BIN_COUNT, 4 * BIN_COUNT, 4].map(|bytes| {
+            let place = next;
+            next += (self.choices_max * bytes) as u64;
+            place
+        })
+    }
+
+    /// The launches for `choices`, which lie at `at`, from `logits`: name, grid, threads and arguments of each.
+    pub fn launches(
+        &self,
+        logits: u64,
+        at: u64,
+        choices: &[(u32, Choice)],
+    ) -> impl Iterator<Item = (&'static str, [usize; 3], usize, Arguments)> + use<D> {
+        let chunks = self.vocab_len.div_ceil(CHUNK_LEN);
+        let [best, sums, weights, counts, tokens] = self.places();
+        let shape = pair(self.vocab_len as u32, chunks as u32);
+        let arguments = Arguments::new().structure(&[logits, at, best, sums, weights, counts, tokens, shape]);
+        let all = [
+            ("sample_best", [chunks, choices.len(), 1], 256),
+            ("sample_weigh", [chunks, choices.len(), 1], 256),
+            ("sample_pick", [choices.len(), 1, 1], PICK_THREADS),
+        ];
+        // The third has nothing to do for the greedy.
+        let count = if choices.iter().all(|(_, choice)| choice.temperature == 0.0) { 2 } else { 3 };
+        all.into_iter().take(count).map(move |(name, grid, threads)| (name, grid, threads, arguments.clone()))
+    }
+}
