@@ -22,11 +22,11 @@ command -v "$compiler" >/dev/null || { echo "FAILED: $compiler is missing: the k
 "$compiler" -std=c++20 -O1 -g -march=native -ffp-contract=off -fno-strict-aliasing -fsanitize=address,undefined \
   -fno-sanitize-recover=all -fPIC -shared -fvisibility=hidden -DEMULATED -x c++ engine/kernels/*.cu \
   engine/kernels/emulator/{fibers,fragments}.cpp -o "$work/emulator.so"
-cargo test -p orchestratord-engine --test cuda --test cuda_tensor --no-run
+cargo test -p orchestratord-engine --test cuda --test cuda_attention --test cuda_tensor --no-run
 asan=$("$compiler" -print-file-name=libasan.so)
 # What Rust's test harness keeps until the end is no leak of ours.
 export ORCH_EMULATOR=$work/emulator.so ASAN_OPTIONS=detect_leaks=0
-for test in cuda cuda_tensor; do
+for test in cuda cuda_attention cuda_tensor; do
   binary=$(cargo test -p orchestratord-engine --test $test --no-run 2>&1 | grep -o "([^()]*/$test-[0-9a-f]*)" | tr -d '()')
   [[ $binary == /* ]] || binary=$PWD/$binary
   (cd engine && LD_PRELOAD=$asan "$binary")

@@ -63,7 +63,7 @@ fn where_a_driver_has_a_device_it_computes_and_says_so() {
     let home = Scratch::new().expect("a folder");
     let Some(settings) = settings(&home, Some(Emulation::Driver)) else { return };
     let server = server_with(settings.clone());
-    assert!(server.stdout().contains("engine   cuda, cuda-sm_90-v1"), "{}", server.stdout());
+    assert!(server.stdout().contains("engine   cuda, cuda-sm_90-v2"), "{}", server.stdout());
     let capabilities =
         server.client().send(&Request::get("/v1/capabilities")).expect("an answer").json().expect("JSON");
     assert_eq!(capabilities["engines"][0]["engine"], "cuda");
@@ -125,6 +125,23 @@ fn what_does_not_fit_is_refused_with_sizes_and_a_share_fits() {
     assert!(health["metrics"]["kv_blocks_max"].as_u64().is_some_and(|blocks| blocks > 1000), "{health}");
 }
 
+/// Graphs are faster and nothing else: a driver that makes none is told of once, and text is the same.
+#[test]
+fn a_driver_that_makes_no_graphs_gives_the_same_text_and_is_told_of() {
+    let home = Scratch::new().expect("a folder");
+    let Some(settings) = settings(&home, Some(Emulation::Driver)) else { return };
+    let said = "the driver makes no graphs";
+    let with = server_with(settings.clone());
+    let wanted = texts(&common::run(&with, &tiny_task("cuda")));
+    assert!(!wanted.is_empty() && !with.stderr().contains(said), "{}", with.stderr());
+    let without = server_with(settings.with_environment("EMULATED_GRAPH_MAX", 3));
+    assert_eq!(texts(&common::run(&without, &tiny_task("cuda"))), wanted);
+    assert_eq!(texts(&common::run(&without, &tiny_task("cuda"))), wanted);
+    let stderr = without.stderr();
+    assert_eq!(stderr.matches(said).count(), 1, "{stderr}");
+    assert!(stderr.contains("cuGraphInstantiate: CUDA_ERROR_OUT_OF_MEMORY"), "{stderr}");
+}
+
 /// A launch fails, and the context with it; afterwards the device has less memory.
 #[test]
 fn a_device_error_ends_streams_and_the_engine_comes_back_with_the_cache_that_fits() {
@@ -143,7 +160,8 @@ fn a_device_error_ends_streams_and_the_engine_comes_back_with_the_cache_that_fit
         let task = long();
         enqueue(&server, &task);
         let stream = open(&server, &task);
-        wait_for_tokens(&stream, 1);
+        // By then a step is the launch of a graph.
+        wait_for_tokens(&stream, 8);
         std::fs::write(home.path().join("fail"), "").expect("a file");
         let last = finish(&stream).pop().expect("a stream has events");
         // On a machine where this thread got no turn for so long, the task may be through.

@@ -77,7 +77,8 @@ part_doctor() {
   fi
 }
 
-# Every layout and ragged shapes against the CPU; and the bits against those of the emulated device.
+# Every layout and ragged shapes against the CPU; and the bits against those of the emulated device, but for bf16: in what order
+# tensor cores add and round is their own.
 part_kernels() {
   if bounded 60 "$work/kernels" "$binary" device $few "${flags[@]}"; then
     row kernels ok "$(count '^ok' "$work/kernels") cases within 1e-3 of the CPU, the same bits in steps of 1, 4 and 16 rows"
@@ -96,7 +97,7 @@ part_kernels() {
 part_determinism() {
   local well=1
   if [ -n "$few" ]; then
-    bounded 60 "$work/same" "$binary" device same --crowd 2 --prompt 17 --decode 4 "${flags[@]}" || well=
+    bounded 60 "$work/same" "$binary" device same --crowd 2 --prompt 17 --decode 3 "${flags[@]}" || well=
   else
     bounded 60 "$work/same" "$binary" device same --shape llama-3.2-1b --type bf16,q4_k --prompt 100 "${flags[@]}" || well=
   fi
@@ -169,13 +170,13 @@ texts() { # ENGINE
   id=00000000-0000-4000-8000-$(printf '%012d' "$RANDOM$RANDOM")
   curl -fsSN "$url/v1/tasks" -H 'X-API-Key: check-key' -H 'Accept: text/event-stream' --max-time "$patience" -d "{
     \"task_id\":\"$id\",\"session_id\":\"$id\",\"workload\":\"completion\",\"model_ref\":\"wren\",\"engine\":\"$1\",
-    \"ctx\":256,\"priority\":\"interactive\",\"max_tokens\":$tokens,\"deadline_ms\":600000,\"prompt\":\"Once upon a time\"}"
+    \"ctx\":256,\"priority\":\"interactive\",\"max_tokens\":$tokens,\"deadline_ms\":600000,\"prompt\":\"$prompt\"}"
 }
 
 # The built-in model end to end: the same story by the device, again, and by the CPU.
 part_server() {
-  tokens=64 patience=5
-  if [ -n "$few" ]; then tokens=2 patience=60; fi
+  tokens=64 patience=5 prompt="Once upon a time"
+  if [ -n "$few" ]; then tokens=2 patience=60 prompt=Once; fi
   start --engine cuda "${flags[@]}" || { row server FAILED "it does not start" && return; }
   texts cuda >"$work/first" && texts cuda >"$work/again"
   curl -fsS --max-time 5 "$url/metrics" | grep -E '^(gpu_utilization|vram_used_bytes|engine_step_us_(sum|count))' || true

@@ -32,7 +32,6 @@ except ImportError as error:
 
 EPSILON = 1e-5
 WARM_STEPS = 3
-STEPS_AFTER_LONG = 16
 
 
 @dataclass(frozen=True)
@@ -204,6 +203,11 @@ class Model:
             self.layer = torch.compile(layer_step, dynamic=False, fullgraph=True)
             self.likeliest = torch.compile(likeliest, dynamic=False, fullgraph=True)
 
+    def cell_bytes(self):
+        """Bytes of keys and values of one token."""
+        keys = self.cache[0][0]
+        return 2 * self.shape.layers * self.shape.heads_kv * self.shape.head_len * keys.element_size()
+
     def hidden(self, tokens, cells, mask, layer):
         x = self.weights.embedding[tokens]
         cos, sin = self.cos[cells], self.sin[cells]
@@ -269,32 +273,38 @@ def percentile(values, percent):
     return sorted(values)[max(math.ceil(len(values) * percent / 100) - 1, 0)]
 
 
-def measure(name, shape, weights, kind, batch, prompt_len, decode, device):
-    """One case, as `device speed` writes it."""
-    prompt = torch.randint(shape.vocab, (batch, prompt_len), device=device)
-    how = "compiled layers"
+def ready(shape, weights, kind, batch, prompt_len, decode, device):
+    """A model, what does a step of it, and how; compiled where that can be done."""
+    cells = prompt_len + decode + WARM_STEPS + 4
+    # Lone rows are products that Inductor writes itself; for more it calls a library, and there is little to tune.
+    torch._inductor.config.coordinate_descent_tuning = batch == 1
+    torch._dynamo.reset()
     start = time.perf_counter()
     try:
-        model = Model(shape, weights, batch, prompt_len + decode + WARM_STEPS + 4, compiled=True)
+        model = Model(shape, weights, batch, cells, compiled=True)
         model.position.fill_(prompt_len)
         model.decode()
+        how = "compiled layers"
     except Exception as error:  # Inductor fails in many ways, all of which mean that it cannot be used here.
         if kind != "bf16":
             raise
         why = (str(error).strip().splitlines() or ["?"])[0][:100]
         how = f"not compiled ({type(error).__name__}: {why})"
-        torch._dynamo.reset()
-        model = Model(shape, weights, batch, prompt_len + decode + WARM_STEPS + 4)
+        model = Model(shape, weights, batch, cells)
     step = captured(model.decode, device)
-    made = time.perf_counter() - start
+    return model, step, f"{how}, ready in {time.perf_counter() - start:.1f} s"
+
+
+def measure(name, shape, weights, kind, batch, prompt_len, decode, device):
+    """One case, as `device speed` writes it; without steps, what is asked for is the first token."""
+    prompt = torch.randint(shape.vocab, (batch, prompt_len), device=device)
+    if decode:
+        model, step, how = ready(shape, weights, kind, batch, prompt_len, decode, device)
+    else:
+        model, step, how = Model(shape, weights, batch, prompt_len), None, "prompt only"
     read = captured(lambda: model.prefill(prompt), device)
     prefill = statistics.median(timed(read, 3, device))
-    timed(step, WARM_STEPS, device)
-    read()
-    steps = timed(step, decode, device)
-    total = sum(steps)
-    cell = 2 * shape.layers * shape.heads_kv * shape.head_len * model.cache[0][0].element_size()
-    return {
+    case = {
         "kind": "case",
         "by": "pytorch",
         "shape": name,
@@ -303,30 +313,35 @@ def measure(name, shape, weights, kind, batch, prompt_len, decode, device):
         "prompt": prompt_len,
         "decode": decode,
         "prefill_s": prefill,
-        "tokens_per_s": batch * decode / total,
-        "step_us_p50": percentile(steps, 50) * 1e6,
-        "step_us_p99": percentile(steps, 99) * 1e6,
-        "step_bytes": weights.step_bytes() + batch * (prompt_len + decode // 2) * cell,
-        "device_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
-        "how": f"torch {torch.__version__}, {how}{', CUDA graphs' if device == 'cuda' else ''}, ready in {made:.1f} s",
+        "step_bytes": weights.step_bytes() + batch * (prompt_len + decode // 2) * model.cell_bytes(),
+        "how": f"torch {torch.__version__}{', CUDA graphs' if device == 'cuda' else ''}, {how}",
     }
+    if step:
+        timed(step, WARM_STEPS, device)
+        read()
+        steps = timed(step, decode, device)
+        case["tokens_per_s"] = batch * decode / sum(steps)
+        case["step_us_p50"], case["step_us_p99"] = (percentile(steps, percent) * 1e6 for percent in (50, 99))
+    if device == "cuda":
+        case["device_bytes"] = torch.cuda.max_memory_allocated()
+    return case
 
 
 def cases(arguments):
-    """Lone sequences of every shape first, then their long prompts, then batches."""
-    models = [(shape, kind) for shape in arguments.shape for kind in arguments.type]
-    for shape, kind in models:
-        if 1 in arguments.batch:
-            yield shape, kind, 1, arguments.prompt, arguments.decode
-    for shape, kind in models:
-        for prompt in arguments.long:
-            if kind == "bf16":
-                yield shape, kind, 1, prompt, min(STEPS_AFTER_LONG, arguments.decode)
-    for shape, kind in models:
+    """Lone sequences of every shape first, then batches."""
+    for shape in arguments.shape:
+        for kind in arguments.type:
+            # One shape says what bytes give.
+            if 1 in arguments.batch and (kind == "bf16" or shape == arguments.shape[0]):
+                yield shape, kind, 1, arguments.prompt, arguments.decode
+            for prompt in arguments.long:
+                if kind == "bf16":
+                    yield shape, kind, 1, prompt, 0
+    for shape in arguments.shape:
         for batch in arguments.batch:
             # Inductor would write out int8 weights as bf16 for more rows than one.
-            if batch > 1 and kind == "bf16":
-                yield shape, kind, batch, arguments.prompt, min(arguments.decode, max(32, 2048 // batch))
+            if batch > 1:
+                yield shape, "bf16", batch, arguments.prompt, min(arguments.decode, max(32, 2048 // batch))
 
 
 @torch.inference_mode()
@@ -335,7 +350,6 @@ def speed(arguments):
     import torch._inductor.config
 
     device = arguments.device
-    torch._inductor.config.coordinate_descent_tuning = True
     torch._inductor.config.triton.unique_kernel_names = True
     torch.set_float32_matmul_precision("high")
     deadline = time.monotonic() + arguments.seconds
@@ -348,7 +362,6 @@ def speed(arguments):
             print(f"left out: {title}: the time is over", flush=True)
             continue
         try:
-            torch._dynamo.reset()
             if known is None or known[0] != (name, kind):
                 known = None
                 if device == "cuda":
@@ -361,12 +374,13 @@ def speed(arguments):
             failed += 1
             print(f"BAD  {title}: {type(error).__name__}: {str(error).strip()[:300]}", flush=True)
             continue
-        print(
-            f"ok   {title} first token {case['prefill_s'] * 1e3:.1f} ms, {case['tokens_per_s']:.1f} tokens/s, step "
-            f"{case['step_us_p50']:.0f} us p99 {case['step_us_p99']:.0f}, "
-            f"{case['step_bytes'] * case['tokens_per_s'] / batch / 1e9:.0f} GB/s; {case['how']}",
-            flush=True,
-        )
+        steps = ""
+        if "tokens_per_s" in case:
+            steps = (
+                f", {case['tokens_per_s']:.1f} tokens/s, step {case['step_us_p50']:.0f} us p99 {case['step_us_p99']:.0f}, "
+                f"{case['step_bytes'] * case['tokens_per_s'] / batch / 1e9:.0f} GB/s"
+            )
+        print(f"ok   {title} first token {case['prefill_s'] * 1e3:.1f} ms{steps}; {case['how']}", flush=True)
         if arguments.json:
             with open(arguments.json, "a") as file:
                 file.write(json.dumps(case) + "\n")

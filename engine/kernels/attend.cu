@@ -293,12 +293,14 @@ __device__ __forceinline__ void attend_piece(float* out, float* partial, float* 
   }
 }
 
-#define ATTEND(name, quads, threads, queries, blocks)                                                            \
-  extern "C" __global__ void __launch_bounds__(threads, blocks)                                                  \
-      name(float* out, float* partial, float* stats, const float* __restrict__ query,                           \
-           const float* __restrict__ keys, const float* __restrict__ values, Attention a) {                     \
-    attend_piece<quads, threads, queries>(out, partial, stats, query, keys, values, a);                          \
-  }                                                                                                              \
+// Keys and values are no `__restrict__`: what the kernel before wrote is not to be read through the read-only path.
+#define ATTEND(name, quads, threads, queries, blocks)                                                              \
+  extern "C" __global__ void __launch_bounds__(threads, blocks)                                                    \
+      name(float* out, float* partial, float* stats, const float* query, const float* keys, const float* values,  \
+           Attention a) {                                                                                          \
+    wait_for_inputs();                                                                                             \
+    attend_piece<quads, threads, queries>(out, partial, stats, query, keys, values, a);                            \
+  }                                                                                                                \
   REGISTER(name)
 
 ATTEND(attend_64, 16, 256, 8, 2)
@@ -311,6 +313,7 @@ ATTEND(attend_rows_256, 64, 512, 32, 1)
 // Puts a row's pieces together. grid (query heads, slots); as many threads as a head has elements.
 extern "C" __global__ void __launch_bounds__(256) attend_combine(float* out, const float* partial, const float* stats,
                                                                  Attention a) {
+  wait_for_inputs();
   __shared__ float2 factors[256];
   int head = blockIdx.x, slot = blockIdx.y, d = threadIdx.x;
   uint32_t run = a.runs[a.first_run + slot / a.run_rows];

@@ -15,6 +15,7 @@ A pack is what the binary carries for one target: each source's code, and before
 compressors of different versions may well write different streams.
 """
 
+import concurrent.futures
 import ctypes
 import hashlib
 import lzma
@@ -87,17 +88,27 @@ def resources(log):
     return found
 
 
-def compiled(nvrtc):
+def compiled_one(folder, name, source, headers, target):
+    """Code and report of a source, in a process of its own: a compiler uses one processor."""
+    return Nvrtc(folder).compile(name, source, headers, target)
+
+
+def compiled(folder):
     """The text of the lock, and for each target what its pack unpacks to."""
     headers = {path.name: path.read_text() for path in sorted(HERE.glob("*.cuh"))}
     sources = {path.name: path.read_text() for path in sorted(HERE.glob("*.cu"))}
     packs = {target: bytearray() for target in TARGETS}
-    lines = [f"# NVRTC {nvrtc.version} {' '.join(OPTIONS)}; by build.py, not by hand"]
+    lines = [f"# NVRTC {Nvrtc(folder).version} {' '.join(OPTIONS)}; by build.py, not by hand"]
     for name, text in sorted((headers | sources).items()):
         lines.append(f"source {name} sha256 {hashlib.sha256(text.encode()).hexdigest()}")
-    for name, source in sources.items():
-        for target in TARGETS:
-            code, log = nvrtc.compile(name, source, headers, target)
+    with concurrent.futures.ProcessPoolExecutor() as pool:
+        jobs = {
+            (name, target): pool.submit(compiled_one, folder, name, source, headers, target)
+            for name, source in sources.items()
+            for target in TARGETS
+        }
+        for (name, target), job in jobs.items():
+            code, log = job.result()
             stem = name.removesuffix(".cu").encode()
             packs[target] += struct.pack("<II", len(stem), len(code)) + stem + code
             lines.append(f"code {name} {target} bytes {len(code)} sha256 {hashlib.sha256(code).hexdigest()}")
@@ -124,7 +135,7 @@ def main():
     arguments = [argument for argument in sys.argv[1:] if argument != "--check"]
     if len(arguments) != 1:
         raise SystemExit(__doc__)
-    made, packs = compiled(Nvrtc(pathlib.Path(arguments[0])))
+    made, packs = compiled(pathlib.Path(arguments[0]))
     if "--check" not in sys.argv:
         LOCK.write_text(made)
         PACKS.mkdir(exist_ok=True)
@@ -138,4 +149,5 @@ def main():
     print(f"{len(made.splitlines())} lines of kernels.lock and {len(packs)} packs hold")
 
 
-main()
+if __name__ == "__main__":
+    main()

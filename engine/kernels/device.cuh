@@ -34,6 +34,18 @@ __device__ __forceinline__ uint4 load_once(const uint4* from) {
                : "l"(from));
   return v;
 }
+
+// The first statement of every kernel. From sm_90 on a kernel is launched while the one before it ends: its blocks come to the
+// processors as those of the other leave them, and wait here until all of that kernel is done and what it wrote can be seen.
+// That kernel was done only after it had waited itself, so everything before it can be seen, too. Nothing that another kernel
+// of a step writes, or still reads, may be touched before; nor be loaded through ld.global.nc after it, for it was written while
+// this kernel was under way. The kernel behind this one may come at once: it waits here in its turn.
+__device__ __forceinline__ void wait_for_inputs() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 #endif
 
 constexpr uint32_t ALL_LANES = 0xffffffffu;

@@ -10,6 +10,7 @@ __device__ __forceinline__ int element() { return blockIdx.x * blockDim.x + thre
 
 // gate = silu(gate) * up
 extern "C" __global__ void __launch_bounds__(256) silu_mul(float* gate, const float* up, int len) {
+  wait_for_inputs();
   int i = element();
   if (i < len) gate[i] = gate[i] / (1.0f + exp_exact(-gate[i])) * up[i];
 }
@@ -17,6 +18,7 @@ REGISTER(silu_mul)
 
 // gate = gelu(gate) * up, with the approximation by tanh. Source: Hendrycks and Gimpel 2016.
 extern "C" __global__ void __launch_bounds__(256) gelu_mul(float* gate, const float* up, int len) {
+  wait_for_inputs();
   int i = element();
   if (i >= len) return;
   float x = gate[i];
@@ -25,6 +27,7 @@ extern "C" __global__ void __launch_bounds__(256) gelu_mul(float* gate, const fl
 REGISTER(gelu_mul)
 
 extern "C" __global__ void __launch_bounds__(256) scale(float* x, float factor, int len) {
+  wait_for_inputs();
   int i = element();
   if (i < len) x[i] *= factor;
 }
@@ -32,6 +35,7 @@ REGISTER(scale)
 
 // x = cap * tanh(x / cap)
 extern "C" __global__ void __launch_bounds__(256) soft_cap(float* x, float cap, int len) {
+  wait_for_inputs();
   int i = element();
   if (i < len) x[i] = cap * tanh_exact(x[i] / cap);
 }
@@ -39,6 +43,7 @@ REGISTER(soft_cap)
 
 // x[row] += bias; grid (blocks of a row, rows)
 extern "C" __global__ void __launch_bounds__(256) add_bias(float* x, const float* bias, int width) {
+  wait_for_inputs();
   int i = element();
   if (i < width) x[(size_t)blockIdx.y * width + i] += bias[i];
 }
@@ -46,6 +51,7 @@ REGISTER(add_bias)
 
 // out[i] = x[wanted[i]]; grid (blocks of a row, wanted rows)
 extern "C" __global__ void __launch_bounds__(256) gather(float* out, const float* x, const uint32_t* wanted, int width) {
+  wait_for_inputs();
   int i = element();
   if (i < width) out[(size_t)blockIdx.y * width + i] = x[(size_t)wanted[blockIdx.y] * width + i];
 }

@@ -9,6 +9,7 @@
 #define EMBED_FLOATS(name, Format)                                                                                   \
   extern "C" __global__ void __launch_bounds__(128)                                                                  \
       embed_##name(float* out, const uint32_t* tokens, FloatWeights w, int cols) {                                   \
+    wait_for_inputs();                                                                                               \
     const uint4* from = w.elements + (size_t)tokens[blockIdx.x] * w.row_chunks;                                      \
     for (int chunk = threadIdx.x; chunk < w.row_chunks; chunk += blockDim.x) {                                       \
       float values[Format::LEN];                                                                                     \
@@ -24,6 +25,7 @@
 #define EMBED_TILES(name, Format)                                                                                    \
   extern "C" __global__ void __launch_bounds__(128)                                                                  \
       embed_##name(float* out, const uint32_t* tokens, Weights w, int cols) {                                        \
+    wait_for_inputs();                                                                                               \
     int row = tokens[blockIdx.x];                                                                                    \
     for (int k = threadIdx.x; k < cols; k += blockDim.x) out[(size_t)blockIdx.x * cols + k] = Format::element(w, row, k); \
   }                                                                                                                  \

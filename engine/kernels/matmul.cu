@@ -8,21 +8,24 @@
 // stand beside it nor on which kernel took it.
 //
 // `few`, up to 8 rows: a block of 8 warps has one tile of 16 outputs, so weights are read once and by as many warps as there
-// can be: 4096 outputs are 256 blocks, two to three on each of 132 processors. A lane copies its own sixteen bytes to
-// shared memory, two to four stages ahead of where it multiplies: registers hold nothing that is under way. With Q4_K and
-// four stages of 1.2 kB that is 28 kB a block and more than 50 kB a processor, where 4.5 TB/s times some 800 ns of latency
-// over 132 processors is 27 kB. Of activations only rows that there are, are copied: 256 bytes of one row to 1152 of Q4_K.
+// can be: 4096 outputs are 256 blocks, two on each of 132 processors. A lane copies its own sixteen bytes to shared memory,
+// one to three stages ahead of where it multiplies: registers hold nothing that is under way. With Q4_K and three blocks on
+// a processor, two stages of 1.2 kB of 24 warps are 58 kB, where 4.5 TB/s times some 800 ns of latency over 132 processors
+// are 27 kB. Of activations only rows that there are, are copied: 256 bytes of one row to 1216 of Q4_K.
 // Instructions a stage and warp, for 128 elements of 16 outputs and 4 rows: 4 products with 8 instructions behind each (12
-// with minima), some 40 to decode and 15 to copy and read: about 110 for 1184 bytes of Q4_K; four schedulers of 132
-// processors at 1.7 GHz have some 230 for what 4.5 TB/s bring in that time.
+// with minima), some 40 to decode and 15 to copy and read: about 110 for 1216 bytes of Q4_K; four schedulers of 132
+// processors at 1.7 GHz have some 240 for what 4.5 TB/s bring in that time.
 // `many`, from 9 rows on: a block of 4 warps has 64 or 128 outputs and 16 or 32 rows. Activations are copied once for all
-// four warps, weights by each warp for itself; while one stage is multiplied, the next is under way. A unit of 32 elements of
-// 16 outputs and 4 rows costs one product and 8 to 12 other instructions: those bound it, not the tensor cores. With two
-// tiles a warp, what is read of shared memory (5 wavefronts for two units and four rows) takes half of that time.
+// four warps, weights by each warp for itself; while one stage is multiplied, the next ones are under way. A unit of 32
+// elements of 16 outputs and 4 rows costs one product and 8 to 12 other instructions: those bound it, not the tensor cores.
+// With two tiles a warp, what is read of shared memory (5 wavefronts for two units and four rows) takes half of that time.
+// Where that were too few blocks (16 rows and 4096 outputs are 64, each of which would walk through all of K at the pace of
+// memory's latency), the grid is eight deep: a block has one segment, its sums go to memory, and the last block to come adds
+// them, the first segment first.
 // Which one runs is the launcher's choice (engine/src/backend/cuda/mod.rs), by how many blocks there will be.
 //
 // Shapes: x in records, `[rows / 4][stages]`; out `[rows, outputs]` f32; up to three weights share x and one launch, their
-// blocks one after the other. Grid: (blocks of all weights, blocks of rows).
+// blocks one after the other. Grid: (blocks of all weights, blocks of rows, 1 or SEGMENTS in `many`).
 #include "formats.cuh"
 
 constexpr int SEGMENTS = 8;
@@ -38,6 +41,9 @@ struct Matrix {
 struct Product {
   Matrix matrices[3];
   const uint8_t* x;
+  // For a grid that is SEGMENTS deep: sums of segments, and how many of a block's are done, zero before and after.
+  float* partial;
+  uint32_t* done;
   int rows;
 };
 
@@ -116,11 +122,11 @@ __device__ __forceinline__ void put(const Matrix& m, int row, int rows, int outp
   m.out[(size_t)row * m.outputs + output] = m.bias ? sum + m.bias[output] : sum;
 }
 
-// A warp's ring of stages: as deep as shared memory allows that is there on every device.
+// A warp's ring of stages: as deep as three blocks on a processor leave room for, two stages at least.
 template <class Format, int GROUPS>
 struct Few {
   static constexpr int STAGE_BYTES = WEIGHT_BYTES<Format> + GROUPS * Format::INPUT_BYTES;
-  static constexpr int FIT = 88 * 1024 / (SEGMENTS * STAGE_BYTES);
+  static constexpr int FIT = 72 * 1024 / (SEGMENTS * STAGE_BYTES);
   static constexpr int DEPTH = FIT < 2 ? 2 : FIT > 4 ? 4 : FIT;
 };
 
@@ -155,6 +161,7 @@ __device__ __forceinline__ void few(const Product& p) {
   for (int i = 0; i < DEPTH - 1; ++i) {
     if (stage + i < end) copy_weights<Format>(ring + i * STAGE_BYTES, m.weights, tile, stage + i, lane);
   }
+  wait_for_inputs();
 #pragma unroll
   for (int i = 0; i < DEPTH - 1; ++i) {
     if (stage + i < end) {
@@ -195,17 +202,37 @@ __device__ __forceinline__ void few(const Product& p) {
   put(m, row, p.rows, tile * TILE + output, sum);
 }
 
+// One of several blocks that have a segment each of the same outputs and rows: true in the last one to come here, which then
+// sees what all of them have written.
+__device__ __forceinline__ bool last_of_segments(uint32_t* done) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(done, 1) == SEGMENTS - 1;
+    if (last) *done = 0;
+  }
+  __syncthreads();
+  __threadfence();
+  return last;
+}
+
 template <class Format, int TILES, int GROUPS>
 __device__ __forceinline__ void many(const Product& p) {
   constexpr int WARP_BYTES = TILES * WEIGHT_BYTES<Format>, INPUT_BYTES = GROUPS * Format::INPUT_BYTES;
   constexpr int STAGE_BYTES = MANY_WARPS * WARP_BYTES + INPUT_BYTES;
+  constexpr int DEPTH = TILES == 1 ? 3 : 2;
+  constexpr int THREADS = MANY_WARPS * 32, VALUES = TILES * GROUPS * 2;
   SHARED_DYNAMIC(uint8_t, shared);
   // What a thread has of ended segments. Touched eight times, so registers are for what is touched always.
-  __shared__ float totals[TILES * GROUPS * 2][MANY_WARPS * 32];
+  __shared__ float totals[VALUES][THREADS];
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, block;
   Matrix m = chosen(p, MANY_WARPS * TILES * TILE, block);
   int stages = m.weights.stages, first_tile = (block * MANY_WARPS + warp) * TILES, last_tile = (m.outputs - 1) / TILE;
   int first_group = blockIdx.y * GROUPS, last_group = (p.rows - 1) / RECORD_ROWS;
+  bool alone = gridDim.z == 1;
+  int segment = blockIdx.z, segments_end = alone ? SEGMENTS : segment + 1;
+  int stage = segment_start(stages, segment), stages_end = segment_start(stages, segments_end);
   auto copy = [&](int stage, int slot) {
     uint8_t* to = shared + slot * STAGE_BYTES;
 #pragma unroll
@@ -214,51 +241,58 @@ __device__ __forceinline__ void many(const Product& p) {
       copy_weights<Format>(tile, m.weights, lesser(first_tile + i, last_tile), stage, lane);
     }
     constexpr int PIECES = Format::INPUT_BYTES / 16;
-    for (int i = threadIdx.x; i < GROUPS * PIECES; i += MANY_WARPS * 32) {
+    for (int i = threadIdx.x; i < GROUPS * PIECES; i += THREADS) {
       int group = i / PIECES, at = i % PIECES * 16;
       const uint8_t* from = record_of<Format>(p, stages, lesser(first_group + group, last_group), stage);
       copy_async(to + MANY_WARPS * WARP_BYTES + group * Format::INPUT_BYTES + at, from + at);
     }
   };
-  copy(0, 0);
-  copy_commit();
 #pragma unroll
-  for (int i = 0; i < TILES * GROUPS * 2; ++i) totals[i][threadIdx.x] = 0.0f;
+  for (int i = 0; i < DEPTH - 1; ++i) {
+    if (stage + i < stages_end) copy(stage + i, i);
+    copy_commit();
+  }
+#pragma unroll
+  for (int i = 0; i < VALUES; ++i) totals[i][threadIdx.x] = 0.0f;
   float sums[TILES][GROUPS][Format::SUMS];
-  int stage = 0;
+  int slot = 0, free_slot = DEPTH - 1;
 #pragma unroll 1
-  for (int segment = 0; segment < SEGMENTS; ++segment) {
+  for (; segment < segments_end; ++segment) {
     clear(sums);
     for (int end = segment_start(stages, segment + 1); stage < end; ++stage) {
       // This stage is there for all, and all are done with the one before.
-      copy_wait<0>();
+      copy_wait<DEPTH - 2>();
       __syncthreads();
-      if (stage + 1 < stages) copy(stage + 1, (stage + 1) & 1);
+      if (stage + DEPTH - 1 < stages_end) copy(stage + DEPTH - 1, free_slot);
       copy_commit();
-      const uint8_t* slot = shared + (stage & 1) * STAGE_BYTES;
-      add_stage<Format, TILES, GROUPS>(sums, slot + warp * WARP_BYTES, slot + MANY_WARPS * WARP_BYTES, lane);
+      const uint8_t* from = shared + slot * STAGE_BYTES;
+      add_stage<Format, TILES, GROUPS>(sums, from + warp * WARP_BYTES, from + MANY_WARPS * WARP_BYTES, lane);
+      free_slot = slot;
+      slot = slot + 1 == DEPTH ? 0 : slot + 1;
     }
 #pragma unroll
-    for (int tile = 0; tile < TILES; ++tile) {
+    for (int i = 0; i < VALUES; ++i) {
+      totals[i][threadIdx.x] += Format::total(sums[i / (2 * GROUPS)][i / 2 % GROUPS], i % 2);
+    }
+  }
+  if (!alone) {
+    int place = blockIdx.y * gridDim.x + blockIdx.x;
+    float* partial = p.partial + (size_t)place * (SEGMENTS * VALUES * THREADS) + threadIdx.x;
 #pragma unroll
-      for (int group = 0; group < GROUPS; ++group) {
+    for (int i = 0; i < VALUES; ++i) partial[(blockIdx.z * VALUES + i) * THREADS] = totals[i][threadIdx.x];
+    if (!last_of_segments(p.done + place)) return;
+#pragma unroll 2
+    for (int i = 0; i < VALUES; ++i) {
+      float sum = 0.0f;
 #pragma unroll
-        for (int o = 0; o < 2; ++o) {
-          totals[(tile * GROUPS + group) * 2 + o][threadIdx.x] += Format::total(sums[tile][group], o);
-        }
-      }
+      for (int s = 0; s < SEGMENTS; ++s) sum += load_shared_by_blocks(partial + (s * VALUES + i) * THREADS);
+      totals[i][threadIdx.x] = sum;
     }
   }
 #pragma unroll
-  for (int tile = 0; tile < TILES; ++tile) {
-#pragma unroll
-    for (int group = 0; group < GROUPS; ++group) {
-#pragma unroll
-      for (int o = 0; o < 2; ++o) {
-        int row = (first_group + group) * RECORD_ROWS + (lane & 3);
-        put(m, row, p.rows, (first_tile + tile) * TILE + (lane >> 2) + 8 * o, totals[(tile * GROUPS + group) * 2 + o][threadIdx.x]);
-      }
-    }
+  for (int i = 0; i < VALUES; ++i) {
+    int row = (first_group + i / 2 % GROUPS) * RECORD_ROWS + (lane & 3);
+    put(m, row, p.rows, (first_tile + i / (2 * GROUPS)) * TILE + (lane >> 2) + 8 * (i % 2), totals[i][threadIdx.x]);
   }
 }
 
@@ -268,25 +302,27 @@ __device__ __forceinline__ void many(const Product& p) {
   }                                                                                              \
   REGISTER(few_##name##_##GROUPS)
 
-// BLOCKS of four warps are on a processor, so that registers suffice; with minima two tiles a warp take more.
-#define MANY(name, Format, TILES, GROUPS, BLOCKS)                      \
-  extern "C" __global__ void __launch_bounds__(MANY_WARPS * 32, BLOCKS) \
-      many_##name##_##TILES##_##GROUPS(Product p) {                    \
-    many<Format, TILES, GROUPS>(p);                                    \
-  }                                                                    \
+// BLOCKS of four warps are on a processor at once: registers are for so many.
+#define MANY(name, Format, TILES, GROUPS, BLOCKS)                         \
+  extern "C" __global__ void __launch_bounds__(MANY_WARPS * 32, BLOCKS)   \
+      many_##name##_##TILES##_##GROUPS(Product p) {                       \
+    wait_for_inputs();                                                    \
+    many<Format, TILES, GROUPS>(p);                                       \
+  }                                                                       \
   REGISTER(many_##name##_##TILES##_##GROUPS)
 
-#define ALL(name, Format, BLOCKS)    \
-  FEW(name, Format, 1)               \
-  FEW(name, Format, 2)               \
-  MANY(name, Format, 1, 4, 4)        \
-  MANY(name, Format, 1, 8, 3)        \
+// What has a scale and a minimum for every sixteen elements takes more registers.
+#define ALL(name, Format, BLOCKS)  \
+  FEW(name, Format, 1)             \
+  FEW(name, Format, 2)             \
+  MANY(name, Format, 1, 4, 4)      \
+  MANY(name, Format, 1, 8, 3)      \
   MANY(name, Format, 2, 8, BLOCKS)
 
 ALL(bf16, Bf16, 3)
-ALL(f8, F8, 3)
+ALL(f8, F8, 2)
 ALL(q8_0, Q8_0, 3)
 ALL(q4_0, Q4_0, 3)
-ALL(q4_k, Q4_K, 2)
+ALL(q4_k, Q4_K, 3)
 ALL(q6_k, Q6_K, 3)
 ALL(scaled, Scaled, 2)

@@ -78,6 +78,7 @@ __device__ __forceinline__ void matmul_floats(float* out, const float* x, const 
 #define FLOATS(name, Format, ROWS)                                                                           \
   extern "C" __global__ void __launch_bounds__(128)                                                          \
       matmul_##name##_##ROWS(float* out, const float* x, FloatWeights w, int rows, int outputs, int cols) {       \
+    wait_for_inputs();                                                                                            \
     matmul_floats<Format, ROWS>(out, x, w, rows, outputs, cols);                                             \
   }                                                                                                          \
   REGISTER(matmul_##name##_##ROWS)

@@ -57,6 +57,7 @@ __device__ __forceinline__ void norm_row(float* out, float* x, const float* y, c
 // out = x / sqrt(mean(x²) + eps) * weight; `out` may be `x`.
 extern "C" __global__ void __launch_bounds__(1024) rms_norm(float* out, float* x, const float* weight, int len,
                                                             float eps) {
+  wait_for_inputs();
   size_t start = (size_t)blockIdx.x * len;
   norm_row<false>(out + start, x + start, nullptr, weight, len, eps);
 }
@@ -65,6 +66,7 @@ REGISTER(rms_norm)
 // x += y, then y = norm(x): the same bits as an addition and `rms_norm` one after the other.
 extern "C" __global__ void __launch_bounds__(1024) add_rms_norm(float* x, float* y, const float* weight, int len,
                                                                 float eps) {
+  wait_for_inputs();
   size_t start = (size_t)blockIdx.x * len;
   norm_row<true>(y + start, x + start, y + start, weight, len, eps);
 }

@@ -18,6 +18,7 @@ __device__ __forceinline__ uint32_t lanes_max(uint32_t x, int count) {
 }
 
 extern "C" __global__ void __launch_bounds__(128) quantise(uint8_t* out, const float* x, int cols, int stages) {
+  wait_for_inputs();
   int stage = blockIdx.x * 4 + (threadIdx.x >> 5), lane = threadIdx.x & 31, row = blockIdx.y;
   if (stage >= stages) return;
   // Eight lanes are a unit.
@@ -73,6 +74,7 @@ __device__ __forceinline__ uint32_t to_bf16(float x) {
 }
 
 extern "C" __global__ void __launch_bounds__(128) split(uint8_t* out, const float* x, int cols, int stages) {
+  wait_for_inputs();
   int stage = blockIdx.x * 4 + (threadIdx.x >> 5), lane = threadIdx.x & 31, row = blockIdx.y;
   if (stage >= stages) return;
   // Eight lanes are the sixteen elements of an instruction.

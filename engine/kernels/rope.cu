@@ -39,6 +39,7 @@ __device__ __forceinline__ double cosine(double x) {
 extern "C" __global__ void __launch_bounds__(128) rope_angles(float* angles, const double* turns,
                                                               const uint32_t* positions, const uint32_t* stretched,
                                                               int half, double magnitude) {
+  wait_for_inputs();
   int pair = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y;
   if (pair >= half) return;
   double turn = (double)positions[row] * turns[(stretched[row] != 0 ? half : 0) + pair];
@@ -78,6 +79,7 @@ struct Rotation {
 
 // grid (rows, heads of queries, keys and values, four a block)
 extern "C" __global__ void __launch_bounds__(128) rotate_store(Rotation a) {
+  wait_for_inputs();
   __shared__ float shared[4][HEAD_LEN_MAX];
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, row = blockIdx.x, item = blockIdx.y * 4 + warp;
   if (item >= a.heads + 2 * a.heads_kv) return;

@@ -97,6 +97,26 @@ __device__ __forceinline__ uint64_t block_sum(uint64_t x, uint64_t* shared) {
   return x;
 }
 
+// Calls `use(load(i), i)` for `first`, `first + stride` and so on below `end`: eight loads are on their way before one is used,
+// whatever is then done with them.
+template <class Load, class Use>
+__device__ __forceinline__ void each(int first, int end, int stride, Load load, Use use) {
+  constexpr int AT_ONCE = 8;
+  for (; first < end; first += AT_ONCE * stride) {
+    decltype(load(0)) values[AT_ONCE];
+#pragma unroll
+    for (int j = 0; j < AT_ONCE; ++j) {
+      int i = first + j * stride;
+      values[j] = load(i < end ? i : first);
+    }
+#pragma unroll
+    for (int j = 0; j < AT_ONCE; ++j) {
+      int i = first + j * stride;
+      if (i < end) use(values[j], i);
+    }
+  }
+}
+
 // Bits of a score so that larger scores are larger numbers; zeros are equal, and what is no number is minus infinity.
 __device__ __forceinline__ uint32_t key_of(float score) {
   uint32_t bits = __float_as_uint(score + 0.0f);
@@ -161,19 +181,18 @@ __device__ __forceinline__ bool has_bins(const Choice& c, int len) { return has_
 
 // grid (chunks, choices)
 extern "C" __global__ void __launch_bounds__(256) sample_best(Sampling s) {
+  wait_for_inputs();
   __shared__ uint64_t shared[32];
   int choice = blockIdx.y;
   Choice c = s.choices[choice];
   const float* logits = s.logits + (size_t)c.row * s.len;
-  int start = blockIdx.x * CHUNK_LEN;
+  int start = blockIdx.x * CHUNK_LEN, end = lesser(start + CHUNK_LEN, s.len);
   uint64_t best = 0;
-#pragma unroll
-  for (int i = 0; i < CHUNK_LEN / 256; ++i) {
-    int token = start + i * 256 + threadIdx.x;
-    if (token >= s.len) continue;
-    uint64_t rank = rank_of(key_of(logits[token]), token);
+  auto load = [&](int i) { return logits[i]; };
+  each(start + threadIdx.x, end, 256, load, [&](float score, int i) {
+    uint64_t rank = rank_of(key_of(score), i);
     best = rank > best ? rank : best;
-  }
+  });
   best = block_max(best, shared);
   if (threadIdx.x == 0) s.best[(size_t)choice * s.chunks + blockIdx.x] = best;
   if (c.temperature == 0.0f || !has_bins(c, s.len)) return;
@@ -186,6 +205,7 @@ REGISTER(sample_best)
 
 // grid (chunks, choices)
 extern "C" __global__ void __launch_bounds__(256) sample_weigh(Sampling s) {
+  wait_for_inputs();
   __shared__ uint64_t shared[32];
   // Parts of weights are added up apart: 2048 of them fit 32 bits, which shared memory adds at once.
   __shared__ uint32_t counts[BIN_COUNT], highs[BIN_COUNT], lows[BIN_COUNT];
@@ -199,26 +219,27 @@ extern "C" __global__ void __launch_bounds__(256) sample_weigh(Sampling s) {
   Scale scale(best, c.temperature);
   const float* logits = s.logits + (size_t)c.row * s.len;
   int start = blockIdx.x * CHUNK_LEN, end = lesser(start + CHUNK_LEN, s.len);
+  auto load = [&](int i) { return logits[i]; };
   if (!has_bins(c, s.len)) {
     uint64_t sum = 0;
-    for (int i = start + threadIdx.x; i < end; i += 256) {
-      uint64_t weight = scale.weight(logits[i]);
+    each(start + threadIdx.x, end, 256, load, [&](float score, int) {
+      uint64_t weight = scale.weight(score);
       sum += weight >= c.min_weight ? weight : 0;
-    }
+    });
     sum = block_sum(sum, shared);
     if (threadIdx.x == 0) s.sums[(size_t)choice * s.chunks + blockIdx.x] = sum;
     return;
   }
   for (int i = threadIdx.x; i < BIN_COUNT; i += 256) counts[i] = highs[i] = lows[i] = 0;
   __syncthreads();
-  for (int i = start + threadIdx.x; i < end; i += 256) {
-    int2 parts = scale.parts(logits[i]);
-    if (parts.x == 0 && parts.y == 0) continue;
-    int bin = scale.bin(logits[i]);
+  each(start + threadIdx.x, end, 256, load, [&](float score, int) {
+    int2 parts = scale.parts(score);
+    if (parts.x == 0 && parts.y == 0) return;
+    int bin = scale.bin(score);
     atomicAdd(&counts[bin], 1u);
     atomicAdd(&highs[bin], (uint32_t)parts.x);
     atomicAdd(&lows[bin], (uint32_t)parts.y);
-  }
+  });
   __syncthreads();
   for (int i = threadIdx.x; i < BIN_COUNT; i += 256) {
     if (counts[i] == 0) continue;
@@ -252,18 +273,18 @@ struct Place {
   uint64_t left;
 };
 
-// The first index from `begin` on where the running sum of `f` exceeds `target`, which the sum up to `end` does; of a share,
-// the target is that part of 2^64 of the sum. By all threads of `sample_pick`: sums of a span a warp, then of the
+// The first index from `begin` on where the running sum of `weigh(load(i), i)` exceeds `target`, which the sum up to `end` does;
+// of a share, the target is that part of 2^64 of the sum. By all threads of `sample_pick`: sums of a span a warp, then of the
 // spans of the right one.
-template <class F>
-__device__ __forceinline__ Place find(F f, int begin, int end, uint64_t target, bool is_share, uint64_t* shared) {
+template <class Load, class Weigh>
+__device__ __forceinline__ Place find(Load load, Weigh weigh, int begin, int end, uint64_t target, bool is_share,
+                                      uint64_t* shared) {
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   for (;;) {
     int span = (end - begin + 32 * PICK_WARPS - 1) / (32 * PICK_WARPS) * 32;
     int from = begin + warp * span, to = lesser(from + span, end);
     uint64_t sum = 0;
-#pragma unroll 8
-    for (int i = from + lane; i < to; i += 32) sum += f(i);
+    each(from + lane, to, 32, load, [&](decltype(load(0)) value, int i) { sum += weigh(value, i); });
     sum = warp_sum(sum);
     if (lane == 0) shared[warp] = sum;
     __syncthreads();
@@ -277,7 +298,7 @@ __device__ __forceinline__ Place find(F f, int begin, int end, uint64_t target, 
     begin += below * span;
     end = lesser(begin + span, end);
     if (span > 32) continue;
-    scanned = warp_scan(begin + lane < end ? f(begin + lane) : 0);
+    scanned = warp_scan(begin + lane < end ? weigh(load(begin + lane), begin + lane) : 0);
     below = warp_sum((int)(scanned <= target));
     before = __shfl_sync(ALL_LANES, scanned, below - 1 & 31);
     return {begin + below, target - (below == 0 ? 0 : before)};
@@ -306,17 +327,17 @@ struct Row {
 // The last candidate that is kept: of a bin, the one with which its candidates, the best first, are `need` many, or weigh
 // `need` together (`by_weight`). In `shared.rank`; `shared.weight` is what they weigh together.
 __device__ __forceinline__ void resolve(const Row& row, int bin, uint64_t need, bool by_weight, PickShared& shared) {
+  auto load = [&](int i) { return row.logits[i]; };
   uint64_t count = row.bin_counts[bin], weight_before = 0;
   uint32_t low = 0, high = 0xffffffffu;
   if (count > LIST_LEN) {
     uint64_t largest = 0, smallest = 0;
-    for (int i = threadIdx.x; i < row.len; i += blockDim.x) {
-      float score = row.logits[i];
-      if (row.scale.bin(score) != bin || row.scale.weight(score) == 0) continue;
+    each(threadIdx.x, row.len, PICK_THREADS, load, [&](float score, int) {
+      if (row.scale.bin(score) != bin || row.scale.weight(score) == 0) return;
       uint64_t key = key_of(score);
       largest = key > largest ? key : largest;
       smallest = ~key > smallest ? ~key : smallest;
-    }
+    });
     high = (uint32_t)block_max(largest, shared.numbers);
     low = (uint32_t)~block_max(smallest, shared.numbers);
   }
@@ -324,14 +345,13 @@ __device__ __forceinline__ void resolve(const Row& row, int bin, uint64_t need, 
   while (count > LIST_LEN && low < high) {
     uint32_t middle = low + (high - low) / 2 + 1;
     uint64_t better = 0, better_weight = 0;
-    for (int i = threadIdx.x; i < row.len; i += blockDim.x) {
-      float score = row.logits[i];
+    each(threadIdx.x, row.len, PICK_THREADS, load, [&](float score, int) {
       uint32_t key = key_of(score);
-      if (key < middle || key > high || row.scale.bin(score) != bin) continue;
+      if (key < middle || key > high || row.scale.bin(score) != bin) return;
       uint64_t weight = row.scale.weight(score);
       better += weight > 0;
       better_weight += weight;
-    }
+    });
     better = block_sum(better, shared.numbers);
     better_weight = block_sum(better_weight, shared.numbers);
     uint64_t reached = by_weight ? better_weight : better;
@@ -349,8 +369,8 @@ __device__ __forceinline__ void resolve(const Row& row, int bin, uint64_t need, 
     // Equals: so many of the lowest ids.
     uint64_t weight = row.scale.weight(score_of(low));
     uint64_t wanted = by_weight ? (need + weight - 1) / weight : need;
-    auto is_equal = [&](int i) -> uint64_t { return key_of(row.logits[i]) == low; };
-    Place last = find(is_equal, 0, row.len, wanted - 1, false, shared.numbers);
+    auto is_equal = [&](float score, int) -> uint64_t { return key_of(score) == low; };
+    Place last = find(load, is_equal, 0, row.len, wanted - 1, false, shared.numbers);
     if (threadIdx.x == 0) {
       shared.rank = rank_of(low, last.index);
       shared.weight = weight_before + wanted * weight;
@@ -360,14 +380,12 @@ __device__ __forceinline__ void resolve(const Row& row, int bin, uint64_t need, 
   }
   if (threadIdx.x == 0) shared.list_len = 0;
   __syncthreads();
-#pragma unroll 8
-  for (int i = threadIdx.x; i < row.len; i += blockDim.x) {
-    float score = row.logits[i];
+  each(threadIdx.x, row.len, PICK_THREADS, load, [&](float score, int i) {
     uint32_t key = key_of(score);
-    if (key < low || key > high || row.scale.bin(score) != bin) continue;
+    if (key < low || key > high || row.scale.bin(score) != bin) return;
     uint64_t weight = row.scale.weight(score);
     if (weight > 0) shared.list[atomicAdd(&shared.list_len, 1)] = {rank_of(key, i), weight};
-  }
+  });
   __syncthreads();
   if (threadIdx.x < shared.list_len) {
     Candidate mine = shared.list[threadIdx.x];
@@ -448,6 +466,7 @@ __device__ __forceinline__ uint64_t last_kept(const Row& row, const Choice& c, c
 
 // grid (choices)
 extern "C" __global__ void __launch_bounds__(PICK_THREADS, 1) sample_pick(Sampling s) {
+  wait_for_inputs();
   __shared__ PickShared shared;
   int choice = blockIdx.x;
   Choice c = s.choices[choice];
@@ -463,17 +482,17 @@ extern "C" __global__ void __launch_bounds__(PICK_THREADS, 1) sample_pick(Sampli
     last = last_kept(row, c, s.bin_weights + (size_t)choice * BIN_COUNT, shared);
   } else {
     auto sum = [&](int chunk) { return s.sums[(size_t)choice * s.chunks + chunk]; };
-    place = find(sum, 0, s.chunks, place.left, true, shared.numbers);
+    place = find(sum, [](uint64_t sum, int) { return sum; }, 0, s.chunks, place.left, true, shared.numbers);
     place.index *= CHUNK_LEN;
     end = lesser(place.index + CHUNK_LEN, s.len);
   }
-  auto kept = [&](int i) -> uint64_t {
-    float score = row.logits[i];
+  auto load = [&](int i) { return row.logits[i]; };
+  auto kept = [&](float score, int i) -> uint64_t {
     if (rank_of(key_of(score), i) < last) return 0;
     uint64_t weight = row.scale.weight(score);
     return weight >= c.min_weight ? weight : 0;
   };
-  place = find(kept, place.index, end, place.left, bins, shared.numbers);
+  place = find(load, kept, place.index, end, place.left, bins, shared.numbers);
   if (threadIdx.x == 0) s.tokens[choice] = place.index;
 }
 REGISTER(sample_pick)

@@ -58,4 +58,7 @@ template <int LATER>
 __device__ __forceinline__ void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(LATER) : "memory");
 }
+
+// What other blocks of this launch have written, from where they meet: the second-level cache.
+__device__ __forceinline__ float load_shared_by_blocks(const float* from) { return __ldcg(from); }
 #endif

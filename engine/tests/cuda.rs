@@ -5,13 +5,15 @@ mod emulator;
 mod reference;
 
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 use common::{Record, drain, model, request, shapes, tokens, wren};
 use emulator::Emulator;
-use orchestratord_engine::backend::cuda::CudaBackend;
+use orchestratord_engine::backend::cuda::{Arguments, CudaBackend, Device};
 use orchestratord_engine::backend::{Backend, Batch};
 use orchestratord_engine::testing::choices::{choice, chosen, scores};
+use orchestratord_engine::testing::emulator::compiler;
 use orchestratord_engine::testing::{Dice, TinyModel};
 use orchestratord_engine::{Engine, EngineOptions, Model, SamplingParams, SequenceRequest};
 use reference::Network;
@@ -213,6 +215,43 @@ fn of_a_sequence_that_nobody_looks_at_only_tokens_come_back() {
     let before = device.downloaded();
     drain(&mut engine, &mut record);
     assert_eq!((record.tokens[&0].len(), device.downloaded() - before), (10, 40));
+}
+
+/// On a device such a kernel would now and then read what the one before it has not written yet. The emulation stops, so it
+/// is run by a process of its own.
+#[test]
+fn a_kernel_that_does_not_wait_for_its_inputs_is_found() {
+    const CHILD: &str = "ORCH_KERNEL_THAT_DOES_NOT_WAIT";
+    if std::env::var_os(CHILD).is_some() {
+        let device = emulator::device(0).expect("its parent has compiled it");
+        for kernel in ["waits", "does_not_wait"] {
+            let launched = device.launch(kernel, [1, 1, 1], 32, 0, &Arguments::new().int(7));
+            println!("{kernel}: {launched:?}");
+        }
+        return;
+    }
+    let Some(compiler) = compiler() else { return };
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("wait-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let (source, library) = (folder.join("wait.cu"), folder.join("wait.so"));
+    let kernels = "#include \"device.cuh\"\n\
+        extern \"C\" __global__ void waits(int) { wait_for_inputs(); }\nREGISTER(waits)\n\
+        extern \"C\" __global__ void does_not_wait(int n) { if (threadIdx.x < n) wait_for_inputs(); }\n\
+        REGISTER(does_not_wait)\n";
+    std::fs::write(&source, kernels).expect("a file");
+    let mut command = Command::new(compiler);
+    command.args(["-std=c++20", "-fPIC", "-shared", "-fvisibility=hidden", "-DEMULATED", "-x", "c++", "-I"]);
+    let folder_of_kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    command.arg(&folder_of_kernels).arg(&source).arg(folder_of_kernels.join("emulator/fibers.cpp"));
+    let built = command.arg("-o").arg(&library).output().expect("the compiler was there a moment ago");
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let mut child = Command::new(std::env::current_exe().expect("this is running"));
+    child.args(["a_kernel_that_does_not_wait_for_its_inputs_is_found", "--exact", "--nocapture"]);
+    let output = child.env(CHILD, "1").env("ORCH_EMULATOR", &library).output().expect("it runs");
+    std::fs::remove_dir_all(&folder).expect("it was made above");
+    let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(out.contains("waits: Ok(())") && !output.status.success(), "{out}{error}");
+    assert!(error.contains("a thread has ended without wait_for_inputs (block 0,0,0 thread 7)"), "{out}{error}");
 }
 
 #[test]

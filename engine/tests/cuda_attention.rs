@@ -22,6 +22,8 @@ struct Watched {
 }
 
 impl Device for Watched {
+    type Host = Vec<f32>;
+
     fn alloc(&self, bytes: usize, purpose: Use) -> Result<u64, DeviceError> {
         let address = self.device.alloc(bytes, purpose)?;
         *self.last.lock().expect("nothing panics under this lock") = address;
@@ -42,6 +44,14 @@ impl Device for Watched {
 
     fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), DeviceError> {
         self.device.download(from, bytes)
+    }
+
+    fn host(device: &Arc<Watched>, len: usize) -> Result<Vec<f32>, DeviceError> {
+        Emulator::host(&device.device, len)
+    }
+
+    fn read(&self, from: u64, len: usize, to: &mut Vec<f32>) -> Result<(), DeviceError> {
+        self.device.read(from, len, to)
     }
 
     fn launch(
@@ -158,6 +168,8 @@ impl Shape {
             head_count_kv: heads_kv,
             head_len,
             context_max: table_len * BLOCK_LEN,
+            choices_max: 1,
+            vocab_len: 1,
         };
         be.reserve(&shape, &ropes).expect("room");
         let block_count = (table_len - self.start as usize / BLOCK_LEN) * SEQUENCES as usize;
@@ -187,7 +199,7 @@ impl Shape {
                 continue;
             }
             be.attend(&mut out, &query, &cache, 1, &batch, &attention);
-            let out = be.read(&out, step.len() * heads * head_len).expect("it does not fail");
+            let out = be.read(&out, 0..step.len() * heads * head_len).expect("it does not fail");
             let wanted = step.iter().zip(out.chunks(heads * head_len)).filter(|((s, p), _)| self.attends(*s, *p));
             rows.extend(wanted.map(|(row, out)| (*row, out.to_vec())));
         }
@@ -281,9 +293,9 @@ fn contexts_of_several_pieces_windows_and_caps_are_no_different() {
 
 #[test]
 fn contexts_of_thousands_of_cells_are_no_different() {
-    let long = Shape { rows: 4200, attending: 40, heads: 4, heads_kv: 1, head_len: 64, ..PLAIN };
+    let long = Shape { rows: 3100, attending: 20, heads: 2, heads_kv: 1, head_len: 64, ..PLAIN };
     long.check(&[16]);
-    Shape { window: Some(3000), ..long }.check(&[64]);
+    Shape { window: Some(2000), ..long }.check(&[64]);
 }
 
 /// Partial sums of all rows would be more than there is room for.

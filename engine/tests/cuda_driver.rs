@@ -16,11 +16,12 @@ use orchestratord_engine::backend::cuda::{
 use orchestratord_engine::gguf::TensorType;
 use orchestratord_engine::testing::emulator::compile;
 use orchestratord_engine::testing::{Dice, TinyModel};
-use orchestratord_engine::{Engine, EngineOptions, Model};
+use orchestratord_engine::{Engine, EngineOptions, FinishReason, Model, TokenSink, Verdict};
+
+static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
 
 /// The emulated device; none where it cannot be compiled.
 fn found() -> Option<Found> {
-    static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
     let loaded = LIBRARY.get_or_init(|| {
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("driver-{}.so", std::process::id()));
         compile(&path)?;
@@ -38,6 +39,44 @@ fn engine(found: &Found, model: &Arc<Model>) -> Engine<CudaBackend<Driver>> {
     let driver = Arc::new(Driver::open(found, &Kernels::BuiltIn).expect("the packs can be loaded"));
     let options = EngineOptions { slots_max: 4, step_rows_max: 64, kv_blocks_max: 128, ..EngineOptions::default() };
     Engine::on_backend(model.clone(), options, CudaBackend::new(driver)).expect("it fits")
+}
+
+/// What the emulated driver has counted in the context that this thread used last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    launches: u64,
+    /// Of these, such as may start while the kernel before them ends.
+    early: u64,
+    captures: u64,
+    graph_launches: u64,
+    graphs: u64,
+    /// Kernels of the last captured graph that may start early.
+    early_in_graph: u64,
+}
+
+fn counts() -> Counts {
+    let mut all = [0; 6];
+    let library = LIBRARY.get().and_then(Option::as_ref).expect("it is loaded");
+    // SAFETY: it writes as many numbers; its type is that of engine/kernels/emulator/driver.cpp.
+    unsafe { library.get::<unsafe extern "C" fn(*mut u64)>(b"emulator_counts").expect("exported")(all.as_mut_ptr()) };
+    let [launches, early, captures, graph_launches, graphs, early_in_graph] = all;
+    Counts { launches, early, captures, graph_launches, graphs, early_in_graph }
+}
+
+/// Has the next launch in that context fail.
+fn fail_next_launch() {
+    let library = LIBRARY.get().and_then(Option::as_ref).expect("it is loaded");
+    // SAFETY: as in `counts`.
+    unsafe { library.get::<unsafe extern "C" fn()>(b"emulator_fail").expect("exported")() };
+}
+
+/// What a step asks of the driver: launches, captures, launches of graphs.
+fn step(engine: &mut Engine<CudaBackend<Driver>>, record: &mut Record) -> (u64, u64, u64) {
+    let before = counts();
+    engine.step(record).expect("it does not fail");
+    let after = counts();
+    let launches = after.launches - before.launches;
+    (launches, after.captures - before.captures, after.graph_launches - before.graph_launches)
 }
 
 #[test]
@@ -82,6 +121,157 @@ fn the_built_in_model_gives_the_logits_of_the_cpu_through_the_driver() {
     let got = engine(&found, &model).forward_logits(&prompt).expect("it does not fail");
     let error = got.iter().zip(&wanted).map(|(g, w)| (g - w).abs()).fold(0.0, |a: f32, e| if e > a { e } else { a });
     assert!(got.len() == wanted.len() && got.iter().all(|x| x.is_finite()) && error < 1e-3, "{error}");
+}
+
+/// Prompts, tokens one after the other, a sequence that joins and leaves.
+#[test]
+fn a_step_that_comes_again_is_one_launch_of_a_graph_with_the_bits_of_single_launches() {
+    let Some(found) = found() else { return };
+    let tiny = shapes()[3].clone();
+    let model = model(tiny.to_bytes());
+    let mut dice = Dice::new(17);
+    let requests =
+        [(0, 9, 14), (1, 3, 5)].map(|(id, len, max)| request(id, &tokens(&mut dice, len, tiny.vocab_len), max));
+    let plain = emulator::device(0).expect("as before");
+    let options = EngineOptions { slots_max: 4, step_rows_max: 64, kv_blocks_max: 128, ..EngineOptions::default() };
+    let mut alone = Engine::on_backend(model.clone(), options, CudaBackend::new(plain)).expect("legal options");
+    let mut wanted = Record::default();
+    for request in &requests {
+        alone.admit(request.clone()).expect("room");
+        drain(&mut alone, &mut wanted);
+    }
+
+    let mut engine = engine(&found, &model);
+    let mut record = Record::default();
+    engine.admit(requests[0].clone()).expect("room");
+    let (prompt, captured, graphs) = step(&mut engine, &mut record);
+    assert!(prompt > 20 && (captured, graphs) == (0, 0));
+    // The first token's step is new, the second's is captured, the others are known.
+    let (launches, ..) = step(&mut engine, &mut record);
+    assert!(launches > 20, "{launches}");
+    assert_eq!(step(&mut engine, &mut record), (0, 1, 1));
+    assert_eq!(counts().early_in_graph, launches, "each may start while the one before it ends");
+    for _ in 0..3 {
+        assert_eq!(step(&mut engine, &mut record), (0, 0, 1));
+    }
+    // Another shape is another graph, and the old one comes back with its shape.
+    engine.admit(requests[1].clone()).expect("room");
+    assert_eq!(step(&mut engine, &mut record).2, 0, "a prompt beside a token");
+    assert!(step(&mut engine, &mut record).0 > 20);
+    assert_eq!((step(&mut engine, &mut record), step(&mut engine, &mut record)), ((0, 1, 1), (0, 0, 1)));
+    assert_eq!(counts().graphs, 2);
+    while engine.running_count() > 1 {
+        assert_eq!(step(&mut engine, &mut record), (0, 0, 1));
+    }
+    assert_eq!((step(&mut engine, &mut record), counts().graphs), ((0, 0, 1), 2));
+    drain(&mut engine, &mut record);
+    assert!(record.logits[&0].len() == 14 && record.logits == wanted.logits);
+}
+
+/// Code for older chips does not wait for its inputs, and old drivers' graphs have no early starts.
+#[test]
+fn kernels_start_early_where_chip_and_driver_can() {
+    let Some(found) = found() else { return };
+    let tiny = TinyModel { layer_count: 1, ..TinyModel::default() };
+    let model = model(tiny.to_bytes());
+    for (capability, driver_version, early, early_in_graph) in [
+        ((8, 0), 12090, false, false),
+        ((9, 0), 12090, true, true),
+        ((9, 0), 12020, true, false),
+        ((10, 0), 13000, true, true),
+        // Runs the PTX that is for the oldest.
+        ((13, 0), 13000, false, false),
+    ] {
+        let found = Found { capability, driver_version, ..found.clone() };
+        let mut engine = engine(&found, &model);
+        engine.admit(request(0, &[5], 4)).expect("room");
+        drain(&mut engine, &mut Record::default());
+        let counts = counts();
+        assert_eq!(counts.early, if early { counts.launches } else { 0 }, "{capability:?}");
+        assert!(counts.graphs == 1 && (counts.early_in_graph > 0) == early_in_graph, "{capability:?} {counts:?}");
+    }
+}
+
+#[test]
+fn memory_that_is_given_back_takes_all_graphs_along() {
+    let Some(found) = found() else { return };
+    let driver = Arc::new(Driver::open(&found, &Kernels::BuiltIn).expect("the packs can be loaded"));
+    let options = EngineOptions { slots_max: 1, step_rows_max: 8, kv_blocks_max: 8, ..EngineOptions::default() };
+    let backend = CudaBackend::new(driver.clone());
+    let mut engine = Engine::on_backend(model(TinyModel::default().to_bytes()), options, backend).expect("it fits");
+    let mut record = Record::default();
+    engine.admit(request(0, &[5], 9)).expect("room");
+    let steps: Vec<_> = (0..4).map(|_| step(&mut engine, &mut record)).collect();
+    assert_eq!((steps[2], steps[3], driver.graph_count(), counts().graphs), ((0, 0, 1), (0, 0, 1), 1, 1));
+    let address = driver.alloc(1000, Use::Workspace).expect("room");
+    assert_eq!(counts().graphs, 1);
+    driver.free(address, 1000);
+    assert_eq!((driver.graph_count(), counts().graphs), (0, 0));
+    // It was seen before it was a graph, and is new now.
+    let (launches, ..) = step(&mut engine, &mut record);
+    assert!(launches > 20, "{launches}");
+    assert_eq!((step(&mut engine, &mut record), step(&mut engine, &mut record)), ((0, 1, 1), (0, 0, 1)));
+    drop(engine);
+    assert_eq!((driver.graph_count(), counts().graphs), (0, 0));
+}
+
+#[test]
+fn a_graph_that_fails_is_the_steps_error_and_the_contexts_end() {
+    let Some(found) = found() else { return };
+    let mut engine = engine(&found, &model(TinyModel::default().to_bytes()));
+    let mut record = Record::default();
+    engine.admit(request(0, &[5], 9)).expect("room");
+    while step(&mut engine, &mut record) != (0, 0, 1) {}
+    for _ in 0..2 {
+        fail_next_launch();
+        let error = engine.step(&mut record).expect_err("it was told to fail").to_string();
+        assert!(error.contains("CUDA_ERROR_ILLEGAL_ADDRESS (700)"), "{error}");
+    }
+}
+
+/// How the record in `bench/record` was made: the emulated device does nothing, so that what is left is the host's work.
+#[test]
+#[ignore = "a measurement, on a machine that does nothing else: EMULATED_IDLE=1 and as many steps as HOST_STEPS says"]
+fn host_time_of_a_decode_step() {
+    let Some(found) = found() else { return };
+    let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<usize>().ok());
+    assert_eq!(number("EMULATED_IDLE"), Some(1));
+    let steps = number("HOST_STEPS").unwrap_or(200);
+    // The kernels' shapes do not matter where they do nothing; their number does.
+    let tiny =
+        TinyModel { layer_count: 32, tensor_type: TensorType::Q8_0, context_length: 4096, ..TinyModel::default() };
+    let mut engine = engine(&found, &model(tiny.to_bytes()));
+    let mut record = Silent;
+    engine.admit(request(0, &[5], steps as u32 + 4)).expect("room");
+    let before = counts();
+    engine.step(&mut record).expect("it does not fail");
+    let launches = counts().launches - before.launches;
+    engine.step(&mut record).expect("it does not fail");
+    let mut times: Vec<f64> = (0..steps)
+        .map(|_| {
+            let begun = std::time::Instant::now();
+            engine.step(&mut record).expect("it does not fail");
+            begun.elapsed().as_secs_f64() * 1e6
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    let of = |share: usize| times[(times.len() * share / 100).min(times.len() - 1)];
+    println!(
+        "{launches} launches a step; {steps} steps; us a step: least {:.1}, median {:.1}, 90% {:.1}",
+        of(0),
+        of(50),
+        of(90)
+    );
+}
+
+struct Silent;
+
+impl TokenSink for Silent {
+    fn token(&mut self, _: u64, _: u32, _: Option<f32>) -> Verdict {
+        Verdict::Continue
+    }
+
+    fn finished(&mut self, _: u64, _: FinishReason) {}
 }
 
 /// What is allocated in a step may not be there: everything is had before the first one.
@@ -160,7 +350,7 @@ fn what_the_device_refuses_is_an_error_that_says_what_and_why() {
         driver.launch("scale", [1, 1, 1], threads, shared, &Arguments::new().pointer(0).float(0.0).int(0))
     };
     let error = scale(2048, 0).expect_err("a block has 1024").to_string();
-    assert!(error.contains("scale: cuLaunchKernel: CUDA_ERROR_INVALID_VALUE (1)"), "{error}");
+    assert!(error.contains("scale: cuLaunchKernelEx: CUDA_ERROR_INVALID_VALUE (1)"), "{error}");
     scale(32, 100 << 10).expect("asked for first");
     let error = scale(32, 300 << 10).expect_err("more than a block can have").to_string();
     assert!(error.contains("scale: cuFuncSetAttribute"), "{error}");

@@ -122,13 +122,14 @@ fn forward(device: Arc<Emulator>, model: &Arc<Model>, prompt: &[u32], rows: usiz
     engine.forward_logits(prompt).expect("it does not fail")
 }
 
-/// A small device is given larger tiles, so that every kernel has its turn; odd seeds copy at once, even ones when they must.
+/// A small device is given larger tiles, a large one a block for each segment, so that every kernel has its turn; odd seeds copy
+/// at once, even ones when they must.
 #[test]
 fn rows_have_the_same_bits_in_steps_of_any_size_and_by_any_kernel() {
     let Some(_) = device(0) else { return };
     let ragged = TinyModel { embedding_length: 48, feed_forward_length: 72, head_len: 10, ..TinyModel::default() };
     let narrow = TinyModel { embedding_length: 96, feed_forward_length: 160, vocab_len: 277, ..TinyModel::default() };
-    let wide = TinyModel { embedding_length: 256, feed_forward_length: 768, head_len: 32, ..TinyModel::default() };
+    let wide = TinyModel { embedding_length: 256, feed_forward_length: 256, head_len: 8, ..TinyModel::default() };
     let kinds = [
         TinyModel { tensor_type: TensorType::Bf16, ..ragged },
         TinyModel { tensor_type: TensorType::Q8_0, biases: true, architecture: "qwen2", ..narrow.clone() },
@@ -141,13 +142,18 @@ fn rows_have_the_same_bits_in_steps_of_any_size_and_by_any_kernel() {
     for (index, tiny) in kinds.into_iter().enumerate() {
         let tiny = TinyModel { layer_count: 1, context_length: 256, ..tiny };
         let model = model(tiny.to_bytes());
-        let prompt = tokens(&mut Dice::new(index as u64), 130, tiny.vocab_len);
+        let len = if index == 0 { 130 } else { 70 };
+        let prompt = tokens(&mut Dice::new(index as u64), len, tiny.vocab_len);
         let wanted = engine(&model, |_| ()).forward_logits(&prompt).expect("the CPU does not fail");
         let mut first: Option<Vec<u32>> = None;
         for (step, rows) in [130, 1, 3, 8, 9, 17, 33, 64, 65].into_iter().enumerate() {
+            // What is read by every size is shown by the first kind; the others have each kernel once.
+            if index > 0 && ![130, 3, 8, 9, 64].contains(&rows) {
+                continue;
+            }
             // One row a step is many launches; a part of the prompt shows as much.
-            let part = &prompt[..if rows < 8 { 20 } else { prompt.len() }];
-            let processors = if step % 2 == 0 { 1 } else { 16 };
+            let part = &prompt[..if rows < 9 { 16 } else { prompt.len() }];
+            let processors = [1, 132, 3][step % 3];
             let device = with_processors(step as u64, processors).expect("as before");
             let got = forward(device, &model, part, rows);
             let far = got.iter().zip(&wanted).any(|(g, w)| (g - w).abs() > 1e-3 || g.is_nan());

@@ -1,16 +1,16 @@
 //! Which engine a server has: one on the CPU, or one on a device that a driver has found; and how large its cache is.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use orchestratord_engine::backend::cuda::{
     Absent, CudaBackend, Driver, Found, Kernels, Monitor, devices, engine_on, kv_blocks_in, plan,
 };
 use orchestratord_engine::{
-    AdmitError, AdmitInfo, BLOCK_LEN, Engine, EngineOptions, KvUsage, Model, NextRows, Progress, SequenceRequest,
-    SessionKv, StepReport, TokenSink,
+    AdmitError, AdmitInfo, BLOCK_LEN, DeviceError, Engine, EngineOptions, KvUsage, Model, NextRows, Progress,
+    SequenceRequest, SessionKv, StepReport, TokenSink,
 };
 
 use super::decoder::Decoder;
@@ -106,7 +106,7 @@ pub fn on_device(model: Arc<Model>, options: EngineOptions, kernels: Kernels) ->
     let driver = open(&kernels)?;
     let found = driver.found().clone();
     let weights_bytes = plan(&model, &options).map_err(|e| e.to_string())?.weights;
-    let uploaded = driver.uploaded();
+    let (uploaded, graphs_refused) = (driver.uploaded(), driver.graphs_refused());
     let (done, wait) = channel::<()>();
     let engine = std::thread::scope(|scope| {
         scope.spawn(move || {
@@ -119,7 +119,7 @@ pub fn on_device(model: Arc<Model>, options: EngineOptions, kernels: Kernels) ->
         drop(done);
         engine
     })?;
-    Ok(OnDevice { engine: Some(engine), kernels, found })
+    Ok(OnDevice { engine: Some(engine), kernels, found, graphs_refused: Some(graphs_refused) })
 }
 
 /// An engine on a device. It lets go of everything before another is made in its place.
@@ -127,6 +127,8 @@ pub struct OnDevice {
     engine: Option<Engine<CudaBackend<Driver>>>,
     kernels: Kernels,
     pub found: Found,
+    /// Why steps are slower than they could be, until it was said.
+    graphs_refused: Option<Arc<OnceLock<DeviceError>>>,
 }
 
 impl OnDevice {
@@ -149,7 +151,12 @@ impl Decoder for OnDevice {
     }
 
     fn step(&mut self, sink: &mut dyn TokenSink) -> Result<StepReport, String> {
-        self.engine_mut().step(sink).map_err(|e| e.to_string())
+        let report = self.engine_mut().step(sink).map_err(|e| e.to_string());
+        if let Some(why) = self.graphs_refused.as_ref().and_then(|refused| refused.get()) {
+            tracing::warn!(%why, "the device's steps are launched kernel by kernel: the driver makes no graphs");
+            self.graphs_refused = None;
+        }
+        report
     }
 
     /// In a new context. There may be less room than before, so the cache is as large as fits.

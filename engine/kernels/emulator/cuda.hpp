@@ -2,8 +2,8 @@
 //
 // A thread is a fiber with a stack of its own; the threads of a block take turns on one system thread and hand over at
 // barriers and at operations of a warp. What it finds: results that depend on the order of threads (a missing barrier), a
-// barrier that some threads never reach, lanes of a warp that meet in different operations, and with the sanitizers every
-// access outside of a buffer. What it cannot find: weak memory order between blocks, bank conflicts, and time.
+// barrier that some threads never reach, lanes of a warp that meet in different operations, threads that do not wait for their
+// inputs, and with the sanitizers every access outside of a buffer. What it cannot find: weak memory order between blocks, bank conflicts, and time.
 // x86-64 with System V calls only: fibers.cpp has twelve instructions of assembly.
 #pragma once
 #include <cmath>
@@ -43,6 +43,8 @@ const uint32_t* meet_all(Operation operation, const void* words, size_t bytes);
 void copy_later(void* to, const void* from);
 void copy_commit();
 void copy_wait(size_t later);
+// A thread that ends without having called this is an error.
+void wait_for_inputs();
 
 // One kernel, called as cuLaunchKernel does: an array of pointers, each to an argument.
 using Thunk = void (*)(void** arguments);
@@ -86,11 +88,12 @@ inline unsigned __float_as_uint(float x) { return __builtin_bit_cast(unsigned, x
 inline float __uint_as_float(unsigned x) { return __builtin_bit_cast(float, x); }
 inline uint64_t __umul64hi(uint64_t a, uint64_t b) { return (uint64_t)((unsigned __int128)a * b >> 64); }
 // The threads of a block take turns, and blocks one after the other.
-template <class T> inline T atomicAdd(T* at, T value) {
+template <class T, class U> inline T atomicAdd(T* at, U value) {
   T before = *at;
   *at += value;
   return before;
 }
+inline void wait_for_inputs() { emulator::wait_for_inputs(); }
 inline uint4 load_once(const uint4* from) { return *from; }
 inline float half_to_float(uint16_t half) {
   uint32_t exponent = half >> 10 & 31, fraction = half & 1023;
@@ -106,52 +109,49 @@ inline uint32_t scale_bf16_pair(uint32_t pair) {
   return (scaled(pair << 16) >> 16) | (scaled(pair & 0xffff0000u) & 0xffff0000u);
 }
 
-// Tensor cores, by the fragment maps of tensor.cuh: what a lane holds of A and B is given to all others, and each computes
-// its own four elements.
+// Tensor cores, by the fragment map of tensor.cuh: what a lane holds of A and B is given to all others, and each computes its
+// own four elements. Words of A are the first four that a lane gives, those of B the next two.
 namespace emulator {
 
-constexpr int PLACE_OF_A = 0, PLACE_OF_B = 4;
-
-// The word of A, and of B, with the elements from `k` on, of a row or column; W elements a word, `half` is K / 2.
-inline uint32_t word_of_a(const uint32_t* all, int row, int k, int w, int half) {
-  int i = (row >> 3) + (k >= half ? 2 : 0), t = k % half / w;
-  return all[((row & 7) * 4 + t) * WORDS + PLACE_OF_A + i];
-}
-inline uint32_t word_of_b(const uint32_t* all, int column, int k, int w, int half) {
-  return all[(column * 4 + k % half / w) * WORDS + PLACE_OF_B + (k >= half ? 1 : 0)];
-}
-
-// `half` is 16 for K of 32 and of 16 bytes: the latter ends before its second half.
-inline void mma_bytes(int (&c)[4], const uint32_t (&words)[6], int len) {
+// The sum of `add(word of A, word of B)` for element `i` of this lane's C, over the `parts` (2 or 1) halves of K.
+template <class Sum, class Add> inline void mma(Sum (&c)[4], const uint32_t (&words)[6], int parts, Add add) {
   const uint32_t* all = meet_all(Operation::mma, words, sizeof words);
   for (int i = 0; i < 4; ++i) {
     int row = (lane() >> 2) + 8 * (i >> 1), column = 2 * (lane() & 3) + (i & 1);
-    for (int k = 0; k < len; k += 4) {
-      uint32_t a = word_of_a(all, row, k, 4, 16), b = word_of_b(all, column, k, 4, 16);
-      for (int at = 0; at < 32; at += 8) c[i] += (int8_t)(a >> at) * (int8_t)(b >> at);
+    for (int part = 0; part < parts; ++part) {
+      for (int t = 0; t < 4; ++t) {
+        uint32_t a = all[((row & 7) * 4 + t) * WORDS + (row >> 3) + 2 * part], b = all[(column * 4 + t) * WORDS + 4 + part];
+        c[i] = add(c[i], a, b);
+      }
     }
   }
+}
+
+inline int add_bytes(int sum, uint32_t a, uint32_t b) {
+  for (int at = 0; at < 32; at += 8) sum += (int8_t)(a >> at) * (int8_t)(b >> at);
+  return sum;
+}
+// A device adds in an order of its own; this is one of them.
+inline float add_bf16(float sum, uint32_t a, uint32_t b) {
+  sum += __uint_as_float(a << 16) * __uint_as_float(b << 16);
+  return sum + __uint_as_float(a & 0xffff0000u) * __uint_as_float(b & 0xffff0000u);
 }
 
 }  // namespace emulator
 
 inline void mma_bytes(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  emulator::mma_bytes(c, {a[0], a[1], a[2], a[3], b0, b1}, 32);
+  emulator::mma(c, {a[0], a[1], a[2], a[3], b0, b1}, 2, emulator::add_bytes);
 }
-inline void mma_bytes(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) { emulator::mma_bytes(c, {a0, a1, 0, 0, b, 0}, 16); }
-// A device adds in an order of its own; this is one of them.
+inline void mma_bytes(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+  emulator::mma(c, {a0, a1, 0, 0, b, 0}, 1, emulator::add_bytes);
+}
 inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  uint32_t words[6] = {a[0], a[1], a[2], a[3], b0, b1};
-  const uint32_t* all = emulator::meet_all(emulator::Operation::mma, words, sizeof words);
-  for (int i = 0; i < 4; ++i) {
-    int row = (emulator::lane() >> 2) + 8 * (i >> 1), column = 2 * (emulator::lane() & 3) + (i & 1);
-    for (int k = 0; k < 16; k += 2) {
-      uint32_t x = emulator::word_of_a(all, row, k, 2, 8), y = emulator::word_of_b(all, column, k, 2, 8);
-      c[i] += __uint_as_float(x << 16) * __uint_as_float(y << 16);
-      c[i] += __uint_as_float(x & 0xffff0000u) * __uint_as_float(y & 0xffff0000u);
-    }
-  }
+  emulator::mma(c, {a[0], a[1], a[2], a[3], b0, b1}, 2, emulator::add_bf16);
 }
+
+// Blocks run one after the other.
+inline void __threadfence() {}
+inline float load_shared_by_blocks(const float* from) { return *from; }
 
 inline void copy_async(void* to, const void* from) { emulator::copy_later(to, from); }
 inline void copy_commit() { emulator::copy_commit(); }

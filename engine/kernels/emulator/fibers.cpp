@@ -38,6 +38,7 @@ struct Fiber {
   void* fake_stack;
   State state;
   dim3 thread;
+  bool has_waited;
   uint32_t mask;
   Operation operation;
   uint32_t said[WORDS];
@@ -103,6 +104,7 @@ void to_scheduler() {
 void entry() {
   SWITCHED(nullptr, &runner.scheduler_stack, &runner.scheduler_stack_bytes);
   runner.thunk(runner.arguments);
+  if (!runner.current->has_waited) die("a thread has ended without wait_for_inputs");
   runner.current->state = State::done;
   to_scheduler();
   abort();
@@ -144,6 +146,7 @@ void run_block(const std::vector<unsigned>& order) {
     Fiber& f = runner.fibers[t];
     f.thread = {t, 0, 0};
     f.state = State::ready;
+    f.has_waited = false;
     void** top = reinterpret_cast<void**>(static_cast<char*>(runner.stacks[t]) + STACK_BYTES - 64);
     *--top = nullptr;
     *--top = reinterpret_cast<void*>(entry);
@@ -191,6 +194,8 @@ std::map<std::string, Kernel>& kernels() {
 thread_local Place place;
 
 int lane() { return place.thread.x & 31; }
+
+void wait_for_inputs() { runner.current->has_waited = true; }
 
 void sync_block() {
   runner.current->state = State::at_block;

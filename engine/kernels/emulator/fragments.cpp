@@ -3,6 +3,7 @@
 #include "../tensor.cuh"
 
 extern "C" __global__ void show_mma_bytes_32(int* c, const uint32_t* a, const uint32_t* b) {
+  wait_for_inputs();
   int lane = threadIdx.x, sums[4];
   uint32_t words[4];
   for (int i = 0; i < 4; ++i) sums[i] = c[lane * 4 + i];
@@ -13,6 +14,7 @@ extern "C" __global__ void show_mma_bytes_32(int* c, const uint32_t* a, const ui
 REGISTER(show_mma_bytes_32)
 
 extern "C" __global__ void show_mma_bytes_16(int* c, const uint32_t* a, const uint32_t* b) {
+  wait_for_inputs();
   int lane = threadIdx.x, sums[4];
   for (int i = 0; i < 4; ++i) sums[i] = c[lane * 4 + i];
   mma_bytes(sums, a[lane * 2], a[lane * 2 + 1], b[lane]);
@@ -21,6 +23,7 @@ extern "C" __global__ void show_mma_bytes_16(int* c, const uint32_t* a, const ui
 REGISTER(show_mma_bytes_16)
 
 extern "C" __global__ void show_mma_bf16(float* c, const uint32_t* a, const uint32_t* b) {
+  wait_for_inputs();
   int lane = threadIdx.x;
   float sums[4];
   uint32_t words[4];

@@ -89,6 +89,8 @@ impl Emulator {
 }
 
 impl Device for Emulator {
+    type Host = Vec<f32>;
+
     fn alloc(&self, bytes: usize, _: Use) -> Result<u64, DeviceError> {
         // SAFETY: any size is legal.
         match unsafe { (self.alloc)(bytes) } {
@@ -116,6 +118,17 @@ impl Device for Emulator {
         self.downloaded.fetch_add(bytes.len(), std::sync::atomic::Ordering::Relaxed);
         // SAFETY: as in `upload`.
         unsafe { (self.copy)(bytes.as_mut_ptr() as u64, from, bytes.len()) }
+        Ok(())
+    }
+
+    fn host(_: &Arc<Emulator>, len: usize) -> Result<Vec<f32>, DeviceError> {
+        Ok(vec![0.0; len])
+    }
+
+    fn read(&self, from: u64, len: usize, to: &mut Vec<f32>) -> Result<(), DeviceError> {
+        // SAFETY: as in `upload`; the slice is as long.
+        unsafe { (self.copy)(to[..len].as_mut_ptr() as u64, from, len * 4) }
+        self.downloaded.fetch_add(len * 4, std::sync::atomic::Ordering::Relaxed);
         Ok(())
     }
 

@@ -137,7 +137,7 @@ fn batches(cases: &[&Case], read: Option<f64>) -> String {
         "ours / PyTorch",
     ];
     let mut table = Table::new("Decoding", &heads);
-    for case in cases {
+    for case in cases.iter().filter(|case| case.decode > 0) {
         let other = if case.by == OURS { control(cases, case) } else { None };
         table.row([
             case.by.clone(),
@@ -168,9 +168,10 @@ fn batches(cases: &[&Case], read: Option<f64>) -> String {
 fn first_tokens(cases: &[&Case]) -> String {
     let mut table = Table::new(
         "First token: until the last sequence has one",
-        &["by", "model", "batch", "prompt", "ms", "prompt tokens/s"],
+        &["by", "model", "batch", "prompt", "ms", "prompt tokens/s", "PyTorch ms", "ours / PyTorch"],
     );
     for case in cases {
+        let other = if case.by == OURS { control(cases, case).and_then(|c| c.prefill_s) } else { None };
         let speed = case.prefill_s.map(|s| (case.batch * case.prompt) as f64 / s);
         table.row([
             case.by.clone(),
@@ -179,6 +180,8 @@ fn first_tokens(cases: &[&Case]) -> String {
             case.prompt.to_string(),
             number(case.prefill_s.map(|s| s * 1e3), 2),
             number(speed, 0),
+            number(other.map(|s| s * 1e3), 2),
+            number(case.prefill_s.zip(other).map(|(ours, theirs)| ours / theirs), 2),
         ]);
     }
     table.text()
@@ -272,7 +275,7 @@ mod tests {
             "| llama-3.1-8b q8_0 | 250.0 | 62.5 % | 65.0 % | 85.0 % | MISSED |  |  |",
             "| llama-3.1-8b q4_k | 380.0 | 95.0 % | 55.0 % | 75.0 % | goal met |  |  |",
             "| llama-3.2-1b bf16 |  |  | 60.0 % | 80.0 % |  |  |  |",
-            "| pytorch | llama-3.1-8b bf16 | 1 | 128 | 500.00 | 256 |",
+            "| orchestratord | llama-3.1-8b bf16 | 1 | 128 | 500.00 | 256 | 500.00 | 1.00 |",
             "over 30 us a step for the host in 3 of 3 cases",
         ] {
             assert!(said.contains(wanted), "{wanted}\n{said}");

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::device::{Arguments, Device, Memory, Use, pair};
+use super::device::{Arguments, Device, Lent, Memory, Use, pair};
 use crate::backend::{Choice, DeviceError};
 
 /// Logits that a block of threads looks at. As in `engine/kernels/sample.cu`.
@@ -35,7 +35,7 @@ pub(super) struct Workspace<D: Device> {
 }
 
 impl<D: Device> Workspace<D> {
-    pub fn new(device: &Arc<D>, choices_max: usize, vocab_len: usize) -> Result<Workspace<D>, DeviceError> {
+    pub fn new(device: &Arc<Lent<D>>, choices_max: usize, vocab_len: usize) -> Result<Workspace<D>, DeviceError> {
         // The best and the sums of each chunk, weights and counts of each bin, a token.
         let choice_bytes = 2 * 8 * vocab_len.div_ceil(CHUNK_LEN) + (8 + 4) * BIN_COUNT + 4;
         let memory = Memory::new(device, choices_max * choice_bytes, Use::Workspace)?;

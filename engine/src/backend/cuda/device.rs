@@ -2,7 +2,10 @@
 //!
 //! The driver has it; so has the emulation that the tests build from the same kernels.
 
-use std::sync::Arc;
+use std::hash::{Hash, Hasher};
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Release};
+use std::sync::{Arc, Mutex};
 
 use crate::backend::DeviceError;
 
@@ -17,8 +20,11 @@ pub enum Use {
     Workspace,
 }
 
-/// A device and its one stream: everything happens in the order of the calls, `download` waits for all of it.
+/// A device and its one stream: everything happens in the order of the calls; `download` and `read` wait for all of it.
 pub trait Device: Send + Sync {
+    /// Memory of the host that the device copies numbers to.
+    type Host: Deref<Target = [f32]> + Send;
+
     /// The address of `bytes` of memory that hold anything.
     ///
     /// # Errors
@@ -50,6 +56,21 @@ pub trait Device: Send + Sync {
     /// When the device fails, or has failed in what was asked before.
     fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), DeviceError>;
 
+    /// Memory of the host for `len` numbers.
+    ///
+    /// # Errors
+    ///
+    /// When there is not so much left.
+    fn host(device: &Arc<Self>, len: usize) -> Result<Self::Host, DeviceError>;
+
+    /// Waits for everything asked so far; then the first `len` numbers of `to` are those at `from`, put there by the device.
+    /// For no numbers it does not wait.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails, or has failed in what was asked before.
+    fn read(&self, from: u64, len: usize, to: &mut Self::Host) -> Result<(), DeviceError>;
+
     /// Starts a kernel of `engine/kernels`, `grid` blocks of `threads` threads with `shared_bytes` of dynamic memory each.
     ///
     /// # Errors
@@ -63,6 +84,15 @@ pub trait Device: Send + Sync {
         shared_bytes: usize,
         arguments: &Arguments,
     ) -> Result<(), DeviceError>;
+
+    /// Starts all kernels of a list, one after the other. A device may have a faster way for lists that it has seen before.
+    ///
+    /// # Errors
+    ///
+    /// As `launch`; what comes after the first that fails is not started.
+    fn run(&self, list: &Launches) -> Result<(), DeviceError> {
+        list.each().try_for_each(|l| self.launch(l.kernel, l.grid, l.threads, l.shared_bytes, &l.to_arguments()))
+    }
 
     /// Names its arithmetic.
     fn arithmetic(&self) -> String;
@@ -79,26 +109,32 @@ pub trait Device: Send + Sync {
     }
 }
 
-/// Arguments of a launch, each in words of its own. A kernel takes under twelve, in under thirty-two words.
+/// Arguments of a launch, each in words of its own. A kernel takes under twelve, in twenty-four words at most.
+///
+/// It is inlined where launches are asked for, and small: each call takes and gives the whole, and a step has hundreds of
+/// launches.
 #[derive(Clone, Debug, Default)]
 pub struct Arguments {
-    words: [u64; 32],
-    starts: [usize; Arguments::COUNT_MAX],
-    len: usize,
-    count: usize,
+    words: [u64; Arguments::WORDS_MAX],
+    starts: [u8; Arguments::COUNT_MAX],
+    len: u8,
+    count: u8,
 }
 
 impl Arguments {
     /// Most that a kernel takes.
     pub(super) const COUNT_MAX: usize = 12;
+    const WORDS_MAX: usize = 24;
 
     /// None yet.
+    #[inline(always)]
     pub fn new() -> Arguments {
         Arguments::default()
     }
 
     /// An address.
     #[must_use]
+    #[inline(always)]
     pub fn pointer(self, address: u64) -> Arguments {
         self.structure(&[address])
     }
@@ -109,6 +145,7 @@ impl Arguments {
     ///
     /// When it has more.
     #[must_use]
+    #[inline(always)]
     pub fn int(self, value: usize) -> Arguments {
         let value = i32::try_from(value).expect("shapes fit 32 bits");
         self.structure(&[u64::from(value as u32)])
@@ -116,29 +153,148 @@ impl Arguments {
 
     /// A number of 32 bits.
     #[must_use]
+    #[inline(always)]
     pub fn float(self, value: f32) -> Arguments {
         self.structure(&[u64::from(value.to_bits())])
     }
 
     /// A number of 64 bits.
     #[must_use]
+    #[inline(always)]
     pub fn double(self, value: f64) -> Arguments {
         self.structure(&[value.to_bits()])
     }
 
     /// A structure that is passed by value.
     #[must_use]
+    #[inline(always)]
     pub fn structure(mut self, words: &[u64]) -> Arguments {
-        self.starts[self.count] = self.len;
-        self.words[self.len..self.len + words.len()].copy_from_slice(words);
+        self.starts[usize::from(self.count)] = self.len;
+        // Few and of a known number where this is inlined: stores, and no call that copies.
+        for (index, word) in words.iter().enumerate() {
+            self.words[usize::from(self.len) + index] = *word;
+        }
         self.count += 1;
-        self.len += words.len();
+        self.len += words.len() as u8;
         self
     }
 
     /// The words of each argument, from its first one on.
     pub fn each(&self) -> impl Iterator<Item = &[u64]> {
-        self.starts[..self.count].iter().map(|start| &self.words[*start..self.len])
+        let words = &self.words[..usize::from(self.len)];
+        self.starts[..usize::from(self.count)].iter().map(|start| &words[usize::from(*start)..])
+    }
+}
+
+/// Launches in their order, in memory that is used again for the next ones.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Launches {
+    heads: Vec<Head>,
+    /// Words of the arguments of all of them.
+    words: Vec<u64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Head {
+    kernel: &'static str,
+    grid: [u32; 3],
+    threads: u32,
+    shared_bytes: u32,
+    starts: [u8; Arguments::COUNT_MAX],
+    len: u8,
+    count: u8,
+}
+
+/// Names are compared by where they are: a name that lies in two places makes lists different, which costs time and nothing
+/// else, and there are hundreds in a list.
+impl PartialEq for Head {
+    fn eq(&self, other: &Head) -> bool {
+        std::ptr::eq(self.kernel, other.kernel)
+            && (self.grid, self.threads, self.shared_bytes) == (other.grid, other.threads, other.shared_bytes)
+            && (self.starts, self.len, self.count) == (other.starts, other.len, other.count)
+    }
+}
+
+impl Eq for Head {}
+
+impl Hash for Head {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.kernel.as_ptr().hash(state);
+        (self.grid, self.threads, self.shared_bytes, self.count).hash(state);
+    }
+}
+
+/// One of [`Launches`]: `grid` blocks of `threads` threads with `shared_bytes` of dynamic memory each.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch<'a> {
+    /// The kernel's name.
+    pub kernel: &'static str,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub threads: u32,
+    /// Dynamic memory of a block.
+    pub shared_bytes: usize,
+    head: &'a Head,
+    words: &'a [u64],
+}
+
+impl<'a> Launch<'a> {
+    /// The words of each argument, from its first one on.
+    pub fn arguments(&self) -> impl Iterator<Item = &'a [u64]> + use<'a> {
+        let (head, words) = (self.head, self.words);
+        head.starts[..usize::from(head.count)].iter().map(move |start| &words[usize::from(*start)..])
+    }
+
+    fn to_arguments(self) -> Arguments {
+        let Head { starts, len, count, .. } = *self.head;
+        let mut words = [0; Arguments::WORDS_MAX];
+        words[..self.words.len()].copy_from_slice(self.words);
+        Arguments { words, starts, len, count }
+    }
+}
+
+impl Launches {
+    /// Adds one: see [`Device::launch`].
+    pub fn push(
+        &mut self,
+        kernel: &'static str,
+        grid: [u32; 3],
+        threads: u32,
+        shared_bytes: usize,
+        arguments: &Arguments,
+    ) {
+        let Arguments { words, starts, len, count } = arguments;
+        let shared_bytes = u32::try_from(shared_bytes).expect("blocks have kilobytes");
+        self.heads.push(Head { kernel, grid, threads, shared_bytes, starts: *starts, len: *len, count: *count });
+        self.words.extend_from_slice(&words[..usize::from(*len)]);
+    }
+
+    /// All of them, in their order.
+    pub fn each(&self) -> impl Iterator<Item = Launch<'_>> {
+        let mut rest = &self.words[..];
+        self.heads.iter().map(move |head| {
+            let (words, after) = rest.split_at(usize::from(head.len));
+            rest = after;
+            let Head { kernel, grid, threads, shared_bytes, .. } = *head;
+            Launch { kernel, grid, threads, shared_bytes: shared_bytes as usize, head, words }
+        })
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.heads.len()
+    }
+
+    /// True when there are none.
+    pub fn is_empty(&self) -> bool {
+        self.heads.is_empty()
+    }
+
+    /// Forgets them; their memory stays.
+    pub fn clear(&mut self) {
+        self.heads.clear();
+        self.words.clear();
     }
 }
 
@@ -147,15 +303,63 @@ pub(super) fn pair(first: u32, second: u32) -> u64 {
     u64::from(first) | u64::from(second) << 32
 }
 
+/// A device as the backend and its memory have it: memory that launches of a list name, which has not been run yet, is given
+/// back after that.
+pub(super) struct Lent<D: Device> {
+    device: Arc<D>,
+    /// True while there is such a list.
+    listed: AtomicBool,
+    /// Addresses and bytes of what was dropped meanwhile.
+    dropped: Mutex<Vec<(u64, usize)>>,
+}
+
+impl<D: Device> Lent<D> {
+    pub fn new(device: Arc<D>) -> Arc<Lent<D>> {
+        Arc::new(Lent { device, listed: AtomicBool::new(false), dropped: Mutex::default() })
+    }
+
+    /// The device itself.
+    pub fn device(&self) -> &Arc<D> {
+        &self.device
+    }
+
+    /// There is a list that may name any memory.
+    pub fn keep_memory(&self) {
+        self.listed.store(true, Release);
+    }
+
+    /// The list has been run, or never will be.
+    pub fn free_dropped(&self) {
+        self.listed.store(false, Release);
+        let dropped = std::mem::take(&mut *self.dropped.lock().expect("nothing panics under this lock"));
+        dropped.into_iter().for_each(|(address, bytes)| self.device.free(address, bytes));
+    }
+
+    fn give_back(&self, address: u64, bytes: usize) {
+        match self.listed.load(Acquire) {
+            true => self.dropped.lock().expect("nothing panics under this lock").push((address, bytes)),
+            false => self.device.free(address, bytes),
+        }
+    }
+}
+
+impl<D: Device> Deref for Lent<D> {
+    type Target = D;
+
+    fn deref(&self) -> &D {
+        &self.device
+    }
+}
+
 /// Memory on a device; given back when dropped.
 pub struct Memory<D: Device> {
-    device: Arc<D>,
+    device: Arc<Lent<D>>,
     address: u64,
     bytes: usize,
 }
 
 impl<D: Device> Memory<D> {
-    pub(super) fn new(device: &Arc<D>, bytes: usize, purpose: Use) -> Result<Memory<D>, DeviceError> {
+    pub(super) fn new(device: &Arc<Lent<D>>, bytes: usize, purpose: Use) -> Result<Memory<D>, DeviceError> {
         // Nothing is a legal length of activations; devices want at least something.
         let bytes = bytes.max(16);
         Ok(Memory { device: device.clone(), address: device.alloc(bytes, purpose)?, bytes })
@@ -172,6 +376,6 @@ impl<D: Device> Memory<D> {
 
 impl<D: Device> Drop for Memory<D> {
     fn drop(&mut self) {
-        self.device.free(self.address, self.bytes);
+        self.device.give_back(self.address, self.bytes);
     }
 }

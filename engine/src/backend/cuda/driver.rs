@@ -1,20 +1,26 @@
 //! A device behind NVIDIA's driver, which is looked for at run time: nothing of CUDA is needed to build or to start.
 //!
 //! Everything happens on one stream in the order of the calls. Copies go through pinned memory, in portions, so that the
-//! next portion is filled while one is on its way. Each [`Driver`] has a context of its own: whoever breaks it breaks no
-//! other, and dropping it gives back all that it had.
+//! next portion is filled while one is on its way. A list of launches that comes a second time is captured as a graph, which
+//! is one call from then on; what a list does is part of its graph, so that an unknown list never runs a known graph. From
+//! sm_90 on a kernel is started while the one before it ends (programmatic dependent launch): each kernel waits for its
+//! inputs itself, see `wait_for_inputs` in `engine/kernels/device.cuh`. Each [`Driver`] has a context of its own: whoever
+//! breaks it breaks no other, and dropping it gives back all that it had.
 #![allow(unsafe_code, reason = "the driver is a library with C's calling convention")]
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_void};
+use std::ops::Deref;
 use std::path::PathBuf;
-use std::ptr::null_mut;
+use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, Instant};
 
 use cudarc::driver::sys::{self, CUresult};
 
-use super::device::{Arguments, Device, Use};
+use super::device::{Arguments, Device, Launches, Use};
+use super::graphs::Graphs;
 use super::host_time::HostTime;
 use super::{nvrtc, packs};
 use crate::backend::DeviceError;
@@ -26,10 +32,15 @@ const PORTIONS: usize = 4;
 const RETURN_BYTES: usize = 8 << 20;
 /// Dynamic memory that a block may have without being asked for first.
 const SHARED_BYTES_FREE: usize = 48 << 10;
+/// Longer waits are slept through. A host's wake-up takes tens of microseconds, which is a per cent and more of a shorter
+/// step: so that is waited for awake. It takes a core of the host while tokens are made; who else wants the core gets it.
+const AWAKE_MAX: Duration = Duration::from_millis(5);
+/// Drivers for CUDA 12.3 and newer keep in a graph that a kernel may start while the one before it ends.
+const PROGRAMMATIC_GRAPHS: i32 = 12030;
 
 /// All that is called here. cudarc panics at the first call of a function that the driver lacks, so they are looked for
-/// before. The oldest driver that has them all is of the 400s; what loads our code is 525 and newer.
-const FUNCTIONS: [&str; 32] = [
+/// before. The oldest driver that has them all is 520; what loads our code is 525 and newer.
+const FUNCTIONS: [&str; 39] = [
     "cuCtxCreate_v2",
     "cuCtxDestroy_v2",
     "cuCtxSetCurrent",
@@ -42,13 +53,18 @@ const FUNCTIONS: [&str; 32] = [
     "cuDriverGetVersion",
     "cuEventCreate",
     "cuEventDestroy_v2",
+    "cuEventQuery",
     "cuEventRecord",
     "cuEventSynchronize",
     "cuFuncSetAttribute",
     "cuGetErrorName",
     "cuGetErrorString",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphLaunch",
     "cuInit",
-    "cuLaunchKernel",
+    "cuLaunchKernelEx",
     "cuMemAlloc_v2",
     "cuMemFreeHost",
     "cuMemFree_v2",
@@ -59,8 +75,10 @@ const FUNCTIONS: [&str; 32] = [
     "cuMemsetD8Async",
     "cuModuleGetFunction",
     "cuModuleLoadData",
+    "cuStreamBeginCapture_v2",
     "cuStreamCreate",
     "cuStreamDestroy_v2",
+    "cuStreamEndCapture",
     "cuStreamSynchronize",
 ];
 
@@ -233,6 +251,12 @@ pub struct Driver {
     stream: sys::CUstream,
     modules: Vec<sys::CUmodule>,
     functions: Mutex<HashMap<&'static str, Function>>,
+    /// True when the kernels are code that waits for its inputs itself: `wait_for_inputs` in device.cuh. PTX for old devices
+    /// does not, wherever it runs.
+    waits: bool,
+    graphs: Mutex<Graphs<Graph>>,
+    /// Why there are no graphs, once one could not be made.
+    graphs_refused: Arc<OnceLock<DeviceError>>,
     staging: Mutex<Staging>,
     /// Bytes that were copied to the device.
     uploaded: Arc<AtomicU64>,
@@ -248,11 +272,47 @@ struct Function {
     shared_bytes: usize,
 }
 
+/// A graph that can be launched.
+#[derive(Clone, Copy)]
+struct Graph(sys::CUgraphExec);
+
 /// Pinned memory: portions in turn, each with an event that says when it has been read.
 struct Staging {
     portions: Vec<(*mut u8, sys::CUevent)>,
     next: usize,
     back: *mut u8,
+    /// Says when what was asked of the stream is done.
+    done: sys::CUevent,
+    /// How long that took last time.
+    waited: Duration,
+}
+
+/// Pinned memory of the host that numbers are copied to.
+pub struct Pinned {
+    driver: Arc<Driver>,
+    numbers: NonNull<f32>,
+    len: usize,
+}
+
+// SAFETY: plain memory that has one owner.
+unsafe impl Send for Pinned {}
+
+impl Deref for Pinned {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        // SAFETY: as many numbers were made zero when it was had, and the device writes only while `read` has it alone.
+        unsafe { std::slice::from_raw_parts(self.numbers.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if self.driver.make_current().is_ok() {
+            // SAFETY: freed once; `read` waits for what the device writes.
+            let _ = unsafe { sys::cuMemFreeHost(self.numbers.as_ptr().cast()) };
+        }
+    }
 }
 
 // SAFETY: handles of the driver may be used on any thread; a context is made current on the thread before each use, and what
@@ -279,7 +339,9 @@ impl Driver {
                 (target, images)
             }
         };
-        let staging = Mutex::new(Staging { portions: Vec::new(), next: 0, back: null_mut() });
+        let staging =
+            Staging { portions: Vec::new(), next: 0, back: null_mut(), done: null_mut(), waited: Duration::ZERO };
+        let code = target.strip_prefix("sm_").and_then(|number| number.parse::<u32>().ok());
         let mut driver = Driver {
             found: found.clone(),
             target,
@@ -287,7 +349,10 @@ impl Driver {
             stream: null_mut(),
             modules: Vec::new(),
             functions: Mutex::default(),
-            staging,
+            waits: code.is_some_and(|number| number >= 90),
+            graphs: Mutex::new(Graphs::new()),
+            graphs_refused: Arc::default(),
+            staging: Mutex::new(staging),
             uploaded: Arc::default(),
             allocated: AtomicU64::new(0),
             host_time: HostTime::default(),
@@ -340,6 +405,16 @@ impl Driver {
         &self.host_time
     }
 
+    /// Lists of launches that are kept as graphs.
+    pub fn graph_count(&self) -> usize {
+        self.graphs().len()
+    }
+
+    /// Has an error once the driver has refused to make a graph of a list: all are launched kernel by kernel then.
+    pub fn graphs_refused(&self) -> Arc<OnceLock<DeviceError>> {
+        self.graphs_refused.clone()
+    }
+
     /// Bytes that are free, and all there are.
     ///
     /// # Errors
@@ -360,6 +435,124 @@ impl Driver {
 
     fn staging(&self) -> MutexGuard<'_, Staging> {
         self.staging.lock().expect("nothing panics under this lock")
+    }
+
+    fn graphs(&self) -> MutexGuard<'_, Graphs<Graph>> {
+        self.graphs.lock().expect("nothing panics under this lock")
+    }
+
+    /// Starts a kernel, or adds it to the graph that is being captured. The context is current. `early`: it may start while
+    /// the one before it ends.
+    fn start<'a>(
+        &self,
+        kernel: &'static str,
+        grid: [u32; 3],
+        threads: u32,
+        shared_bytes: usize,
+        arguments: impl Iterator<Item = &'a [u64]>,
+        early: bool,
+    ) -> Result<(), DeviceError> {
+        let function = self.function(kernel)?;
+        if shared_bytes > function.shared_bytes {
+            self.allow_shared(kernel, function, shared_bytes)?;
+        }
+        let mut pointers = [null_mut::<c_void>(); Arguments::COUNT_MAX];
+        for (pointer, words) in pointers.iter_mut().zip(arguments) {
+            *pointer = words.as_ptr().cast_mut().cast();
+        }
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid[0],
+            gridDimY: grid[1],
+            gridDimZ: grid[2],
+            blockDimX: threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared_bytes as u32,
+            hStream: self.stream,
+            attrs: &raw mut attribute,
+            numAttrs: u32::from(early),
+        };
+        // SAFETY: each pointer leads to as many words as the kernel's parameter has, which the tests of every kernel show;
+        // the driver copies them and the attribute before it returns and writes none.
+        let started = unsafe { sys::cuLaunchKernelEx(&config, function.handle, pointers.as_mut_ptr(), null_mut()) };
+        check(started, "cuLaunchKernelEx").map_err(|e| DeviceError(format!("{kernel}: {}", e.0)))
+    }
+
+    fn start_each(&self, list: &Launches, early: bool) -> Result<(), DeviceError> {
+        list.each().try_for_each(|launch| {
+            let arguments = launch.arguments();
+            self.start(launch.kernel, launch.grid, launch.threads, launch.shared_bytes, arguments, early)
+        })
+    }
+
+    /// Makes a graph of a list whose kernels have been launched before: so nothing is loaded or asked for meanwhile, which a
+    /// capture would not survive.
+    fn capture(&self, list: &Launches) -> Result<Graph, DeviceError> {
+        let early = self.waits && self.found.driver_version >= PROGRAMMATIC_GRAPHS;
+        // Other threads may do with the driver what they like.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        let (mut graph, mut launched) = (null_mut(), null_mut());
+        // SAFETY: handles are written where they are kept, or given back below. A capture that was begun is ended, whatever
+        // happens in between, so that the stream can be used again.
+        unsafe {
+            check(sys::cuStreamBeginCapture_v2(self.stream, mode), "cuStreamBeginCapture")?;
+            let started = self.start_each(list, early);
+            let ended = check(sys::cuStreamEndCapture(self.stream, &mut graph), "cuStreamEndCapture");
+            let made = started.and(ended).and_then(|()| {
+                let made = sys::cuGraphInstantiateWithFlags(&mut launched, graph, 0);
+                check(made, "cuGraphInstantiate")
+            });
+            if !graph.is_null() {
+                let _ = sys::cuGraphDestroy(graph);
+            }
+            made.map(|()| Graph(launched))
+        }
+    }
+
+    /// Gives a graph back; the driver waits for launches of it that are under way. The context is current.
+    fn destroy(&self, graph: Graph) {
+        // SAFETY: whoever calls this has taken it from those that are kept.
+        let _ = unsafe { sys::cuGraphExecDestroy(graph.0) };
+    }
+
+    fn launch_graph(&self, graph: Graph) -> Result<(), DeviceError> {
+        // SAFETY: the graph was made in this context, and is launched under the lock that it is kept under.
+        check(unsafe { sys::cuGraphLaunch(graph.0, self.stream) }, "cuGraphLaunch")
+    }
+
+    /// Waits for all that was asked of the stream, awake for a while when it took no longer than that last time.
+    fn wait(&self, staging: &mut Staging) -> Result<(), DeviceError> {
+        self.host_time.waits(|| self.wait_awake(staging))
+    }
+
+    fn wait_awake(&self, staging: &mut Staging) -> Result<(), DeviceError> {
+        let begun = Instant::now();
+        let awake = match staging.waited <= AWAKE_MAX {
+            // A step takes about as long as the one before it, which had a context of one less.
+            true => staging.waited * 5 / 4 + AWAKE_MAX / 100,
+            false => Duration::ZERO,
+        };
+        // SAFETY: the event was made with the context and lives as long as it.
+        unsafe {
+            check(sys::cuEventRecord(staging.done, self.stream), "cuEventRecord")?;
+            while begun.elapsed() < awake {
+                match sys::cuEventQuery(staging.done) {
+                    CUresult::CUDA_ERROR_NOT_READY => std::thread::yield_now(),
+                    said => {
+                        staging.waited = begun.elapsed();
+                        return check(said, "cuEventQuery");
+                    }
+                }
+            }
+            check(sys::cuEventSynchronize(staging.done), "cuEventSynchronize")?;
+        }
+        staging.waited = begun.elapsed();
+        Ok(())
     }
 
     fn function(&self, kernel: &'static str) -> Result<Function, DeviceError> {
@@ -402,12 +595,17 @@ impl Staging {
             check(unsafe { sys::cuMemHostAlloc(&mut at, bytes, 0) }, "cuMemHostAlloc")?;
             Ok::<_, DeviceError>(at.cast::<u8>())
         };
-        for _ in 0..PORTIONS {
+        let event = || {
             let flags =
                 sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32 | sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
             let mut event = null_mut();
             // SAFETY: writes the handle.
             check(unsafe { sys::cuEventCreate(&mut event, flags) }, "cuEventCreate")?;
+            Ok::<_, DeviceError>(event)
+        };
+        self.done = event()?;
+        for _ in 0..PORTIONS {
+            let event = event()?;
             self.portions.push((null_mut(), event));
             self.portions.last_mut().expect("just pushed").0 = pinned(PORTION_BYTES)?;
         }
@@ -417,6 +615,8 @@ impl Staging {
 }
 
 impl Device for Driver {
+    type Host = Pinned;
+
     fn alloc(&self, bytes: usize, _: Use) -> Result<u64, DeviceError> {
         self.make_current()?;
         let mut address = 0;
@@ -436,6 +636,8 @@ impl Device for Driver {
         self.allocated.fetch_sub(bytes as u64, Relaxed);
         // A context that has failed says so here, too; what it held goes with it.
         if self.make_current().is_ok() {
+            // Steps free nothing: whoever does is about to ask for other lists.
+            self.graphs().drain().for_each(|graph| self.destroy(graph));
             // SAFETY: `Memory` frees once what `alloc` gave; the driver waits for launches that still use it.
             let _ = unsafe { sys::cuMemFree_v2(address) };
         }
@@ -473,19 +675,44 @@ impl Device for Driver {
     fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), DeviceError> {
         self.make_current()?;
         self.host_time.asked();
-        let staging = self.staging();
+        let mut staging = self.staging();
         for (index, piece) in bytes.chunks_mut(RETURN_BYTES).enumerate() {
             let from = from + (index * RETURN_BYTES) as u64;
             // SAFETY: the buffer has room for `piece` and is read once the stream has written it.
             unsafe {
                 let copied = sys::cuMemcpyDtoHAsync_v2(staging.back.cast(), from, piece.len(), self.stream);
                 check(copied, "cuMemcpyDtoHAsync")?;
-                let waited = self.host_time.waits(|| sys::cuStreamSynchronize(self.stream));
-                check(waited, "cuStreamSynchronize")?;
+                self.wait(&mut staging)?;
                 std::ptr::copy_nonoverlapping(staging.back, piece.as_mut_ptr(), piece.len());
             }
         }
         Ok(())
+    }
+
+    fn host(device: &Arc<Driver>, len: usize) -> Result<Pinned, DeviceError> {
+        device.make_current()?;
+        let (mut at, bytes) = (null_mut(), len.max(1) * size_of::<f32>());
+        // Not write-combined: the host reads it.
+        // SAFETY: writes the address; `Pinned` frees it.
+        check(unsafe { sys::cuMemHostAlloc(&mut at, bytes, 0) }, "cuMemHostAlloc")?;
+        let numbers = NonNull::new(at.cast::<f32>()).expect("the driver has said that it is there");
+        // SAFETY: it is as long, and zeros are numbers.
+        unsafe { std::ptr::write_bytes(numbers.as_ptr().cast::<u8>(), 0, bytes) };
+        Ok(Pinned { driver: device.clone(), numbers, len })
+    }
+
+    fn read(&self, from: u64, len: usize, to: &mut Pinned) -> Result<(), DeviceError> {
+        assert!(len <= to.len, "{len} numbers for a room of {}", to.len);
+        // A step without samples: the next one may be asked for while it is under way.
+        if len == 0 {
+            return Ok(());
+        }
+        self.make_current()?;
+        self.host_time.asked();
+        // SAFETY: there is room for them, and nobody else has it until the wait is over.
+        let copied = unsafe { sys::cuMemcpyDtoHAsync_v2(to.numbers.as_ptr().cast(), from, len * 4, self.stream) };
+        check(copied, "cuMemcpyDtoHAsync")?;
+        self.wait(&mut self.staging())
     }
 
     fn launch(
@@ -498,23 +725,30 @@ impl Device for Driver {
     ) -> Result<(), DeviceError> {
         self.make_current()?;
         self.host_time.asked();
-        let function = self.function(kernel)?;
-        if shared_bytes > function.shared_bytes {
-            self.allow_shared(kernel, function, shared_bytes)?;
+        self.start(kernel, grid, threads, shared_bytes, arguments.each(), self.waits)
+    }
+
+    fn run(&self, list: &Launches) -> Result<(), DeviceError> {
+        self.make_current()?;
+        self.host_time.asked();
+        let mut graphs = self.graphs();
+        if let Some(graph) = graphs.find(list) {
+            return self.launch_graph(graph);
         }
-        let mut pointers = [null_mut::<c_void>(); Arguments::COUNT_MAX];
-        for (pointer, words) in pointers.iter_mut().zip(arguments.each()) {
-            *pointer = words.as_ptr().cast_mut().cast();
+        if self.graphs_refused.get().is_none() && graphs.is_repeated(list) {
+            match self.capture(list) {
+                Ok(graph) => {
+                    if let Some(last) = graphs.keep(list, graph) {
+                        self.destroy(last);
+                    }
+                    return self.launch_graph(graph);
+                }
+                // Graphs are faster and nothing else, so it goes on without them; unless the device has failed, which the
+                // launches will say.
+                Err(error) => drop(self.graphs_refused.set(error)),
+            }
         }
-        // SAFETY: each pointer leads to as many words as the kernel's parameter has, which the tests of every kernel show; the
-        // driver copies them before it returns and writes none.
-        let launched = unsafe {
-            let [x, y, z] = grid;
-            let shared = shared_bytes as u32;
-            let pointers = pointers.as_mut_ptr();
-            sys::cuLaunchKernel(function.handle, x, y, z, threads, 1, 1, shared, self.stream, pointers, null_mut())
-        };
-        check(launched, "cuLaunchKernel").map_err(|e| DeviceError(format!("{kernel}: {}", e.0)))
+        self.start_each(list, self.waits)
     }
 
     fn arithmetic(&self) -> String {
@@ -527,6 +761,8 @@ impl Drop for Driver {
         if self.context.is_null() || self.make_current().is_err() {
             return;
         }
+        let graphs: Vec<Graph> = self.graphs().drain().collect();
+        graphs.into_iter().for_each(|graph| self.destroy(graph));
         let staging = self.staging.get_mut().expect("nothing panics under this lock");
         // Answers are of no use any more: a failed context gives the same error to all of this, and goes nevertheless.
         // SAFETY: nobody uses any of it afterwards. Memory and modules go with the context.
@@ -543,6 +779,9 @@ impl Drop for Driver {
             }
             if !staging.back.is_null() {
                 let _ = sys::cuMemFreeHost(staging.back.cast());
+            }
+            if !staging.done.is_null() {
+                let _ = sys::cuEventDestroy_v2(staging.done);
             }
             let _ = sys::cuCtxDestroy_v2(self.context);
         }

@@ -1,32 +1,39 @@
 //! The CUDA backend: the operations of [`Backend`] as launches of the kernels in `engine/kernels`.
 //!
 //! Everything is asked of the device in order and nothing is waited for but in `read`; a failure in between is kept until
-//! then. The backend is generic over [`Device`], so that tests run all of it on an emulation of the device.
+//! then. Launches are put on a list that is run as a whole, because a device can do a list that it has seen before by one
+//! call: so arguments are addresses and shapes alone, and what changes from step to step (tokens, positions, block tables,
+//! angles) lies in device memory. The backend is generic over [`Device`], so that tests run all of it on an emulation of the
+//! device.
 
 mod ceiling;
 mod choose;
 mod device;
 mod driver;
+mod graphs;
 mod host_time;
 mod monitor;
 mod nvrtc;
 mod packs;
 mod plan;
+mod product;
 mod repack;
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 pub use ceiling::{LaunchCost, ReadSpeed, launch_cost, read_speed};
 use choose::{CHOICE_BYTES, Workspace, choice_words};
-use device::pair;
-pub use device::{Arguments, Device, Memory, Use};
+pub use device::{Arguments, Device, Launch, Launches, Memory, Use};
+use device::{Lent, pair};
 pub use driver::{Absent, Driver, Found, Kernels, devices, version_text};
 pub use host_time::HostTime;
 pub use monitor::{Monitor, Usage};
 pub use nvrtc::compile;
 pub use plan::{DoesNotFit, Sizes, engine_on, kv_blocks_in, plan};
-use repack::{Input, Layout, Tensor, repack_tiles};
+use product::MATRICES_MAX;
+use repack::{Input, Layout, repack_tiles};
 
 use super::{Attention, BLOCK_LEN, Backend, Batch, DeviceError, KvShape, Projection, RopePairs, Rotation, StepShape};
 use crate::model::{Matrix, Rope, Vector};
@@ -53,11 +60,6 @@ const SLOTS_MAX: usize = 65535;
 const PORTION_BYTES: usize = 8 << 20;
 /// Goes up when a kernel gives other bits than before, or the same logits become other tokens.
 const ARITHMETIC_VERSION: u32 = 2;
-/// Matrices of one launch.
-const MATRICES_MAX: usize = 3;
-/// Words of a matrix there.
-const MATRIX_WORDS: usize = 6;
-
 /// Activations, `f32`.
 pub struct CudaBuffer<D: Device>(Memory<D>);
 
@@ -87,20 +89,27 @@ pub struct CudaCache<D: Device> {
 
 /// Computes on a device.
 pub struct CudaBackend<D: Device> {
-    device: Arc<D>,
+    device: Arc<Lent<D>>,
     arithmetic: String,
+    /// What was asked and not run yet.
+    list: Launches,
     /// What failed first since the last `read`.
     failed: Option<DeviceError>,
     step: Step<D>,
     /// Activations in records, as tensor cores take them, and whose and of what kind they are: address, rows, columns.
     records: Option<Memory<D>>,
     records_of: Option<(u64, usize, usize, Input)>,
+    /// How many segments of a product are done, and their sums.
+    segments: Option<Memory<D>>,
+    /// Outputs of the largest matrix.
+    outputs_max: AtomicUsize,
     /// Partial attention: sums, then statistics.
     partial: Option<Memory<D>>,
     /// Where tokens are chosen.
     choosing: Option<Workspace<D>>,
-    /// What `read` and `chosen` gave last.
-    host: Vec<f32>,
+    /// What `read` gave last.
+    host: Option<D::Host>,
+    /// What `chosen` gave last.
     host_tokens: Vec<u32>,
     host_bytes: Vec<u8>,
 }
@@ -120,8 +129,9 @@ struct Step<D: Device> {
     tables_known: Vec<u32>,
     table_len: usize,
     ropes: Vec<StepRope<D>>,
-    /// Longest context of the step, in cells.
+    /// Longest context that the step makes room for, in cells, and the longest that there will be.
     context: usize,
+    context_max: usize,
     bytes: Vec<u8>,
 }
 
@@ -148,18 +158,22 @@ impl<D: Device> CudaBackend<D> {
             table_len: 0,
             ropes: Vec::new(),
             context: 0,
+            context_max: 0,
             bytes: Vec::new(),
         };
         CudaBackend {
-            device,
+            device: Lent::new(device),
             arithmetic,
+            list: Launches::default(),
             failed: None,
             step,
             records: None,
             records_of: None,
+            segments: None,
+            outputs_max: AtomicUsize::new(0),
             partial: None,
             choosing: None,
-            host: Vec::new(),
+            host: None,
             host_tokens: Vec::new(),
             host_bytes: Vec::new(),
         }
@@ -197,8 +211,22 @@ impl<D: Device> CudaBackend<D> {
             return;
         }
         let grid = grid.map(|n| u32::try_from(n).expect("shapes fit 32 bits"));
-        let launched = self.device.launch(kernel, grid, threads as u32, shared, &arguments);
-        self.keep(launched);
+        self.device.keep_memory();
+        self.list.push(kernel, grid, threads as u32, shared, &arguments);
+    }
+
+    /// Has the device do what is on the list: before memory that it names is written from here, or read.
+    fn run_list(&mut self) {
+        if self.list.is_empty() {
+            return;
+        }
+        let run = match self.failed {
+            None => self.device.run(&self.list),
+            Some(_) => Ok(()),
+        };
+        self.keep(run);
+        self.list.clear();
+        self.device.free_dropped();
     }
 
     /// An operation over `len` elements, 256 in a block.
@@ -221,54 +249,12 @@ impl<D: Device> CudaBackend<D> {
 
     /// Where the choices of `begin_step` lie, and how far behind the other lists that is.
     fn choices(&self) -> (u64, usize) {
-        let behind = (5 * 4 * self.step.capacity).next_multiple_of(8);
+        let behind = (6 * 4 * self.step.capacity).next_multiple_of(8);
         (self.step.rows.as_ref().map_or(0, Memory::address) + behind as u64, behind)
     }
 
     fn tables(&self) -> u64 {
         self.step.tables.as_ref().map_or(0, Memory::address)
-    }
-
-    /// Makes records of activations, unless they have been made already: their address.
-    fn records(&mut self, x: &CudaBuffer<D>, rows: usize, cols: usize, input: Input) -> Option<u64> {
-        let made = self.room_for_records(input.bytes(rows, cols));
-        self.keep(made)?;
-        let address = self.records.as_ref().map_or(0, Memory::address);
-        let wanted = Some((x.0.address(), rows, cols, input));
-        if self.records_of != wanted {
-            let (kernel, len) = if input == Input::Words { ("quantise", 128) } else { ("split", 64) };
-            let stages = cols.div_ceil(len);
-            let arguments = Arguments::new().pointer(address).pointer(x.0.address()).int(cols).int(stages);
-            self.launch(kernel, [stages.div_ceil(4), rows, 1], 128, 0, arguments);
-            self.records_of = wanted;
-        }
-        Some(address)
-    }
-
-    fn room_for_records(&mut self, bytes: usize) -> Result<(), DeviceError> {
-        if self.records.as_ref().is_none_or(|m| m.bytes() < bytes) {
-            self.records_of = None;
-            self.records = Some(Memory::new(&self.device, bytes, Use::Workspace)?);
-        }
-        Ok(())
-    }
-
-    /// One launch for up to three matrices of one layout.
-    fn product(&mut self, x: &CudaBuffer<D>, rows: usize, parts: &[Projection<'_, Self>]) {
-        let CudaMatrix { layout, cols, .. } = *parts[0].weight;
-        let Some(records) = self.records(x, rows, cols, layout.input()) else { return };
-        let tensor = tensor_for(self.device.processors(), rows, parts);
-        let mut words = [0; MATRICES_MAX * MATRIX_WORDS + 2];
-        for (part, words) in parts.iter().zip(words.chunks_exact_mut(MATRIX_WORDS)) {
-            let [elements, scales, steps] = part.weight.words();
-            let bias = part.bias.map_or(0, |b| b.memory.address());
-            words.copy_from_slice(&[part.out.0.address(), bias, elements, scales, steps, part.weight.rows as u64]);
-        }
-        words[MATRICES_MAX * MATRIX_WORDS..].copy_from_slice(&[records, rows as u64]);
-        let blocks: usize = parts.iter().map(|p| p.weight.rows.div_ceil(tensor.outputs)).sum();
-        let grid = [blocks, rows.div_ceil(tensor.rows), 1];
-        self.launch(tensor.kernel, grid, tensor.threads, tensor.shared, Arguments::new().structure(&words));
-        parts.iter().for_each(|part| self.written(part.out));
     }
 
     fn room_for_rows(&mut self, rows: usize) -> Result<(), DeviceError> {
@@ -412,17 +398,13 @@ fn runs(batch: &Batch, rows_max: usize) -> impl Iterator<Item = (usize, usize)> 
     })
 }
 
-/// The kernel for so many rows: the largest tiles that still are enough blocks. All of them give the same bits.
-fn tensor_for<D: Device>(processors: usize, rows: usize, parts: &[Projection<'_, CudaBackend<D>>]) -> Tensor {
-    let (few, many) = parts[0].weight.layout.tensor();
-    if let Some(tensor) = few.iter().find(|t| rows <= t.rows) {
-        return *tensor;
-    }
-    let blocks = |t: &Tensor| {
-        let of_outputs: usize = parts.iter().map(|p| p.weight.rows.div_ceil(t.outputs)).sum();
-        of_outputs * rows.div_ceil(t.rows)
-    };
-    *many.iter().find(|t| blocks(t) >= processors).unwrap_or(&many[2])
+/// Cells that a step with this context makes room for. Pieces are counted in eighths of the next power of two, so that a
+/// context which grows asks for the same launches for longer, and few lists of launches cover all contexts: 32 for 128 Ki
+/// cells. A piece that no row reaches ends at once, and is never more than one of five.
+fn context_room(context: usize, context_max: usize) -> usize {
+    let pieces = context.div_ceil(SPLIT_LEN);
+    let room = pieces.next_multiple_of((pieces.next_power_of_two() / 8).max(1)) * SPLIT_LEN;
+    room.min(context_max).max(context)
 }
 
 /// Threads for a row of this length: a function of the length alone.
@@ -443,6 +425,7 @@ impl<D: Device> Backend for CudaBackend<D> {
         let scales_start = (tiles * element_bytes).next_multiple_of(256);
         let memory = Memory::new(&self.device, scales_start + tiles * scale_bytes, Use::Weights)?;
         let scales = memory.address() + scales_start as u64;
+        self.outputs_max.fetch_max(matrix.rows, Relaxed);
         let made = CudaMatrix { memory, scales, layout, rows: matrix.rows, cols: matrix.cols };
         if self.device.only_counts() {
             return Ok(made);
@@ -482,12 +465,14 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn reserve(&mut self, shape: &StepShape, ropes: &[Rope]) -> Result<(), DeviceError> {
+        self.step.context_max = shape.context_max;
         self.room_for_rows(shape.rows_max)?;
         self.room_for_tables(shape.tables_len, shape.table_len)?;
         self.room_for_ropes(ropes, shape.rows_max)?;
         let records = Input::RECORDS.map(|(input, ..)| input.bytes(shape.rows_max, shape.cols_max));
         self.room_for_records(records.into_iter().max().unwrap_or(0))?;
         self.room_for_choices(shape.choices_max, shape.vocab_len)?;
+        self.room_for_segments()?;
         let row_bytes = partial_row_bytes(shape.head_count, shape.head_len, shape.context_max);
         let group = (shape.head_count / shape.head_count_kv).min(GROUP_MAX);
         self.step.run_rows_max = (QUERIES_MAX / group).min(PARTIAL_BYTES_MAX / row_bytes.max(1)).max(1);
@@ -498,6 +483,7 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn begin_step(&mut self, batch: &Batch, ropes: &[Rope]) -> Result<(), DeviceError> {
         let rows = batch.rows();
+        self.run_list();
         self.records_of = None;
         self.room_for_rows(rows)?;
         self.cut_into_runs(batch);
@@ -520,7 +506,8 @@ impl<D: Device> Backend for CudaBackend<D> {
         }
         let address = self.step.rows.as_ref().map_or(0, Memory::address);
         self.device.upload(address, &self.step.bytes)?;
-        self.step.context = batch.positions.iter().max().map_or(0, |p| *p as usize + 1);
+        let context = batch.positions.iter().max().map_or(0, |p| *p as usize + 1);
+        self.step.context = context_room(context, self.step.context_max);
         self.upload_tables(batch)?;
         self.angles(ropes, rows)
     }
@@ -755,6 +742,7 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn chosen(&mut self, count: usize) -> Result<&[u32], DeviceError> {
+        self.run_list();
         if let Some(error) = self.failed.take() {
             return Err(error);
         }
@@ -768,18 +756,30 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn read<'a>(&'a mut self, x: &'a CudaBuffer<D>, range: Range<usize>) -> Result<&'a [f32], DeviceError> {
+        self.run_list();
         if let Some(error) = self.failed.take() {
             return Err(error);
         }
-        self.host_bytes.resize(range.len() * 4, 0);
-        self.device.download(x.0.address() + (range.start * 4) as u64, &mut self.host_bytes)?;
-        self.host.clear();
-        self.host.extend(self.host_bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)));
-        Ok(&self.host)
+        let len = range.len();
+        let host = match self.host.take().filter(|host| host.len() >= len) {
+            Some(host) => host,
+            // Twice as much as before at least, so that a crowd that grows does not ask each time.
+            None => D::host(self.device.device(), len.next_power_of_two())?,
+        };
+        let host = self.host.insert(host);
+        self.device.read(x.0.address() + (range.start * 4) as u64, len, host)?;
+        Ok(&host[..len])
     }
 
     fn arithmetic(&self) -> &str {
         &self.arithmetic
+    }
+}
+
+impl<D: Device> Drop for CudaBackend<D> {
+    fn drop(&mut self) {
+        // What is still on the list nobody will read.
+        self.device.free_dropped();
     }
 }
 
@@ -795,5 +795,147 @@ impl<D: Device> CudaCache<D> {
     fn layer(&self, layer: usize) -> [u64; 2] {
         let start = (layer * cache_bytes(KvShape { layer_count: 1, ..self.shape })) as u64;
         [self.keys.address() + start, self.values.address() + start]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// Writes down what it is asked.
+    #[derive(Default)]
+    struct Diary(Mutex<Vec<String>>);
+
+    impl Diary {
+        fn note(&self, what: String) {
+            self.0.lock().expect("nothing panics under this lock").push(what);
+        }
+
+        fn read_out(&self) -> String {
+            std::mem::take(&mut *self.0.lock().expect("nothing panics under this lock")).join(", ")
+        }
+    }
+
+    impl Device for Diary {
+        type Host = Vec<f32>;
+
+        /// The sizes of the tests are addresses enough.
+        fn alloc(&self, bytes: usize, _: Use) -> Result<u64, DeviceError> {
+            self.note(format!("alloc {bytes}"));
+            Ok(bytes as u64)
+        }
+
+        fn free(&self, address: u64, _: usize) {
+            self.note(format!("free {address}"));
+        }
+
+        fn upload(&self, to: u64, _: &[u8]) -> Result<(), DeviceError> {
+            self.note(format!("upload {to}"));
+            Ok(())
+        }
+
+        fn clear(&self, _: u64, _: usize) -> Result<(), DeviceError> {
+            Ok(())
+        }
+
+        fn download(&self, from: u64, _: &mut [u8]) -> Result<(), DeviceError> {
+            self.note(format!("download {from}"));
+            Ok(())
+        }
+
+        fn host(_: &Arc<Diary>, len: usize) -> Result<Vec<f32>, DeviceError> {
+            Ok(vec![0.0; len])
+        }
+
+        fn read(&self, from: u64, len: usize, to: &mut Vec<f32>) -> Result<(), DeviceError> {
+            self.note(format!("read {len} of {from} into {}", to.len()));
+            Ok(())
+        }
+
+        fn launch(
+            &self,
+            kernel: &'static str,
+            _: [u32; 3],
+            _: u32,
+            _: usize,
+            arguments: &Arguments,
+        ) -> Result<(), DeviceError> {
+            let first = arguments.each().next().expect("a kernel writes somewhere")[0];
+            self.note(format!("{kernel} {first}"));
+            match kernel {
+                "soft_cap" => Err(DeviceError("it has had enough".to_owned())),
+                _ => Ok(()),
+            }
+        }
+
+        fn arithmetic(&self) -> String {
+            "none".to_owned()
+        }
+    }
+
+    #[test]
+    fn launches_wait_for_a_read_and_what_they_name_stays_until_then() {
+        let diary = Arc::new(Diary::default());
+        let mut be = CudaBackend::new(diary.clone());
+        let (mut x, y) = (be.buffer(100).expect("room"), be.buffer(200).expect("room"));
+        be.silu_mul(&mut x, &y, 100);
+        drop(y);
+        be.scale(&mut x, 2.0, 100);
+        assert_eq!(diary.read_out(), "alloc 400, alloc 800");
+        be.read(&x, 0..100).expect("it does not fail");
+        assert_eq!(diary.read_out(), "silu_mul 400, scale 400, free 800, read 100 of 400 into 128");
+        be.read(&x, 0..90).expect("it does not fail");
+        drop(x);
+        assert_eq!(diary.read_out(), "read 90 of 400 into 128, free 400");
+        // What nobody will read is not run, and leaves nothing behind.
+        let mut z = be.buffer(50).expect("room");
+        be.scale(&mut z, 2.0, 50);
+        drop(z);
+        drop(be);
+        assert_eq!(diary.read_out(), "alloc 200, free 200");
+    }
+
+    #[test]
+    fn a_step_is_run_before_the_next_one_is_written_over_it() {
+        let diary = Arc::new(Diary::default());
+        let mut be = CudaBackend::new(diary.clone());
+        let mut x = be.buffer(100).expect("room");
+        let mut batch = Batch { table_len: 1, tables: vec![3], ..Batch::default() };
+        batch.push(7, 0, 0);
+        be.begin_step(&batch, &[]).expect("it does not fail");
+        be.scale(&mut x, 2.0, 100);
+        be.begin_step(&batch, &[]).expect("it does not fail");
+        assert_eq!(diary.read_out(), "alloc 400, alloc 72, upload 72, alloc 16, upload 16, scale 400, upload 72");
+    }
+
+    #[test]
+    fn after_a_failure_nothing_is_run_until_it_was_told() {
+        let diary = Arc::new(Diary::default());
+        let mut be = CudaBackend::new(diary.clone());
+        let mut x = be.buffer(100).expect("room");
+        be.soft_cap(&mut x, 2.0, 100);
+        be.scale(&mut x, 2.0, 100);
+        let error = be.read(&x, 0..100).expect_err("as it says").to_string();
+        assert!(error.contains("it has had enough"), "{error}");
+        assert_eq!(diary.read_out(), "alloc 400, soft_cap 400");
+        be.scale(&mut x, 2.0, 100);
+        be.read(&x, 0..100).expect("it was told");
+        assert_eq!(diary.read_out(), "scale 400, read 100 of 400 into 128");
+    }
+
+    /// A decode step's list must be that of the step before for long, or no graph would be of use.
+    #[test]
+    fn rooms_for_contexts_are_few_and_little_larger_than_the_contexts() {
+        let max = 128 << 10;
+        let mut rooms: Vec<usize> = (1..=max).map(|context| context_room(context, max)).collect();
+        for (context, room) in (1..).zip(&rooms) {
+            let (pieces, needed) = (room.div_ceil(SPLIT_LEN), usize::div_ceil(context, SPLIT_LEN));
+            assert!(*room >= context && pieces >= needed && (pieces - needed) * 5 <= pieces, "{context}: {room}");
+        }
+        rooms.dedup();
+        assert_eq!(rooms.len(), 32);
+        assert_eq!((context_room(300, 400), context_room(300, 0), context_room(0, 400)), (400, 300, 0));
     }
 }

@@ -42,6 +42,8 @@ struct Plan {
 }
 
 impl Device for Plan {
+    type Host = Vec<f32>;
+
     fn alloc(&self, bytes: usize, purpose: Use) -> Result<u64, DeviceError> {
         let unit = if bytes as u64 >= PIECE_BYTES / 2 { PIECE_BYTES } else { SMALL_BYTES };
         let bytes = (bytes as u64).next_multiple_of(unit);
@@ -60,6 +62,15 @@ impl Device for Plan {
     }
 
     fn download(&self, _: u64, _: &mut [u8]) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn host(_: &Arc<Plan>, _: usize) -> Result<Vec<f32>, DeviceError> {
+        Ok(Vec::new())
+    }
+
+    fn read(&self, _: u64, len: usize, to: &mut Vec<f32>) -> Result<(), DeviceError> {
+        to.resize(len, 0.0);
         Ok(())
     }
 

@@ -13,7 +13,7 @@ const CHUNK_BYTES: usize = 512;
 const CHUNK_ROW_BYTES: usize = 32;
 /// Warps of `few` in `engine/kernels/matmul.cu`, and bytes of shared memory for their rings.
 const FEW_WARPS: usize = 8;
-const FEW_RING_BYTES: usize = 88 * 1024;
+const FEW_RING_BYTES: usize = 72 * 1024;
 /// Warps of `many` there.
 const MANY_WARPS: usize = 4;
 
@@ -162,7 +162,8 @@ impl Layout {
             outputs: MANY_WARPS * tiles * TILE,
             rows: 4 * groups,
             threads: MANY_WARPS * 32,
-            shared: 2 * (MANY_WARPS * tiles * weight_bytes + groups * stages.input_bytes),
+            // Stages under way or at work, as `DEPTH` there.
+            shared: if tiles == 1 { 3 } else { 2 } * (MANY_WARPS * tiles * weight_bytes + groups * stages.input_bytes),
         });
         (few, many)
     }
