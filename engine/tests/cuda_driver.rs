@@ -315,7 +315,8 @@ fn ceilings_are_measured_by_passes_that_read_everything() {
         assert!(speed.best >= speed.median && speed.median > 0.0 && speed.span_bytes <= bytes, "{speed:?}");
     }
     let cost = launch_cost(&driver).expect("it launches");
-    assert!(cost.alone_us > 0.0 && cost.chained_us > 0.0, "{cost:?}");
+    assert!(cost.alone_us > 0.0 && cost.chained_us > 0.0 && cost.listed_us > 0.0, "{cost:?}");
+    assert_eq!(driver.graph_count(), 0, "memory was given back");
     assert_eq!(driver.allocated_bytes(), 0);
     let plain = emulator::device(5).expect("as before");
     assert!(read_speed(&*plain, 1 << 17).is_ok());

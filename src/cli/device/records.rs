@@ -29,6 +29,7 @@ pub struct Ceiling {
     pub span_bytes: usize,
     pub launch_alone_us: f64,
     pub launch_chained_us: f64,
+    pub launch_listed_us: f64,
 }
 
 /// How fast a model was. What could not be measured is left out.

@@ -56,7 +56,8 @@ fn tables(all: &[Record]) -> String {
 fn ceiling(c: &Ceiling) -> String {
     format!(
         "{}, driver for CUDA {}. Reading {} MiB and nothing else: {:.1} GB/s at best, {:.1} in the median, {} KiB a block of \
-         threads. A launch that does nothing and the wait for it: {:.1} us; one of a hundred: {:.2} us.\n",
+         threads. A launch that does nothing and the wait for it: {:.1} us; one of a hundred: {:.2} us, and {:.2} us in a list that \
+         comes again.\n",
         c.device,
         c.driver,
         c.read_bytes >> 20,
@@ -65,6 +66,7 @@ fn ceiling(c: &Ceiling) -> String {
         c.span_bytes >> 10,
         c.launch_alone_us,
         c.launch_chained_us,
+        c.launch_listed_us,
     )
 }
 
@@ -260,6 +262,7 @@ mod tests {
             span_bytes: 32 << 10,
             launch_alone_us: 9.0,
             launch_chained_us: 2.0,
+            launch_listed_us: 1.0,
         });
         let all = [
             ceiling,

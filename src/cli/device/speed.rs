@@ -155,10 +155,11 @@ fn ceiling(device: &(Found, Kernels), bytes: usize) -> Result<Ceiling, Failure> 
         span_bytes: read.span_bytes,
         launch_alone_us: launch.alone_us,
         launch_chained_us: launch.chained_us,
+        launch_listed_us: launch.listed_us,
     };
     say(&format!(
         "# {}, driver for CUDA {}: reads {:.1} GB/s at best (median {:.1}) over {} MiB; a launch and the wait for it {:.1} us, \
-         one of a hundred {:.2} us",
+         one of a hundred {:.2} us, and {:.2} us in a list that comes again",
         ceiling.device,
         ceiling.driver,
         read.best / 1e9,
@@ -166,6 +167,7 @@ fn ceiling(device: &(Found, Kernels), bytes: usize) -> Result<Ceiling, Failure> 
         bytes >> 20,
         launch.alone_us,
         launch.chained_us,
+        launch.listed_us,
     ))?;
     Ok(ceiling)
 }

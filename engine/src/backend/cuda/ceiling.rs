@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::device::{Arguments, Device, Use};
+use super::device::{Arguments, Device, Launches, Use};
 use crate::backend::DeviceError;
 use crate::testing::Dice;
 
@@ -37,6 +37,8 @@ pub struct LaunchCost {
     pub alone_us: f64,
     /// Of one among a hundred, with one wait for all. Median.
     pub chained_us: f64,
+    /// The same of a list that comes again and again, as a model's steps do. Median.
+    pub listed_us: f64,
 }
 
 /// Reads random memory of this size, several times over and in several ways.
@@ -96,20 +98,26 @@ pub fn launch_cost<D: Device>(device: &D) -> Result<LaunchCost, DeviceError> {
     let word = Room::new(device, 16)?;
     device.clear(word.address, 16)?;
     let arguments = Arguments::new().pointer(word.address);
-    let median = |count: usize| {
-        let start = || device.launch("nothing", [1, 1, 1], 32, 0, &arguments);
+    let launch = || device.launch("nothing", [1, 1, 1], 32, 0, &arguments);
+    let mut list = Launches::default();
+    (0..CHAIN_LEN).for_each(|_| list.push("nothing", [1, 1, 1], 32, 0, &arguments));
+    let median = |count: usize, ask: &dyn Fn() -> Result<(), DeviceError>| {
         let mut all = Vec::new();
-        // The first ones load the kernel and are left out.
-        for round in 0..12 {
-            let seconds = seconds_of(device, word.address, || (0..count).try_for_each(|_| start()))?;
-            if round > 1 {
+        // The first ones load the kernel, and make of a list what it will be; they are left out.
+        for round in 0..13 {
+            let seconds = seconds_of(device, word.address, ask)?;
+            if round > 2 {
                 all.push(seconds * 1e6 / count as f64);
             }
         }
         all.sort_by(f64::total_cmp);
         Ok::<_, DeviceError>(all[all.len() / 2])
     };
-    Ok(LaunchCost { alone_us: median(1)?, chained_us: median(CHAIN_LEN)? })
+    Ok(LaunchCost {
+        alone_us: median(1, &launch)?,
+        chained_us: median(CHAIN_LEN, &|| (0..CHAIN_LEN).try_for_each(|_| launch()))?,
+        listed_us: median(CHAIN_LEN, &|| device.run(&list))?,
+    })
 }
 
 /// Memory of the device, given back when dropped.
