@@ -77,8 +77,8 @@ part_doctor() {
   fi
 }
 
-# Every layout and ragged shapes against the CPU; and the bits against those of the emulated device, but for bf16: in what order
-# tensor cores add and round is their own.
+# Every layout and ragged shapes against the CPU; and the bits against those of the emulated device, but for bf16 and FP8: in
+# what order tensor cores add and round floats is their own.
 part_kernels() {
   if bounded 60 "$work/kernels" "$binary" device $few "${flags[@]}"; then
     row kernels ok "$(count '^ok' "$work/kernels") cases within 1e-3 of the CPU, the same bits in steps of 1, 4 and 16 rows"
