@@ -229,6 +229,19 @@ fn a_graph_that_fails_is_the_steps_error_and_the_contexts_end() {
     }
 }
 
+/// Nothing is read of a part of a prompt that nobody samples from: it is waited for all the same.
+#[test]
+fn a_step_without_samples_fails_in_its_own_time() {
+    let Some(found) = found() else { return };
+    let tiny = TinyModel::default();
+    let mut engine = engine(&found, &model(tiny.to_bytes()));
+    let mut record = Record::default();
+    engine.admit(request(0, &tokens(&mut Dice::new(6), 100, tiny.vocab_len), 2)).expect("room");
+    fail_next_launch();
+    let error = engine.step(&mut record).expect_err("it was told to fail").to_string();
+    assert!(error.contains("CUDA_ERROR_ILLEGAL_ADDRESS (700)") && record.tokens.is_empty(), "{error}");
+}
+
 /// How the record in `bench/record` was made: the emulated device does nothing, so that what is left is the host's work.
 #[test]
 #[ignore = "a measurement, on a machine that does nothing else: EMULATED_IDLE=1 and as many steps as HOST_STEPS says"]

@@ -64,7 +64,7 @@ pub trait Device: Send + Sync {
     fn host(device: &Arc<Self>, len: usize) -> Result<Self::Host, DeviceError>;
 
     /// Waits for everything asked so far; then the first `len` numbers of `to` are those at `from`, put there by the device.
-    /// For no numbers it does not wait.
+    /// With none it only waits.
     ///
     /// # Errors
     ///

@@ -703,15 +703,14 @@ impl Device for Driver {
 
     fn read(&self, from: u64, len: usize, to: &mut Pinned) -> Result<(), DeviceError> {
         assert!(len <= to.len, "{len} numbers for a room of {}", to.len);
-        // A step without samples: the next one may be asked for while it is under way.
-        if len == 0 {
-            return Ok(());
-        }
         self.make_current()?;
         self.host_time.asked();
-        // SAFETY: there is room for them, and nobody else has it until the wait is over.
-        let copied = unsafe { sys::cuMemcpyDtoHAsync_v2(to.numbers.as_ptr().cast(), from, len * 4, self.stream) };
-        check(copied, "cuMemcpyDtoHAsync")?;
+        // A step without samples has nothing to copy. It is waited for all the same: its failure is its own, and so is its time.
+        if len > 0 {
+            // SAFETY: there is room for them, and nobody else has it until the wait is over.
+            let copied = unsafe { sys::cuMemcpyDtoHAsync_v2(to.numbers.as_ptr().cast(), from, len * 4, self.stream) };
+            check(copied, "cuMemcpyDtoHAsync")?;
+        }
         self.wait(&mut self.staging())
     }
 
