@@ -6,6 +6,7 @@
 //! angles) lies in device memory. The backend is generic over [`Device`], so that tests run all of it on an emulation of the
 //! device.
 
+mod attention;
 mod ceiling;
 mod choose;
 mod device;
@@ -23,6 +24,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use attention::{HEAD_LEN_MAX, cache_bytes, context_room};
 pub use ceiling::{LaunchCost, ReadSpeed, launch_cost, read_speed};
 use choose::{CHOICE_BYTES, Workspace, choice_words};
 pub use device::{Arguments, Device, Launch, Launches, Memory, Use};
@@ -38,28 +40,11 @@ use repack::{Input, Layout, repack_tiles};
 use super::{Attention, BLOCK_LEN, Backend, Batch, DeviceError, KvShape, Projection, RopePairs, Rotation, StepShape};
 use crate::model::{Matrix, Rope, Vector};
 
-/// Cells that one block of threads attends to. As in `engine/kernels/attend.cu`.
-const SPLIT_LEN: usize = 256;
-/// Query heads that share a block of threads there.
-const GROUP_MAX: usize = 8;
-/// Queries of a run of rows there: heads of rows.
-const QUERIES_MAX: usize = 32;
-/// Kernels for one row and for runs of rows, by the longest head that they have room for.
-const ATTEND: [(usize, [&str; 2]); 3] = [
-    (64, ["attend_64", "attend_rows_64"]),
-    (128, ["attend_128", "attend_rows_128"]),
-    (HEAD_LEN_MAX, ["attend_256", "attend_rows_256"]),
-];
-/// Elements of a head that attention can have.
-const HEAD_LEN_MAX: usize = 256;
-/// Bytes of partial attention: with long contexts, rows of a prompt are attended to in portions.
-const PARTIAL_BYTES_MAX: usize = 64 << 20;
-/// Rows, or runs of them, that one launch can have: a grid's second and third extent.
-const SLOTS_MAX: usize = 65535;
 /// Bytes of weights that are repacked and copied at once.
 const PORTION_BYTES: usize = 8 << 20;
 /// Goes up when a kernel gives other bits than before, or the same logits become other tokens.
 const ARITHMETIC_VERSION: u32 = 2;
+
 /// Activations, `f32`.
 pub struct CudaBuffer<D: Device>(Memory<D>);
 
@@ -267,33 +252,12 @@ impl<D: Device> CudaBackend<D> {
         Ok(())
     }
 
-    /// Finds the step's runs.
-    fn cut_into_runs(&mut self, batch: &Batch) {
-        assert!(batch.rows() < 1 << 24, "a run's first row has 24 bits");
-        let step = &mut self.step;
-        step.runs.clear();
-        for lone in [true, false] {
-            let wanted = runs(batch, step.run_rows_max).filter(|(_, len)| (*len == 1) == lone);
-            step.runs.extend(wanted.map(|(first, len)| first as u32 | (len as u32) << 24));
-            if lone {
-                step.lone_runs = step.runs.len();
-            }
-        }
-    }
-
     fn room_for_tables(&mut self, len: usize, table_len: usize) -> Result<(), DeviceError> {
         if self.step.tables_known.len() != len || self.step.table_len != table_len {
             self.step.tables = Some(Memory::new(&self.device, len * 4, Use::Workspace)?);
             // No block has this number, so all of it counts as changed.
             self.step.tables_known = vec![u32::MAX; len];
             self.step.table_len = table_len;
-        }
-        Ok(())
-    }
-
-    fn room_for_partial(&mut self, bytes: usize) -> Result<(), DeviceError> {
-        if self.partial.as_ref().is_none_or(|m| m.bytes() < bytes) {
-            self.partial = Some(Memory::new(&self.device, bytes, Use::Workspace)?);
         }
         Ok(())
     }
@@ -357,54 +321,6 @@ impl<D: Device> CudaBackend<D> {
         }
         Ok(())
     }
-}
-
-/// Elements of a head in the cache and in partial sums: what sixteen bytes are read from at once.
-fn cell_len(head_len: usize) -> usize {
-    head_len.next_multiple_of(4)
-}
-
-/// Bytes of the keys, or of the values, of a cache.
-fn cache_bytes(shape: KvShape) -> usize {
-    shape.layer_count * shape.block_count * shape.head_count * BLOCK_LEN * cell_len(shape.head_len) * 4
-}
-
-/// Bytes of partial attention of one row: sums and two statistics of each piece of each head.
-fn partial_row_bytes(heads: usize, head_len: usize, context: usize) -> usize {
-    heads * context.div_ceil(SPLIT_LEN) * (cell_len(head_len) + 2) * 4
-}
-
-/// Dynamic shared memory of a kernel of attention, as `attend_piece` lays it out.
-fn attend_shared_bytes(head_len_max: usize, threads: usize, queries: usize) -> usize {
-    (queries * head_len_max * 4).max(threads * 64) + SPLIT_LEN * (queries + 4) * 4
-}
-
-/// First row and length of each run of rows that follow each other in a sequence, `rows_max` at most.
-fn runs(batch: &Batch, rows_max: usize) -> impl Iterator<Item = (usize, usize)> {
-    let follows = |row: usize| {
-        batch.table_of_row[row] == batch.table_of_row[row - 1] && batch.positions[row] == batch.positions[row - 1] + 1
-    };
-    let mut end = 0;
-    std::iter::from_fn(move || {
-        let first = end;
-        if first == batch.rows() {
-            return None;
-        }
-        end += 1;
-        while end < batch.rows() && end - first < rows_max && follows(end) {
-            end += 1;
-        }
-        Some((first, end - first))
-    })
-}
-
-/// Cells that a step with this context makes room for. Pieces are counted in eighths of the next power of two, so that a
-/// context which grows asks for the same launches for longer, and few lists of launches cover all contexts: 32 for 128 Ki
-/// cells. A piece that no row reaches ends at once, and is never more than one of five.
-fn context_room(context: usize, context_max: usize) -> usize {
-    let pieces = context.div_ceil(SPLIT_LEN);
-    let room = pieces.next_multiple_of((pieces.next_power_of_two() / 8).max(1)) * SPLIT_LEN;
-    room.min(context_max).max(context)
 }
 
 /// Threads for a row of this length: a function of the length alone.
@@ -473,12 +389,7 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.room_for_records(records.into_iter().max().unwrap_or(0))?;
         self.room_for_choices(shape.choices_max, shape.vocab_len)?;
         self.room_for_segments()?;
-        let row_bytes = partial_row_bytes(shape.head_count, shape.head_len, shape.context_max);
-        let group = (shape.head_count / shape.head_count_kv).min(GROUP_MAX);
-        self.step.run_rows_max = (QUERIES_MAX / group).min(PARTIAL_BYTES_MAX / row_bytes.max(1)).max(1);
-        // What `attend` asks for with this context or a shorter one is never more.
-        let slots = shape.rows_max.max(self.step.run_rows_max);
-        self.room_for_partial(slots.saturating_mul(row_bytes).min(PARTIAL_BYTES_MAX.max(row_bytes)))
+        self.room_for_attention(shape)
     }
 
     fn begin_step(&mut self, batch: &Batch, ropes: &[Rope]) -> Result<(), DeviceError> {
@@ -642,60 +553,7 @@ impl<D: Device> Backend for CudaBackend<D> {
         batch: &Batch,
         attention: &Attention,
     ) {
-        self.written(out);
-        let KvShape { head_count: heads_kv, head_len, .. } = cache.shape;
-        let heads = attention.head_count;
-        let pieces = self.step.context.div_ceil(SPLIT_LEN);
-        let row_bytes = partial_row_bytes(heads, head_len, self.step.context);
-        // A context of one piece needs no partial sums.
-        let slots_max = match pieces {
-            0 | 1 => SLOTS_MAX,
-            _ => {
-                (PARTIAL_BYTES_MAX / row_bytes).clamp(1, self.step.capacity.max(self.step.run_rows_max).min(SLOTS_MAX))
-            }
-        };
-        let (lone_runs, all_runs) = (self.step.lone_runs, self.step.runs.len());
-        let kinds =
-            [(0..lone_runs, 1, 256, GROUP_MAX), (lone_runs..all_runs, self.step.run_rows_max, 512, QUERIES_MAX)];
-        let (head_len_max, kernels) = *ATTEND.iter().find(|(len, _)| head_len <= *len).expect("`cache` has looked");
-        let [keys, values] = cache.layer(layer);
-        let groups = (heads / heads_kv).div_ceil(GROUP_MAX);
-        for (kernel, (runs, run_rows, threads, queries)) in kernels.into_iter().zip(kinds) {
-            let portion = (slots_max / run_rows).clamp(1, runs.len().max(1));
-            let (slots, end) = (portion * run_rows, runs.end);
-            if pieces > 1 && !runs.is_empty() {
-                let made = self.room_for_partial(slots * row_bytes);
-                if self.keep(made).is_none() {
-                    return;
-                }
-            }
-            let partial = self.partial.as_ref().map_or(0, Memory::address);
-            let stats = partial + (slots * heads * pieces * cell_len(head_len) * 4) as u64;
-            for first in runs.step_by(portion) {
-                let count = portion.min(end - first);
-                let shape = [
-                    self.list(1),
-                    self.list(2),
-                    self.tables(),
-                    self.list(5),
-                    pair(batch.table_len as u32, heads as u32),
-                    pair(heads_kv as u32, head_len as u32),
-                    pair(attention.scale.to_bits(), attention.window.unwrap_or(0).min(i32::MAX as u32)),
-                    pair(attention.soft_cap.unwrap_or(0.0).to_bits(), first as u32),
-                    pair(pieces as u32, run_rows as u32),
-                ];
-                let arguments = Arguments::new().pointer(out.0.address()).pointer(partial).pointer(stats);
-                let arguments = arguments.pointer(query.0.address()).pointer(keys).pointer(values).structure(&shape);
-                let shared = attend_shared_bytes(head_len_max, threads, queries);
-                self.launch(kernel, [heads_kv * groups, pieces, count], threads, shared, arguments);
-                if pieces > 1 {
-                    let arguments = Arguments::new().pointer(out.0.address()).pointer(partial).pointer(stats);
-                    let grid = [heads, count * run_rows, 1];
-                    let threads = head_len.next_multiple_of(32);
-                    self.launch("attend_combine", grid, threads, 0, arguments.structure(&shape));
-                }
-            }
-        }
+        self.attend_runs(out, query, cache, layer, batch, attention);
     }
 
     fn silu_mul(&mut self, gate: &mut CudaBuffer<D>, up: &CudaBuffer<D>, len: usize) {
@@ -923,19 +781,5 @@ mod tests {
         be.scale(&mut x, 2.0, 100);
         be.read(&x, 0..100).expect("it was told");
         assert_eq!(diary.read_out(), "scale 400, read 100 of 400 into 128");
-    }
-
-    /// A decode step's list must be that of the step before for long, or no graph would be of use.
-    #[test]
-    fn rooms_for_contexts_are_few_and_little_larger_than_the_contexts() {
-        let max = 128 << 10;
-        let mut rooms: Vec<usize> = (1..=max).map(|context| context_room(context, max)).collect();
-        for (context, room) in (1..).zip(&rooms) {
-            let (pieces, needed) = (room.div_ceil(SPLIT_LEN), usize::div_ceil(context, SPLIT_LEN));
-            assert!(*room >= context && pieces >= needed && (pieces - needed) * 5 <= pieces, "{context}: {room}");
-        }
-        rooms.dedup();
-        assert_eq!(rooms.len(), 32);
-        assert_eq!((context_room(300, 400), context_room(300, 0), context_room(0, 400)), (400, 300, 0));
     }
 }
