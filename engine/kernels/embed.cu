@@ -1,16 +1,26 @@
 // out[row] = table[token of row], for every layout of weights.
 //
 // Mapping: a block a row, a thread an element of f32 at a time, or a chunk of a row of f32 and f16.
-// Shapes: tokens `[rows]`, out `[rows, cols]` f32; the table as in floats.cuh or formats.cuh.
+// A token that is not known yet when the step is asked for is one of those that the step before it has chosen: `CHOSEN` and
+// which of them (engine/src/backend/mod.rs).
+//
+// Shapes: tokens `[rows]`, chosen `[choices of the step before]`, out `[rows, cols]` f32; the table as in floats.cuh or formats.cuh.
 // Bytes moved: a row of weights and 4 * cols, for each row: next to nothing.
 #include "floats.cuh"
 #include "formats.cuh"
 
+constexpr uint32_t CHOSEN = 1u << 31;
+
+__device__ __forceinline__ uint32_t token_of_row(const uint32_t* tokens, const uint32_t* chosen) {
+  uint32_t token = tokens[blockIdx.x];
+  return token & CHOSEN ? chosen[token & ~CHOSEN] : token;
+}
+
 #define EMBED_FLOATS(name, Format)                                                                                   \
   extern "C" __global__ void __launch_bounds__(128)                                                                  \
-      embed_##name(float* out, const uint32_t* tokens, FloatWeights w, int cols) {                                   \
+      embed_##name(float* out, const uint32_t* tokens, FloatWeights w, int cols, const uint32_t* chosen) {           \
     wait_for_inputs();                                                                                               \
-    const uint4* from = w.elements + (size_t)tokens[blockIdx.x] * w.row_chunks;                                      \
+    const uint4* from = w.elements + (size_t)token_of_row(tokens, chosen) * w.row_chunks;                            \
     for (int chunk = threadIdx.x; chunk < w.row_chunks; chunk += blockDim.x) {                                       \
       float values[Format::LEN];                                                                                     \
       Format::decode(from[chunk], values);                                                                           \
@@ -24,9 +34,9 @@
 
 #define EMBED_TILES(name, Format)                                                                                    \
   extern "C" __global__ void __launch_bounds__(128)                                                                  \
-      embed_##name(float* out, const uint32_t* tokens, Weights w, int cols) {                                        \
+      embed_##name(float* out, const uint32_t* tokens, Weights w, int cols, const uint32_t* chosen) {                \
     wait_for_inputs();                                                                                               \
-    int row = tokens[blockIdx.x];                                                                                    \
+    int row = token_of_row(tokens, chosen);                                                                          \
     for (int k = threadIdx.x; k < cols; k += blockDim.x) out[(size_t)blockIdx.x * cols + k] = Format::element(w, row, k); \
   }                                                                                                                  \
   REGISTER(embed_##name)

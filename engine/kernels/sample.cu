@@ -37,6 +37,8 @@ struct Choice {
   uint32_t top_k;
   uint32_t has_top_p;
   uint64_t top_p, min_weight, seed, position;
+  // In the host's memory.
+  uint32_t* token;
 };
 
 struct Sampling {
@@ -48,9 +50,16 @@ struct Sampling {
   // Of each bin. `[choices, BIN_COUNT]`
   uint64_t* bin_weights;
   uint32_t* bin_counts;
-  // `[choices]`
+  // For the embedding of the next step. `[choices]`
   uint32_t* tokens;
   int len, chunks;
+
+  // By one thread. Host and device each have a copy near them: the host reads its own when this step is over, and the next
+  // step may begin before that.
+  __device__ __forceinline__ void choose(int choice, uint32_t token) const {
+    tokens[choice] = token;
+    *choices[choice].token = token;
+  }
 };
 
 __device__ __forceinline__ uint64_t warp_sum(uint64_t x) {
@@ -213,7 +222,7 @@ extern "C" __global__ void __launch_bounds__(256) sample_weigh(Sampling s) {
   Choice c = s.choices[choice];
   uint64_t best = best_of_row(s, choice, shared);
   if (c.temperature == 0.0f || key_in(best) == KEY_OF_MINUS_INFINITY) {
-    if (blockIdx.x == 0 && threadIdx.x == 0) s.tokens[choice] = token_of(best);
+    if (blockIdx.x == 0 && threadIdx.x == 0) s.choose(choice, token_of(best));
     return;
   }
   Scale scale(best, c.temperature);
@@ -493,6 +502,6 @@ extern "C" __global__ void __launch_bounds__(PICK_THREADS, 1) sample_pick(Sampli
     return weight >= c.min_weight ? weight : 0;
   };
   place = find(load, kept, place.index, end, place.left, bins, shared.numbers);
-  if (threadIdx.x == 0) s.tokens[choice] = place.index;
+  if (threadIdx.x == 0) s.choose(choice, place.index);
 }
 REGISTER(sample_pick)

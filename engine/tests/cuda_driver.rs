@@ -1,73 +1,27 @@
 //! The real driver path, from looking for libcuda to reading logits, over an emulated driver: see
 //! `engine/kernels/emulator/driver.cpp`.
-#![allow(unsafe_code, reason = "the emulated driver is loaded before it is looked for")]
 
 mod common;
+#[path = "emulator/driver.rs"]
+mod driver;
 mod emulator;
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use common::{Record, drain, model, request, shapes, tokens, wren};
-use libloading::Library;
+use driver::{counts, fail_next_launch, found};
 use orchestratord_engine::backend::cuda::{
-    Arguments, CudaBackend, Device, Driver, Found, Kernels, Use, devices, launch_cost, read_speed,
+    Arguments, CudaBackend, Device, Driver, Found, Kernels, Use, launch_cost, read_speed,
 };
 use orchestratord_engine::gguf::TensorType;
-use orchestratord_engine::testing::emulator::compile;
 use orchestratord_engine::testing::{Dice, TinyModel};
 use orchestratord_engine::{Engine, EngineOptions, FinishReason, Model, TokenSink, Verdict};
-
-static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
-
-/// The emulated device; none where it cannot be compiled.
-fn found() -> Option<Found> {
-    let loaded = LIBRARY.get_or_init(|| {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("driver-{}.so", std::process::id()));
-        compile(&path)?;
-        // A library that is loaded is found by the name that it calls itself, before any other of that name.
-        // SAFETY: its initialisers only fill a table of its own kernels.
-        Some(unsafe { Library::new(&path) }.unwrap_or_else(|e| panic!("{}: {e}", path.display())))
-    });
-    loaded.as_ref()?;
-    let mut found = devices().expect("the emulated driver has a device");
-    assert_eq!(found.len(), 1);
-    Some(found.remove(0))
-}
 
 fn engine(found: &Found, model: &Arc<Model>) -> Engine<CudaBackend<Driver>> {
     let driver = Arc::new(Driver::open(found, &Kernels::BuiltIn).expect("the packs can be loaded"));
     let options = EngineOptions { slots_max: 4, step_rows_max: 64, kv_blocks_max: 128, ..EngineOptions::default() };
     Engine::on_backend(model.clone(), options, CudaBackend::new(driver)).expect("it fits")
-}
-
-/// What the emulated driver has counted in the context that this thread used last.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Counts {
-    launches: u64,
-    /// Of these, such as may start while the kernel before them ends.
-    early: u64,
-    captures: u64,
-    graph_launches: u64,
-    graphs: u64,
-    /// Kernels of the last captured graph that may start early.
-    early_in_graph: u64,
-}
-
-fn counts() -> Counts {
-    let mut all = [0; 6];
-    let library = LIBRARY.get().and_then(Option::as_ref).expect("it is loaded");
-    // SAFETY: it writes as many numbers; its type is that of engine/kernels/emulator/driver.cpp.
-    unsafe { library.get::<unsafe extern "C" fn(*mut u64)>(b"emulator_counts").expect("exported")(all.as_mut_ptr()) };
-    let [launches, early, captures, graph_launches, graphs, early_in_graph] = all;
-    Counts { launches, early, captures, graph_launches, graphs, early_in_graph }
-}
-
-/// Has the next launch in that context fail.
-fn fail_next_launch() {
-    let library = LIBRARY.get().and_then(Option::as_ref).expect("it is loaded");
-    // SAFETY: as in `counts`.
-    unsafe { library.get::<unsafe extern "C" fn()>(b"emulator_fail").expect("exported")() };
 }
 
 /// What a step asks of the driver: launches, captures, launches of graphs.

@@ -21,6 +21,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -46,7 +47,9 @@ struct Context;
 using Work = std::function<Result()>;
 // Kernels in their order, and how many of them may start early.
 struct Graph { Context* context; std::vector<Work> kernels; size_t early; };
-struct Stream { Context* context; std::vector<Work> asked; size_t done; Graph* captured; bool capture_broken; };
+// `done` counts what it has done since it was made; `asked` is what it has not.
+struct Stream { Context* context; std::deque<Work> asked; size_t done; Graph* captured; bool capture_broken; };
+// `place` is what the stream had been asked when the event was recorded.
 struct Event { Stream* stream; size_t place; };
 struct Module { Context* context; std::string image; };
 struct Function { Module* module; std::string name; size_t shared_bytes; };
@@ -57,12 +60,12 @@ struct Context {
   std::map<std::string, Function*> functions;
   std::vector<Module*> modules;
   // What tests count: launches of single kernels, of these those that may start early, captures, launches of graphs, graphs
-  // that are there, and how many kernels of the last captured one may start early.
-  uint64_t counts[6] = {};
+  // that are there, how many kernels of the last captured one may start early; and what is not done yet.
+  uint64_t counts[7] = {};
   // A test wants the next launch to fail.
   bool is_to_fail = false;
 };
-enum Count { LAUNCHES, EARLY, CAPTURES, GRAPH_LAUNCHES, GRAPHS, EARLY_IN_GRAPH };
+enum Count { LAUNCHES, EARLY, CAPTURES, GRAPH_LAUNCHES, GRAPHS, EARLY_IN_GRAPH, PENDING };
 
 std::mutex mutex;
 bool initialised = false, shrunk = false;
@@ -82,16 +85,15 @@ size_t memory_bytes() {
 Result catch_up(Stream* stream, size_t place) {
   Context* context = stream->context;
   while (stream->done < place && context->broken == SUCCESS) {
-    Result result = stream->asked[stream->done++]();
+    Work work = std::move(stream->asked.front());
+    stream->asked.pop_front();
+    ++stream->done;
+    Result result = work();
     if (result != SUCCESS) context->broken = result;
-  }
-  if (stream->done == stream->asked.size()) {
-    stream->asked.clear();
-    // Events that were recorded before are over.
-    stream->done = 0;
   }
   return context->broken;
 }
+size_t asked_of(const Stream* stream) { return stream->done + stream->asked.size(); }
 // True while the current context captures, which is then over: all that is asked in a context here comes from one thread.
 bool is_capturing() {
   bool any = false;
@@ -101,7 +103,7 @@ bool is_capturing() {
   return any;
 }
 Result wait_for_all(Context* context) {
-  for (Stream* stream : context->streams) catch_up(stream, stream->asked.size());
+  for (Stream* stream : context->streams) catch_up(stream, asked_of(stream));
   return context->broken;
 }
 
@@ -192,23 +194,22 @@ EXPORT cuStreamCreate(Stream** stream, unsigned) {
   return SUCCESS;
 }
 // The stream itself goes with its context: events may still name it.
-EXPORT cuStreamDestroy_v2(Stream* stream) { LOCKED; return catch_up(stream, stream->asked.size()); }
-EXPORT cuStreamSynchronize(Stream* stream) { OUTSIDE_OF_CAPTURE; return catch_up(stream, stream->asked.size()); }
+EXPORT cuStreamDestroy_v2(Stream* stream) { LOCKED; return catch_up(stream, asked_of(stream)); }
+EXPORT cuStreamSynchronize(Stream* stream) { OUTSIDE_OF_CAPTURE; return catch_up(stream, asked_of(stream)); }
 EXPORT cuEventCreate(Event** event, unsigned) { IN_CONTEXT; *event = new Event{nullptr, 0}; return SUCCESS; }
 EXPORT cuEventDestroy_v2(Event* event) { LOCKED; delete event; return SUCCESS; }
-EXPORT cuEventRecord(Event* event, Stream* stream) { OUTSIDE_OF_CAPTURE; *event = {stream, stream->asked.size()}; return SUCCESS; }
+EXPORT cuEventRecord(Event* event, Stream* stream) { OUTSIDE_OF_CAPTURE; *event = {stream, asked_of(stream)}; return SUCCESS; }
 EXPORT cuEventSynchronize(Event* event) {
   OUTSIDE_OF_CAPTURE;
-  if (!event->stream || event->place > event->stream->asked.size()) return SUCCESS;
-  return catch_up(event->stream, event->place);
+  return event->stream ? catch_up(event->stream, event->place) : SUCCESS;
 }
 // Each look finds one thing more done.
 EXPORT cuEventQuery(Event* event) {
   OUTSIDE_OF_CAPTURE;
   Stream* stream = event->stream;
-  if (!stream || event->place > stream->asked.size() || event->place <= stream->done) return SUCCESS;
+  if (!stream || event->place <= stream->done) return SUCCESS;
   Result result = catch_up(stream, stream->done + 1);
-  return result != SUCCESS ? result : stream->done == 0 ? SUCCESS : NOT_READY;
+  return result != SUCCESS ? result : event->place <= stream->done ? SUCCESS : NOT_READY;
 }
 
 EXPORT cuMemGetInfo_v2(size_t* free, size_t* total) {
@@ -301,7 +302,7 @@ Result ask(Stream* stream, Work work) {
   bool fails = std::exchange(stream->context->is_to_fail, false) || (sign && remove(sign) == 0);
   stream->asked.push_back(fails ? Work([] { return ILLEGAL_ADDRESS; }) : std::move(work));
   // A list without an end would be memory without an end.
-  return stream->asked.size() >= 4096 ? catch_up(stream, stream->asked.size()) : SUCCESS;
+  return stream->asked.size() >= 4096 ? catch_up(stream, asked_of(stream)) : SUCCESS;
 }
 }  // namespace
 EXPORT cuLaunchKernelEx(const Config* config, Function* function, void** arguments, void**) {
@@ -393,6 +394,8 @@ EXPORT cuGraphLaunch(std::shared_ptr<Graph>* launched, Stream* stream) {
 // For tests, of the context that is current on this thread: what it counts (see `Count`), and that its next launch fails.
 extern "C" __attribute__((visibility("default"))) void emulator_counts(uint64_t* counts) {
   std::lock_guard<std::mutex> guard(mutex);
+  current->counts[PENDING] = 0;
+  for (Stream* stream : current->streams) current->counts[PENDING] += stream->asked.size();
   memcpy(counts, current->counts, sizeof current->counts);
 }
 extern "C" __attribute__((visibility("default"))) void emulator_fail() {

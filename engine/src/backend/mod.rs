@@ -21,6 +21,13 @@ pub use crate::sampler::Choice;
 /// Cells in one block of KV memory. The CPU attends to one block with one vector, so this is its lane count, too.
 pub const BLOCK_LEN: usize = 16;
 
+/// Marks an entry of [`Batch::tokens`] that is not a token: the rest of the number says which of the tokens that were chosen
+/// last, by [`Backend::choose`], is meant. So a step can be started before the host has the tokens of the one before it.
+pub const CHOSEN: u32 = 1 << 31;
+
+/// Steps that may be under way: one runs, and one is asked for meanwhile.
+pub const LANES: usize = 2;
+
 /// The device failed. What it holds is unknown: it must not be used again.
 #[derive(Debug, thiserror::Error)]
 #[error("the device failed: {0}")]
@@ -38,7 +45,7 @@ pub enum RopePairs {
 /// The rows of one step. Every list but `tables` has one entry a row.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// Token of each row.
+    /// Token of each row, or [`CHOSEN`] and a number.
     pub tokens: Vec<u32>,
     /// Position of each row in its sequence, from 0.
     pub positions: Vec<u32>,
@@ -56,6 +63,9 @@ pub struct Batch {
     pub wants_hidden: bool,
     /// Tokens that the backend is to choose: from which of `sample_rows`, and how. Only for one that `chooses`.
     pub choices: Vec<(u32, Choice)>,
+    /// Where the tokens are left that the backend chooses, below [`LANES`]: in another place than those of the step before, which
+    /// may not have been read yet.
+    pub lane: usize,
 }
 
 impl Batch {
@@ -337,13 +347,19 @@ pub trait Backend {
         assert!(batch.choices.is_empty(), "this backend does not choose");
     }
 
-    /// Waits for what was asked so far and gives the first `count` tokens that were chosen in this step.
+    /// Has the device begin with what was asked so far, the step of this batch, and waits for nothing.
+    fn start(&mut self, batch: &Batch) {
+        let _ = batch;
+    }
+
+    /// Waits for the step of this batch, which was started, and gives the tokens that were chosen in it, one for each of
+    /// `batch.choices`. What was asked after that step may still be under way.
     ///
     /// # Errors
     ///
-    /// When the device failed in this step.
-    fn chosen(&mut self, count: usize) -> Result<&[u32], DeviceError> {
-        assert!(count == 0, "this backend does not choose");
+    /// When the device failed in this step, or in starting what was asked since.
+    fn chosen(&mut self, batch: &Batch) -> Result<&[u32], DeviceError> {
+        assert!(batch.choices.is_empty(), "this backend does not choose");
         Ok(&[])
     }
 

@@ -33,7 +33,7 @@ impl<B: Backend> Engine<B> {
             self.make_room_for(&request)?;
         }
         self.tickets += 1;
-        let sequence = Sequence::new(request, self.tickets, self.batch.table_len);
+        let sequence = Sequence::new(request, self.tickets, self.now.batch.table_len);
         match self.seat(sequence) {
             Ok(cached_tokens) => Ok(AdmitInfo { cached_tokens }),
             Err((_, error)) => Err(error),
@@ -135,6 +135,8 @@ impl<B: Backend> Engine<B> {
             return Err((Box::new(sequence), AdmitError::NoBlocks));
         };
         (sequence.computed, sequence.published) = (matched * BLOCK_LEN, matched);
+        self.seatings += 1;
+        sequence.seating = self.seatings;
         let at = self.order.partition_point(|s| self.slots[*s].as_ref().is_some_and(|q| q.ticket < sequence.ticket));
         self.order.insert(at, slot);
         self.slots[slot] = Some(sequence);

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use super::plan::Planned;
 use super::sequence::{Sampled, Sequence};
 use crate::backend::cuda::DoesNotFit;
-use crate::backend::{BLOCK_LEN, Backend, Batch, CpuBackend, CpuOptions, DeviceError, Isa, StepShape};
+use crate::backend::{BLOCK_LEN, Backend, CpuBackend, CpuOptions, DeviceError, Isa, StepShape};
 use crate::constraint::MaskMaker;
 use crate::kv::{KvBlocks, KvUsage, SessionKv, Sessions};
 use crate::model::{Decoder, Model};
@@ -94,21 +95,23 @@ pub struct Engine<B: Backend = CpuBackend> {
     pub(super) paused: Vec<Sequence>,
     /// Counts admissions.
     pub(super) tickets: u64,
+    /// Counts the times that a sequence was given a slot.
+    pub(super) seatings: u64,
     /// Sequences put aside since the last step.
     pub(super) preempted: u32,
     /// Most rows of a step that prompts get.
     pub(super) prefill_rows_max: usize,
     pub(super) sampler: Sampler,
     pub(super) masks: MaskMaker,
-    pub(super) batch: Batch,
+    /// The step that is done next, and the one after it where that is begun beside it.
+    pub(super) now: Planned,
+    pub(super) next: Planned,
+    /// True when `now` is begun on the device.
+    pub(super) is_begun: bool,
     /// Slots whose prompts are being read, in order of admission, with rows to go, and what they get of this step.
     pub(super) prompts: Vec<usize>,
     pub(super) pending: Vec<usize>,
     pub(super) shares: Vec<usize>,
-    /// Slots of this step's samples.
-    pub(super) sample_slots: Vec<usize>,
-    /// Slots that are done with this step without a token: their vector is complete, or their prompt is all that they are asked for.
-    pub(super) done_slots: Vec<usize>,
     /// The tokens among them that the backend chose, in order.
     pub(super) chosen: Vec<u32>,
     /// Tokens sampled in this step.
@@ -143,22 +146,11 @@ impl<B: Backend> Engine<B> {
         // A table is as long as the longest sequence can be.
         let table_len = model.config.context_length.div_ceil(BLOCK_LEN).min(o.kv_blocks_max);
         let network = Decoder::new(&model.config, &model.weights, &backend, o.step_rows_max, samples_max(o))?;
-        let batch = Batch {
-            tokens: Vec::with_capacity(o.step_rows_max),
-            positions: Vec::with_capacity(o.step_rows_max),
-            table_of_row: Vec::with_capacity(o.step_rows_max),
-            tables: vec![0; o.slots_max * table_len],
-            table_len,
-            sample_rows: Vec::with_capacity(o.step_rows_max),
-            stretched: vec![false; o.slots_max],
-            wants_hidden: false,
-            choices: Vec::with_capacity(o.slots_max),
-        };
         let c = &model.config;
         let cache = backend.cache(c.kv_shape(o.kv_blocks_max))?;
         let shape = StepShape {
             rows_max: o.step_rows_max,
-            tables_len: batch.tables.len(),
+            tables_len: o.slots_max * table_len,
             table_len,
             cols_max: c.embedding_length.max(c.feed_forward_length).max(c.head_count * c.head_len),
             head_count: c.head_count,
@@ -178,16 +170,17 @@ impl<B: Backend> Engine<B> {
             order: Vec::with_capacity(o.slots_max),
             paused: Vec::with_capacity(o.slots_max),
             tickets: 0,
+            seatings: 0,
             preempted: 0,
             prefill_rows_max: o.step_rows_max,
             masks: MaskMaker::new(o.slots_max),
             sampler: Sampler::new(model.config.vocab_len, model.tokenizer().ends_of_generation()),
-            batch,
+            now: Planned::new(&options, table_len, 0),
+            next: Planned::new(&options, table_len, 1),
+            is_begun: false,
             prompts: Vec::with_capacity(o.slots_max),
             pending: Vec::with_capacity(o.slots_max),
             shares: Vec::with_capacity(o.slots_max),
-            sample_slots: Vec::with_capacity(o.slots_max),
-            done_slots: Vec::with_capacity(o.slots_max),
             chosen: Vec::with_capacity(o.slots_max),
             sampled: Vec::with_capacity(o.slots_max),
             tops: Vec::new(),
@@ -280,21 +273,23 @@ impl<B: Backend> Engine<B> {
         }
         let needed = tokens.len().div_ceil(BLOCK_LEN);
         let mut table = Vec::new();
-        if needed > self.batch.table_len || self.kv.take(&[], needed, &mut table).is_none() {
+        // The step that may be begun keeps what it was planned as.
+        let (batch, table_len) = (&mut self.next.batch, self.now.batch.table_len);
+        if needed > table_len || self.kv.take(&[], needed, &mut table).is_none() {
             return Err(EngineError::Tokens(format!("{} tokens need {needed} blocks of KV memory", tokens.len())));
         }
         let chunk_len = self.options.slots_max;
         let mut out = Vec::with_capacity(tokens.len() * vocab_len);
         let mut result = Ok(());
         for (index, chunk) in tokens.chunks(chunk_len).enumerate() {
-            self.batch.clear();
-            self.batch.stretched[0] = self.model.config.is_stretched(tokens.len());
-            self.batch.tables[..table.len()].copy_from_slice(&table);
+            batch.clear();
+            batch.stretched[0] = self.model.config.is_stretched(tokens.len());
+            batch.tables[..table.len()].copy_from_slice(&table);
             for (i, token) in chunk.iter().enumerate() {
-                self.batch.push(*token, (index * chunk_len + i) as u32, 0);
-                self.batch.sample_rows.push(i as u32);
+                batch.push(*token, (index * chunk_len + i) as u32, 0);
+                batch.sample_rows.push(i as u32);
             }
-            let forward = self.network.forward(&mut self.backend, &mut self.cache, &self.batch);
+            let forward = self.network.forward(&mut self.backend, &mut self.cache, batch);
             match forward.and_then(|()| self.network.logits(&mut self.backend, 0..chunk.len())) {
                 Ok(logits) => out.extend_from_slice(logits),
                 Err(error) => {

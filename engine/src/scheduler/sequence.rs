@@ -188,6 +188,8 @@ pub(super) struct Sequence {
     pub published: usize,
     /// Order of admission.
     pub ticket: u64,
+    /// Which of all times that a sequence was given a slot this is: a step that was begun for another has nothing for it.
+    pub seating: u64,
     /// Its session was dropped while it ran: what it leaves in the cache is freed at its end.
     pub orphaned: bool,
     /// Set by commit, carried out by flush.
@@ -212,6 +214,7 @@ impl Sequence {
             table,
             published: 0,
             ticket,
+            seating: 0,
             orphaned: false,
             ended: None,
             progress: None,
@@ -249,13 +252,12 @@ impl Sequence {
         self.request.max_tokens == 0
     }
 
-    /// How the next token is chosen, if that can be left to the backend: nobody else looks at its logits.
-    pub fn choice_of_backend(&self) -> Option<Choice> {
+    /// How token `index` is chosen, if that can be left to the backend: nobody else looks at its logits.
+    pub fn choice_of_backend(&self, index: usize) -> Option<Choice> {
         let r = &self.request;
-        let answer_len = self.tokens.len() - self.prompt_len();
         let looked_at = r.want_logprobs || r.top_logprobs > 0 || r.constraint.is_some();
-        let alone = !looked_at && r.sampling.takes_bare_logits(answer_len);
-        alone.then(|| Choice::new(&r.sampling, self.tokens.len() as u64))
+        let alone = !looked_at && r.sampling.takes_bare_logits(index - self.prompt_len());
+        alone.then(|| Choice::new(&r.sampling, index as u64))
     }
 
     /// True when the next row is that of the token sampled last.

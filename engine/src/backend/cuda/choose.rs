@@ -13,10 +13,10 @@ const BIN_COUNT: usize = 2048;
 const PICK_THREADS: usize = 512;
 
 /// Bytes of a choice on the device.
-pub(super) const CHOICE_BYTES: usize = 48;
+pub(super) const CHOICE_BYTES: usize = 56;
 
-/// The kernels' `Choice`: from which row of logits, and how.
-pub(super) fn choice_words(row: u32, choice: &Choice) -> [u64; CHOICE_BYTES / 8] {
+/// The kernels' `Choice`: from which row of logits, how, and where the host looks for the token.
+pub(super) fn choice_words(row: u32, choice: &Choice, host: u64) -> [u64; CHOICE_BYTES / 8] {
     [
         pair(row, choice.temperature.to_bits()),
         pair(choice.top_k, u32::from(choice.top_p.is_some())),
@@ -24,7 +24,39 @@ pub(super) fn choice_words(row: u32, choice: &Choice) -> [u64; CHOICE_BYTES / 8]
         choice.min_weight,
         choice.seed,
         choice.position,
+        host,
     ]
+}
+
+/// Where the host finds tokens: its own memory, which the device writes to.
+pub(super) struct HostTokens<D: Device> {
+    memory: D::Host,
+    /// Known apart from the memory, which is not looked into while a step may be writing there.
+    address: u64,
+    len: usize,
+}
+
+impl<D: Device> HostTokens<D> {
+    pub fn new(device: &Arc<Lent<D>>, len: usize) -> Result<HostTokens<D>, DeviceError> {
+        let memory = D::host(device.device(), len)?;
+        Ok(HostTokens { address: memory.as_ptr() as u64, len, memory })
+    }
+
+    /// How many there is room for.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Where the device writes one of them: a device has the host's memory at the host's addresses.
+    pub fn address(&self, index: usize) -> u64 {
+        self.address + 4 * index as u64
+    }
+
+    /// The first `count` of them, when the step that writes them is over.
+    pub fn read(&self, count: usize) -> impl Iterator<Item = u32> {
+        // The kernels write whole numbers.
+        self.memory[..count].iter().map(|word| word.to_bits())
+    }
 }
 
 /// Memory that the kernels work in, for so many choices from rows of so many logits.
@@ -42,7 +74,7 @@ impl<D: Device> Workspace<D> {
         Ok(Workspace { memory, choices_max, vocab_len })
     }
 
-    /// Where the tokens lie.
+    /// Where the tokens lie for kernels that come after.
     pub fn tokens(&self) -> u64 {
         self.places()[4]
     }

@@ -21,6 +21,7 @@ pub enum Use {
 }
 
 /// A device and its one stream: everything happens in the order of the calls; `download` and `read` wait for all of it.
+/// Kernels may be given addresses of what `host` gives and write there.
 pub trait Device: Send + Sync {
     /// Memory of the host that the device copies numbers to.
     type Host: Deref<Target = [f32]> + Send;
@@ -70,6 +71,27 @@ pub trait Device: Send + Sync {
     ///
     /// When the device fails, or has failed in what was asked before.
     fn read(&self, from: u64, len: usize, to: &mut Self::Host) -> Result<(), DeviceError>;
+
+    /// Remembers for a lane, below `LANES`, what was asked so far. For a device that is done with everything when it was asked
+    /// there is nothing to remember.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    fn mark(&self, lane: usize) -> Result<(), DeviceError> {
+        let _ = lane;
+        Ok(())
+    }
+
+    /// Waits for what was asked before the last `mark` of this lane. What was asked since may still be under way.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails, or has failed in that.
+    fn wait_for(&self, lane: usize) -> Result<(), DeviceError> {
+        let _ = lane;
+        Ok(())
+    }
 
     /// Starts a kernel of `engine/kernels`, `grid` blocks of `threads` threads with `shared_bytes` of dynamic memory each.
     ///

@@ -23,7 +23,7 @@ use super::device::{Arguments, Device, Launches, Use};
 use super::graphs::Graphs;
 use super::host_time::HostTime;
 use super::{nvrtc, packs};
-use crate::backend::DeviceError;
+use crate::backend::{DeviceError, LANES};
 
 /// Bytes of a portion on its way to the device, and how many there may be.
 const PORTION_BYTES: usize = 4 << 20;
@@ -283,6 +283,8 @@ struct Staging {
     back: *mut u8,
     /// Says when what was asked of the stream is done.
     done: sys::CUevent,
+    /// The same for what was asked before a mark, by lane, and how much that was.
+    marks: [(sys::CUevent, u64); LANES],
     /// How long that took last time.
     waited: Duration,
 }
@@ -301,7 +303,8 @@ impl Deref for Pinned {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        // SAFETY: as many numbers were made zero when it was had, and the device writes only while `read` has it alone.
+        // SAFETY: as many numbers were made zero when it was had. The device writes while `read` has it alone, or between a
+        // launch that was given its address and the wait for that, when nobody looks.
         unsafe { std::slice::from_raw_parts(self.numbers.as_ptr(), self.len) }
     }
 }
@@ -309,7 +312,7 @@ impl Deref for Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         if self.driver.make_current().is_ok() {
-            // SAFETY: freed once; `read` waits for what the device writes.
+            // SAFETY: freed once; whoever had the device write has waited for it.
             let _ = unsafe { sys::cuMemFreeHost(self.numbers.as_ptr().cast()) };
         }
     }
@@ -339,8 +342,14 @@ impl Driver {
                 (target, images)
             }
         };
-        let staging =
-            Staging { portions: Vec::new(), next: 0, back: null_mut(), done: null_mut(), waited: Duration::ZERO };
+        let staging = Staging {
+            portions: Vec::new(),
+            next: 0,
+            back: null_mut(),
+            done: null_mut(),
+            marks: [(null_mut(), 0); LANES],
+            waited: Duration::ZERO,
+        };
         let code = target.strip_prefix("sm_").and_then(|number| number.parse::<u32>().ok());
         let mut driver = Driver {
             found: found.clone(),
@@ -525,12 +534,16 @@ impl Driver {
         check(unsafe { sys::cuGraphLaunch(graph.0, self.stream) }, "cuGraphLaunch")
     }
 
-    /// Waits for all that was asked of the stream, awake for a while when it took no longer than that last time.
+    /// Waits for all that was asked of the stream.
     fn wait(&self, staging: &mut Staging) -> Result<(), DeviceError> {
-        self.host_time.waits(|| self.wait_awake(staging))
+        // SAFETY: event and stream were made with the context and live as long as it.
+        check(unsafe { sys::cuEventRecord(staging.done, self.stream) }, "cuEventRecord")?;
+        let (done, asked) = (staging.done, self.host_time.asked_count());
+        self.host_time.waits(asked, || self.wait_awake(done, staging))
     }
 
-    fn wait_awake(&self, staging: &mut Staging) -> Result<(), DeviceError> {
+    /// Waits for an event, awake for a while when the last one took no longer than that.
+    fn wait_awake(&self, event: sys::CUevent, staging: &mut Staging) -> Result<(), DeviceError> {
         let begun = Instant::now();
         let awake = match staging.waited <= AWAKE_MAX {
             // A step takes about as long as the one before it, which had a context of one less.
@@ -539,9 +552,8 @@ impl Driver {
         };
         // SAFETY: the event was made with the context and lives as long as it.
         unsafe {
-            check(sys::cuEventRecord(staging.done, self.stream), "cuEventRecord")?;
             while begun.elapsed() < awake {
-                match sys::cuEventQuery(staging.done) {
+                match sys::cuEventQuery(event) {
                     CUresult::CUDA_ERROR_NOT_READY => std::thread::yield_now(),
                     said => {
                         staging.waited = begun.elapsed();
@@ -549,7 +561,7 @@ impl Driver {
                     }
                 }
             }
-            check(sys::cuEventSynchronize(staging.done), "cuEventSynchronize")?;
+            check(sys::cuEventSynchronize(event), "cuEventSynchronize")?;
         }
         staging.waited = begun.elapsed();
         Ok(())
@@ -604,6 +616,9 @@ impl Staging {
             Ok::<_, DeviceError>(event)
         };
         self.done = event()?;
+        for (mark, _) in &mut self.marks {
+            *mark = event()?;
+        }
         for _ in 0..PORTIONS {
             let event = event()?;
             self.portions.push((null_mut(), event));
@@ -692,9 +707,10 @@ impl Device for Driver {
     fn host(device: &Arc<Driver>, len: usize) -> Result<Pinned, DeviceError> {
         device.make_current()?;
         let (mut at, bytes) = (null_mut(), len.max(1) * size_of::<f32>());
-        // Not write-combined: the host reads it.
+        // Not write-combined: the host reads it. Kernels have it at the same address: on 64 bits all memory that CUDA gives has
+        // one space of addresses.
         // SAFETY: writes the address; `Pinned` frees it.
-        check(unsafe { sys::cuMemHostAlloc(&mut at, bytes, 0) }, "cuMemHostAlloc")?;
+        check(unsafe { sys::cuMemHostAlloc(&mut at, bytes, sys::CU_MEMHOSTALLOC_DEVICEMAP) }, "cuMemHostAlloc")?;
         let numbers = NonNull::new(at.cast::<f32>()).expect("the driver has said that it is there");
         // SAFETY: it is as long, and zeros are numbers.
         unsafe { std::ptr::write_bytes(numbers.as_ptr().cast::<u8>(), 0, bytes) };
@@ -712,6 +728,21 @@ impl Device for Driver {
             check(copied, "cuMemcpyDtoHAsync")?;
         }
         self.wait(&mut self.staging())
+    }
+
+    fn mark(&self, lane: usize) -> Result<(), DeviceError> {
+        self.make_current()?;
+        let (event, asked) = &mut self.staging().marks[lane];
+        *asked = self.host_time.asked_count();
+        // SAFETY: event and stream were made with the context and live as long as it.
+        check(unsafe { sys::cuEventRecord(*event, self.stream) }, "cuEventRecord")
+    }
+
+    fn wait_for(&self, lane: usize) -> Result<(), DeviceError> {
+        self.make_current()?;
+        let mut staging = self.staging();
+        let (event, asked) = staging.marks[lane];
+        self.host_time.waits(asked, || self.wait_awake(event, &mut staging))
     }
 
     fn launch(
@@ -779,8 +810,8 @@ impl Drop for Driver {
             if !staging.back.is_null() {
                 let _ = sys::cuMemFreeHost(staging.back.cast());
             }
-            if !staging.done.is_null() {
-                let _ = sys::cuEventDestroy_v2(staging.done);
+            for event in staging.marks.iter().map(|(mark, _)| *mark).chain([staging.done]).filter(|e| !e.is_null()) {
+                let _ = sys::cuEventDestroy_v2(event);
             }
             let _ = sys::cuCtxDestroy_v2(self.context);
         }

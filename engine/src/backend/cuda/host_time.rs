@@ -9,6 +9,8 @@ pub struct HostTime {
     opened: Instant,
     waited_ns: AtomicU64,
     idle_ns: AtomicU64,
+    /// How often something was asked of the device.
+    asked_count: AtomicU64,
     /// When the device was last known to have nothing to do, in nanoseconds since `opened`; 0 once it was asked for more.
     idle_since_ns: AtomicU64,
 }
@@ -16,7 +18,13 @@ pub struct HostTime {
 impl Default for HostTime {
     fn default() -> HostTime {
         let zero = || AtomicU64::new(0);
-        HostTime { opened: Instant::now(), waited_ns: zero(), idle_ns: zero(), idle_since_ns: zero() }
+        HostTime {
+            opened: Instant::now(),
+            waited_ns: zero(),
+            idle_ns: zero(),
+            asked_count: zero(),
+            idle_since_ns: zero(),
+        }
     }
 }
 
@@ -34,6 +42,7 @@ impl HostTime {
 
     /// Something is asked of the device.
     pub(super) fn asked(&self) {
+        self.asked_count.fetch_add(1, Relaxed);
         // One thread steps an engine, so nothing comes between the two.
         if self.idle_since_ns.load(Relaxed) != 0 {
             let since = self.idle_since_ns.swap(0, Relaxed);
@@ -41,13 +50,20 @@ impl HostTime {
         }
     }
 
-    /// Waits for all that was asked, by `wait`.
-    pub(super) fn waits<T>(&self, wait: impl FnOnce() -> T) -> T {
+    /// How often something has been asked of it.
+    pub(super) fn asked_count(&self) -> u64 {
+        self.asked_count.load(Relaxed)
+    }
+
+    /// Waits by `wait` for what had been asked when `asked_count` was this: with more asked since, the device goes on.
+    pub(super) fn waits<T>(&self, asked_count: u64, wait: impl FnOnce() -> T) -> T {
         let start = self.now_ns();
         let result = wait();
         let end = self.now_ns();
         self.waited_ns.fetch_add(end - start, Relaxed);
-        self.idle_since_ns.store(end.max(1), Relaxed);
+        if asked_count == self.asked_count() {
+            self.idle_since_ns.store(end.max(1), Relaxed);
+        }
         result
     }
 
@@ -66,7 +82,7 @@ mod tests {
         let pause = || std::thread::sleep(Duration::from_millis(20));
         time.asked();
         pause();
-        time.waits(pause);
+        time.waits(1, pause);
         let (waited, idle) = (time.waited(), time.idle());
         assert!(waited >= Duration::from_millis(20) && idle.is_zero(), "{waited:?} {idle:?}");
         pause();
@@ -76,5 +92,10 @@ mod tests {
         pause();
         time.asked();
         assert_eq!((time.waited(), time.idle()), (waited, first));
+        // It has been asked for more than what is waited for, and so has something to do.
+        time.waits(2, pause);
+        pause();
+        time.asked();
+        assert_eq!(time.idle(), first);
     }
 }

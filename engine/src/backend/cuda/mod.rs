@@ -1,7 +1,7 @@
 //! The CUDA backend: the operations of [`Backend`] as launches of the kernels in `engine/kernels`.
 //!
-//! Everything is asked of the device in order and nothing is waited for but in `read`; a failure in between is kept until
-//! then. Launches are put on a list that is run as a whole, because a device can do a list that it has seen before by one
+//! Everything is asked of the device in order and nothing is waited for but in `read` and `chosen`; a failure in between is
+//! kept until then. Launches are put on a list that is run as a whole, because a device can do a list that it has seen before by one
 //! call: so arguments are addresses and shapes alone, and what changes from step to step (tokens, positions, block tables,
 //! angles) lies in device memory. The backend is generic over [`Device`], so that tests run all of it on an emulation of the
 //! device.
@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use attention::{HEAD_LEN_MAX, cache_bytes, context_room};
 pub use ceiling::{LaunchCost, ReadSpeed, launch_cost, read_speed};
-use choose::{CHOICE_BYTES, Workspace, choice_words};
+use choose::{CHOICE_BYTES, HostTokens, Workspace, choice_words};
 pub use device::{Arguments, Device, Launch, Launches, Memory, Use};
 use device::{Lent, pair};
 pub use driver::{Absent, Driver, Found, Kernels, devices, version_text};
@@ -37,7 +37,9 @@ pub use plan::{DoesNotFit, Sizes, engine_on, kv_blocks_in, plan};
 use product::MATRICES_MAX;
 use repack::{Input, Layout, repack_tiles};
 
-use super::{Attention, BLOCK_LEN, Backend, Batch, DeviceError, KvShape, Projection, RopePairs, Rotation, StepShape};
+use super::{
+    Attention, BLOCK_LEN, Backend, Batch, DeviceError, KvShape, LANES, Projection, RopePairs, Rotation, StepShape,
+};
 use crate::model::{Matrix, Rope, Vector};
 
 /// Bytes of weights that are repacked and copied at once.
@@ -94,9 +96,10 @@ pub struct CudaBackend<D: Device> {
     choosing: Option<Workspace<D>>,
     /// What `read` gave last.
     host: Option<D::Host>,
+    /// Tokens that the device chose, by lane.
+    lanes: [Option<HostTokens<D>>; LANES],
     /// What `chosen` gave last.
     host_tokens: Vec<u32>,
-    host_bytes: Vec<u8>,
 }
 
 /// State of the step on the device.
@@ -159,8 +162,8 @@ impl<D: Device> CudaBackend<D> {
             partial: None,
             choosing: None,
             host: None,
+            lanes: [const { None }; LANES],
             host_tokens: Vec::new(),
-            host_bytes: Vec::new(),
         }
     }
 
@@ -266,6 +269,18 @@ impl<D: Device> CudaBackend<D> {
         let enough = |w: &Workspace<D>| w.choices_max >= count && w.vocab_len == vocab_len;
         if !self.choosing.as_ref().is_some_and(enough) {
             self.choosing = Some(Workspace::new(&self.device, count, vocab_len)?);
+        }
+        Ok(())
+    }
+
+    /// Makes room for tokens that come back.
+    fn room_for_tokens(&mut self, count: usize) -> Result<(), DeviceError> {
+        for lane in 0..LANES {
+            if self.lanes[lane].as_ref().map_or(0, HostTokens::len) < count {
+                // What was started before may still write to the old one.
+                self.device.wait_for(lane)?;
+                self.lanes[lane] = Some(HostTokens::new(&self.device, count)?);
+            }
         }
         Ok(())
     }
@@ -388,6 +403,7 @@ impl<D: Device> Backend for CudaBackend<D> {
         let records = Input::RECORDS.map(|(input, ..)| input.bytes(shape.rows_max, shape.cols_max));
         self.room_for_records(records.into_iter().max().unwrap_or(0))?;
         self.room_for_choices(shape.choices_max, shape.vocab_len)?;
+        self.room_for_tokens(shape.choices_max)?;
         self.room_for_segments()?;
         self.room_for_attention(shape)
     }
@@ -397,6 +413,7 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.run_list();
         self.records_of = None;
         self.room_for_rows(rows)?;
+        self.room_for_tokens(batch.choices.len())?;
         self.cut_into_runs(batch);
         let capacity = self.step.capacity;
         let (_, choices_start) = self.choices();
@@ -412,8 +429,11 @@ impl<D: Device> Backend for CudaBackend<D> {
         bytes.extend(self.step.runs.iter().flat_map(|run| run.to_le_bytes()));
         if !batch.choices.is_empty() {
             bytes.resize(choices_start, 0);
-            let words = batch.choices.iter().flat_map(|(row, choice)| choice_words(*row, choice));
-            bytes.extend(words.flat_map(u64::to_le_bytes));
+            let tokens = self.lanes[batch.lane].as_ref().expect("was just made");
+            for (index, (row, choice)) in batch.choices.iter().enumerate() {
+                let words = choice_words(*row, choice, tokens.address(index));
+                bytes.extend(words.into_iter().flat_map(u64::to_le_bytes));
+            }
         }
         let address = self.step.rows.as_ref().map_or(0, Memory::address);
         self.device.upload(address, &self.step.bytes)?;
@@ -427,6 +447,7 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.written(out);
         let arguments =
             Arguments::new().pointer(out.0.address()).pointer(self.list(0)).structure(&table.words()).int(table.cols);
+        let arguments = arguments.pointer(self.choosing.as_ref().map_or(0, Workspace::tokens));
         self.launch(table.layout.embed(), [batch.rows(), 1, 1], 128, 0, arguments);
     }
 
@@ -599,17 +620,23 @@ impl<D: Device> Backend for CudaBackend<D> {
         }
     }
 
-    fn chosen(&mut self, count: usize) -> Result<&[u32], DeviceError> {
+    fn start(&mut self, batch: &Batch) {
         self.run_list();
+        if self.failed.is_none() {
+            let marked = self.device.mark(batch.lane);
+            self.keep(marked);
+        }
+    }
+
+    fn chosen(&mut self, batch: &Batch) -> Result<&[u32], DeviceError> {
         if let Some(error) = self.failed.take() {
             return Err(error);
         }
-        self.host_bytes.resize(count * 4, 0);
-        if let Some(workspace) = &self.choosing {
-            self.device.download(workspace.tokens(), &mut self.host_bytes)?;
-        }
+        self.device.wait_for(batch.lane)?;
         self.host_tokens.clear();
-        self.host_tokens.extend(self.host_bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)));
+        if let Some(tokens) = &self.lanes[batch.lane] {
+            self.host_tokens.extend(tokens.read(batch.choices.len()));
+        }
         Ok(&self.host_tokens)
     }
 
@@ -638,6 +665,8 @@ impl<D: Device> Drop for CudaBackend<D> {
     fn drop(&mut self) {
         // What is still on the list nobody will read.
         self.device.free_dropped();
+        // What was started may still write into the host's memory. If the device has failed, it does not.
+        (0..LANES).for_each(|lane| drop(self.device.wait_for(lane)));
     }
 }
 

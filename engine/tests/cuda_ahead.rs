@@ -1,0 +1,243 @@
+//! Steps that are begun before the tokens of the step before them are known, over an emulated driver that does what it is asked
+//! as late as it may.
+
+mod common;
+#[path = "emulator/driver.rs"]
+mod driver;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use common::{Record, drain, model, request, tokens};
+use driver::{counts, fail_next_launch, found};
+use orchestratord_engine::backend::cuda::{CudaBackend, Driver, Found, Kernels};
+use orchestratord_engine::testing::{Dice, TinyModel};
+use orchestratord_engine::{
+    AdmitError, Engine, EngineOptions, FinishReason, Model, SamplingParams, SequenceRequest, TokenSink, Verdict,
+};
+
+type DriverEngine = Engine<CudaBackend<Driver>>;
+
+fn engine(found: &Found, model: &Arc<Model>) -> DriverEngine {
+    let driver = Arc::new(Driver::open(found, &Kernels::BuiltIn).expect("the packs can be loaded"));
+    let options = EngineOptions { slots_max: 4, step_rows_max: 16, kv_blocks_max: 20, ..EngineOptions::default() };
+    Engine::on_backend(model.clone(), options, CudaBackend::new(driver)).expect("it fits")
+}
+
+fn watch() -> Record {
+    Record { tokens_only: true, ..Record::default() }
+}
+
+/// True when the device has been asked for more than was waited for.
+fn is_ahead() -> bool {
+    counts().pending > 0
+}
+
+/// Keeps tokens, and stops some sequences after some of theirs.
+#[derive(Default)]
+struct Stopping {
+    tokens: HashMap<u64, Vec<u32>>,
+    after: HashMap<u64, usize>,
+    finished: HashMap<u64, FinishReason>,
+    wants_logits: bool,
+}
+
+impl TokenSink for Stopping {
+    fn token(&mut self, id: u64, token: u32, _: Option<f32>) -> Verdict {
+        let tokens = self.tokens.entry(id).or_default();
+        tokens.push(token);
+        if self.after.get(&id) == Some(&tokens.len()) { Verdict::Stop } else { Verdict::Continue }
+    }
+
+    fn finished(&mut self, id: u64, reason: FinishReason) {
+        assert!(self.finished.insert(id, reason).is_none(), "{id} ended twice");
+    }
+
+    fn wants_logits(&self, _: u64) -> bool {
+        self.wants_logits
+    }
+}
+
+#[test]
+fn a_step_is_begun_before_the_tokens_of_the_one_before_it_are_read() {
+    let Some(found) = found() else { return };
+    let mut engine = engine(&found, &model(TinyModel::default().to_bytes()));
+    let mut record = watch();
+    engine.admit(request(0, &[5, 6, 7], 5)).expect("room");
+    for index in 0..5 {
+        let report = engine.step(&mut record).expect("it does not fail");
+        let (prefill, decode) = if index == 0 { (3, 0) } else { (0, 1) };
+        assert_eq!((report.rows_prefill, report.rows_decode, report.sampled), (prefill, decode, 1));
+        assert_eq!(record.tokens[&0].len(), index + 1);
+        // After the last one there is nothing to come.
+        assert_eq!(is_ahead(), index < 4, "{index}");
+    }
+    assert!(engine.is_idle());
+    // With a prompt to be read, the tokens come first: what is begun has that of the prompt, too.
+    engine.admit(request(1, &[5], 30)).expect("room");
+    (0..3).for_each(|_| assert_eq!(engine.step(&mut record).expect("it does not fail").sampled, 1));
+    engine.admit(request(2, &[9; 20], 30)).expect("room");
+    let rows = |engine: &mut DriverEngine, record: &mut Record| {
+        let report = engine.step(record).expect("it does not fail");
+        (report.rows_decode, report.rows_prefill, is_ahead())
+    };
+    let steps: Vec<_> = (0..4).map(|_| rows(&mut engine, &mut record)).collect();
+    assert_eq!(steps, [(1, 0, false), (1, 15, false), (1, 5, true), (2, 0, true)]);
+}
+
+/// Nobody looks at logits in the one run, and at all of them in the other, which so is never ahead of itself.
+#[test]
+fn comings_goings_and_ends_leave_everybody_his_own_tokens() {
+    let Some(found) = found() else { return };
+    let tiny = TinyModel { context_length: 64, ..TinyModel::default() };
+    let model = model(tiny.to_bytes());
+    let (mut ahead, mut late, mut stopped, mut cancelled, mut put_aside) = (0, 0, 0, 0, 0);
+    for seed in 0..5 {
+        let mut dice = Dice::new(seed);
+        let mut sink = Stopping::default();
+        let requests: Vec<SequenceRequest> = (0..12)
+            .map(|id| {
+                let len = 1 + dice.below(30);
+                if dice.below(2) == 0 {
+                    sink.after.insert(id, 1 + dice.below(8));
+                }
+                let sampling = SamplingParams {
+                    temperature: [0.0, 1.0][dice.below(2)],
+                    seed: dice.next_u64(),
+                    ..SamplingParams::default()
+                };
+                SequenceRequest {
+                    sampling,
+                    preemptible: dice.below(2) == 0,
+                    reuse: dice.below(2) == 0,
+                    ignore_end: dice.below(2) == 0,
+                    session: (dice.below(2) == 0).then_some(id as u128 % 3),
+                    ..request(id, &tokens(&mut dice, len, tiny.vocab_len), 2 + dice.below(14) as u32)
+                }
+            })
+            .collect();
+        let mut run = engine(&found, &model);
+        let mut coming: Vec<&SequenceRequest> = requests.iter().rev().collect();
+        let mut cut: Vec<u64> = Vec::new();
+        while !(coming.is_empty() && run.is_idle()) {
+            while let Some(request) = coming.pop_if(|_| dice.below(3) == 0) {
+                match run.admit(request.clone()) {
+                    Ok(_) => {}
+                    Err(AdmitError::NoSlot | AdmitError::NoBlocks) => {
+                        coming.push(request);
+                        break;
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            if dice.below(6) == 0 {
+                // Of the requests that came so far any one.
+                let id = dice.below((12 - coming.len()).max(1)) as u64;
+                if run.cancel(id) {
+                    cut.push(id);
+                    late += u32::from(is_ahead());
+                }
+            }
+            if dice.below(20) == 0 {
+                // Something else in between.
+                run.forward_logits(&[3, 4]).ok();
+            }
+            put_aside += run.step(&mut sink).expect("it does not fail").preempted;
+            ahead += u32::from(is_ahead());
+            run.check_integrity();
+        }
+        cancelled += cut.len();
+        let mut alone = engine(&found, &model);
+        let mut wanted = Stopping { after: sink.after.clone(), wants_logits: true, ..Stopping::default() };
+        for request in &requests {
+            alone.admit(SequenceRequest { session: None, reuse: false, ..request.clone() }).expect("it is alone");
+            while !alone.is_idle() {
+                alone.step(&mut wanted).expect("it does not fail");
+                assert!(!is_ahead());
+            }
+            let id = request.id;
+            let (said, whole) = (sink.tokens.remove(&id).unwrap_or_default(), wanted.tokens.remove(&id));
+            let whole = whole.unwrap_or_default();
+            match cut.contains(&id) {
+                true => assert!(whole.starts_with(&said), "{seed} {id}: {said:?} {whole:?}"),
+                false => {
+                    assert_eq!(said, whole, "{seed} {id}");
+                    assert_eq!(sink.finished[&id], wanted.finished[&id], "{seed} {id}");
+                    stopped += u32::from(wanted.finished[&id] == FinishReason::Stop);
+                }
+            }
+        }
+    }
+    let seen = (ahead, late, stopped, cancelled, put_aside);
+    assert!(ahead > 40 && late > 1 && stopped > 8 && cancelled > 3 && put_aside > 3, "{seen:?}");
+}
+
+/// What was begun for somebody who has gone is not what a newcomer waits for, or is told of.
+#[test]
+fn a_step_begun_for_nobody_is_left_to_the_device() {
+    let Some(found) = found() else { return };
+    let mut engine = engine(&found, &model(TinyModel::default().to_bytes()));
+    let mut record = watch();
+    engine.admit(request(0, &[5, 6], 9)).expect("room");
+    engine.step(&mut record).expect("it does not fail");
+    assert!(is_ahead() && engine.cancel(0));
+    engine.admit(request(1, &[7, 8, 9], 1)).expect("room");
+    let report = engine.step(&mut record).expect("it does not fail");
+    assert_eq!((report.rows_prefill, report.rows_decode, report.sampled, report.finished), (3, 0, 1, 1));
+    assert_eq!((record.tokens[&0].len(), record.tokens[&1].len()), (1, 1));
+}
+
+#[test]
+fn a_step_that_fails_after_it_was_begun_is_an_error_of_the_next_call_at_the_latest() {
+    let Some(found) = found() else { return };
+    let model = model(TinyModel::default().to_bytes());
+    for begun_before in 0..4 {
+        let mut engine = engine(&found, &model);
+        let mut record = watch();
+        engine.admit(request(0, &[5], 9)).expect("room");
+        (0..begun_before).for_each(|_| _ = engine.step(&mut record).expect("it does not fail"));
+        fail_next_launch();
+        let errors: Vec<_> = (0..2).filter_map(|_| engine.step(&mut record).err()).collect();
+        let text = errors.first().expect("it was told to fail").to_string();
+        assert!(text.contains("CUDA_ERROR_ILLEGAL_ADDRESS (700)"), "{text}");
+    }
+}
+
+/// An engine that goes while its device is busy takes nothing away that is still written to: the address sanitizer looks.
+#[test]
+fn an_engine_may_go_while_a_step_is_under_way() {
+    let Some(found) = found() else { return };
+    let model = model(TinyModel::default().to_bytes());
+    let driver = Arc::new(Driver::open(&found, &Kernels::BuiltIn).expect("the packs can be loaded"));
+    let options = EngineOptions { slots_max: 2, step_rows_max: 8, kv_blocks_max: 8, ..EngineOptions::default() };
+    let mut engine = Engine::on_backend(model, options, CudaBackend::new(driver.clone())).expect("it fits");
+    engine.admit(request(0, &[5], 9)).expect("room");
+    engine.step(&mut watch()).expect("it does not fail");
+    assert!(is_ahead());
+    drop(engine);
+    assert_eq!((driver.allocated_bytes(), counts().pending), (0, 0));
+}
+
+/// The same bits from a seed, with and without somebody who has to be waited for.
+#[test]
+fn one_whose_logits_are_looked_at_holds_the_others_back_and_changes_nothing() {
+    let Some(found) = found() else { return };
+    let model = model(TinyModel::default().to_bytes());
+    let sampling = SamplingParams { temperature: 1.0, seed: 5, ..SamplingParams::default() };
+    let drawn = SequenceRequest { sampling, ..request(0, &[5, 9], 12) };
+    let run = |others: &[SequenceRequest]| {
+        let mut engine = engine(&found, &model);
+        let mut record = watch();
+        for request in [&drawn].into_iter().chain(others) {
+            engine.admit(request.clone()).expect("room");
+        }
+        engine.step(&mut record).expect("it does not fail");
+        let was_ahead = is_ahead();
+        drain(&mut engine, &mut record);
+        (record.tokens.remove(&0).expect("it was there"), was_ahead)
+    };
+    let looked_at = SequenceRequest { want_logprobs: true, ..request(1, &[7], 6) };
+    let ((alone, is_first), (beside, is_second)) = (run(&[]), run(&[looked_at]));
+    assert_eq!((alone.len(), is_first, is_second), (12, true, false));
+    assert_eq!(alone, beside);
+}
