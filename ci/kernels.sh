@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The CUDA kernels without a GPU: compiled for every target by a pinned NVRTC and held against kernels.lock and the
 # packs, then run on the emulated device under the address sanitizer. Needs python3 with venv, cargo, and g++ on x86-64. With `lock`, only the first;
-# `cargo test` runs the kernels, too, without the sanitizer.
+# `cargo test` runs the kernels, too, without the sanitizer, from a library that engine/src/testing/emulator.rs keeps.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=$(cargo metadata --no-deps --format-version 1 | grep -o '"target_directory":"[^"]*"' | cut -d'"' -f4)

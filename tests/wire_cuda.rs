@@ -4,25 +4,16 @@ mod common;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
 
 use common::*;
 use orchestratord_bdd::harness::binary::{Build, server_binary};
 use orchestratord_engine::testing::TinyModel;
-use orchestratord_engine::testing::emulator::{Emulation, install};
+use orchestratord_engine::testing::emulator::{Emulation, driver_folder};
 use serde_json::json;
 
 /// A folder with a driver of this kind in it; none where it cannot be compiled.
 fn driver(kind: Emulation) -> Option<PathBuf> {
-    static DRIVERS: [OnceLock<Option<PathBuf>>; 2] = [const { OnceLock::new() }; 2];
-    let made = DRIVERS[kind as usize].get_or_init(|| {
-        let name = format!("{kind:?}-{}", std::process::id());
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        std::fs::create_dir_all(&folder).expect("a folder");
-        install(kind, &folder)?;
-        Some(folder)
-    });
-    made.clone()
+    driver_folder(kind, Path::new(env!("CARGO_TARGET_TMPDIR")))
 }
 
 /// Settings of a server that finds such a driver, with a model so small that an emulated device is quick.

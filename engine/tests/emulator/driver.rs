@@ -7,15 +7,14 @@ use std::sync::OnceLock;
 
 use libloading::Library;
 use orchestratord_engine::backend::cuda::{Found, devices};
-use orchestratord_engine::testing::emulator::compile;
+use orchestratord_engine::testing::emulator::library;
 
 static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
 
 /// The emulated device; none where it cannot be compiled.
 pub fn found() -> Option<Found> {
     let loaded = LIBRARY.get_or_init(|| {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("driver-{}.so", std::process::id()));
-        compile(&path)?;
+        let path = library(Path::new(env!("CARGO_TARGET_TMPDIR")))?;
         // A library that is loaded is found by the name that it calls itself, before any other of that name.
         // SAFETY: its initialisers only fill a table of its own kernels.
         Some(unsafe { Library::new(&path) }.unwrap_or_else(|e| panic!("{}: {e}", path.display())))

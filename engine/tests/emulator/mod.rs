@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use libloading::{Library, Symbol};
 use orchestratord_engine::DeviceError;
 use orchestratord_engine::backend::cuda::{Arguments, Device, Use};
-use orchestratord_engine::testing::emulator::compile;
+use orchestratord_engine::testing::emulator::library;
 
 type Launch = unsafe extern "C" fn(*const c_char, *const u32, u32, usize, *const *const c_void, u64) -> c_int;
 type Alloc = unsafe extern "C" fn(usize) -> u64;
@@ -49,12 +49,14 @@ pub fn with_processors(seed: u64, processors: usize) -> Option<Arc<Emulator>> {
 
 fn emulator(seed: u64, breaks_after: Option<std::sync::atomic::AtomicI64>) -> Option<Emulator> {
     static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
-    let library = LIBRARY.get_or_init(|| {
-        let path = std::env::var_os("ORCH_EMULATOR").map(PathBuf::from).or_else(build)?;
+    let loaded = LIBRARY.get_or_init(|| {
+        let path = std::env::var_os("ORCH_EMULATOR")
+            .map(PathBuf::from)
+            .or_else(|| library(Path::new(env!("CARGO_TARGET_TMPDIR"))))?;
         // SAFETY: the library's initialisers only fill a table of its own kernels.
         Some(unsafe { Library::new(&path) }.unwrap_or_else(|e| panic!("{}: {e}", path.display())))
     });
-    let library = library.as_ref()?;
+    let library = loaded.as_ref()?;
     // SAFETY: the types are those of the definitions at the end of engine/kernels/emulator/fibers.cpp, and the library is
     // never unloaded.
     unsafe fn symbol<T: std::marker::Copy + 'static>(library: &'static Library, name: &str) -> T {
@@ -72,13 +74,6 @@ fn emulator(seed: u64, breaks_after: Option<std::sync::atomic::AtomicI64>) -> Op
     };
     let downloaded = Default::default();
     Some(Emulator { launch, alloc, free, copy, seed, breaks_after, processors: 132, downloaded, _library: library })
-}
-
-/// Compiles the library for this test binary.
-fn build() -> Option<PathBuf> {
-    let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("emulator-{}.so", std::process::id()));
-    compile(&library)?;
-    Some(library)
 }
 
 impl Emulator {
