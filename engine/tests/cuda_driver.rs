@@ -12,7 +12,7 @@ use std::sync::Arc;
 use common::{Record, drain, model, request, shapes, tokens, wren};
 use driver::{counts, fail_next_launch, found};
 use orchestratord_engine::backend::cuda::{
-    Arguments, CudaBackend, Device, Driver, Found, Kernels, Use, launch_cost, read_speed,
+    Arguments, CudaBackend, Device, Driver, Found, Kernels, Use, launch_cost, plan, read_speed,
 };
 use orchestratord_engine::gguf::TensorType;
 use orchestratord_engine::testing::{Dice, TinyModel};
@@ -38,6 +38,35 @@ fn the_device_is_described_as_the_driver_says() {
     let Some(found) = found() else { return };
     assert_eq!((found.name.as_str(), found.capability, found.index), ("Emulated device", (9, 0), 0));
     assert_eq!((found.bus_id.as_str(), found.driver_version, found.memory_bytes), ("0000:00:00.0", 12090, 1 << 32));
+    assert_eq!(found.processors, 132);
+}
+
+/// Tiles and depths of grids follow the number of processors, and so does the memory for sums of segments; no bit does.
+#[test]
+fn a_device_of_any_size_has_the_same_bits_and_takes_what_was_planned_for_it() {
+    const MARGIN_BYTES: u64 = 64 << 20;
+    let Some(found) = found() else { return };
+    let tiny = TinyModel { tensor_type: TensorType::Q8_0, layer_count: 1, vocab_len: 2048, ..TinyModel::default() };
+    let model = model(tiny.to_bytes());
+    let prompt = tokens(&mut Dice::new(3), 20, tiny.vocab_len);
+    let mut bits: Vec<Vec<u32>> = Vec::new();
+    let mut planned = Vec::new();
+    for processors in [1, 20, 132, 300] {
+        let found = Found { processors, ..found.clone() };
+        let driver = Arc::new(Driver::open(&found, &Kernels::BuiltIn).expect("the packs can be loaded"));
+        let options = EngineOptions { slots_max: 4, step_rows_max: 64, kv_blocks_max: 128, ..EngineOptions::default() };
+        let sizes = plan(&model, &options, &found).expect("legal options");
+        let backend = CudaBackend::new(driver.clone());
+        let mut engine = Engine::on_backend(model.clone(), options, backend).expect("it fits");
+        let logits = engine.forward_logits(&prompt).expect("it does not fail");
+        bits.push(logits.iter().map(|x| x.to_bits()).collect());
+        let taken = driver.allocated_bytes();
+        assert!(taken + MARGIN_BYTES <= sizes.total(), "{processors}: {taken} of {sizes:?}");
+        planned.push(sizes.workspace);
+    }
+    assert!(bits.iter().all(|of_one| *of_one == bits[0]));
+    // 64 KiB for each block.
+    assert!(planned[0] + (8 << 20) < planned[3], "{planned:?}");
 }
 
 /// Driver and emulator are given the same launches, so that not one bit may differ.

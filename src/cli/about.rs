@@ -238,11 +238,11 @@ fn look_for_device(config: &mut Config) -> Finding {
 
 /// Whether the model and its cache fit on the device; nothing is copied there.
 fn fits_on_device(config: &Config, model: &std::sync::Arc<Model>, options: &EngineOptions) -> Result<String, String> {
-    let sizes = plan(model, options).map_err(|e| e.to_string())?;
     let driver = device::open(&device::kernels(config.cuda_kernels.as_deref()))?;
+    let sizes = plan(model, options, driver.found()).map_err(|e| e.to_string())?;
     let (free, total) = driver.memory().map_err(|e| e.to_string())?;
     if sizes.total() > free {
-        let kv_blocks_fit = kv_blocks_in(model, options, free).map_err(|e| e.to_string())?;
+        let kv_blocks_fit = kv_blocks_in(model, options, driver.found(), free).map_err(|e| e.to_string())?;
         let device = driver.found().name.clone();
         return Err(DoesNotFit { device, sizes, free, total, kv_blocks_fit }.to_string());
     }

@@ -78,7 +78,7 @@ pub fn size_kv(config: &mut Config, model: &Arc<Model>) -> Result<(), String> {
                 kv_blocks_max: config.kv_blocks_max,
                 ..EngineOptions::default()
             };
-            let fit = kv_blocks_in(model, &options, free).map_err(|e| e.to_string())?;
+            let fit = kv_blocks_in(model, &options, driver.found(), free).map_err(|e| e.to_string())?;
             fit as u64 * percent / 100
         }
     };
@@ -105,7 +105,7 @@ pub fn monitor(config: &Config) -> Option<(String, Monitor)> {
 pub fn on_device(model: Arc<Model>, options: EngineOptions, kernels: Kernels) -> Result<OnDevice, String> {
     let driver = open(&kernels)?;
     let found = driver.found().clone();
-    let weights_bytes = plan(&model, &options).map_err(|e| e.to_string())?.weights;
+    let weights_bytes = plan(&model, &options, &found).map_err(|e| e.to_string())?.weights;
     let (uploaded, graphs_refused) = (driver.uploaded(), driver.graphs_refused());
     let (done, wait) = channel::<()>();
     let engine = std::thread::scope(|scope| {
@@ -162,8 +162,11 @@ impl Decoder for OnDevice {
     /// In a new context. There may be less room than before, so the cache is as large as fits.
     fn rebuilt(&mut self, model: Arc<Model>, mut options: EngineOptions) -> Result<Box<dyn Decoder>, String> {
         self.engine = None;
-        let (free, _) = open(&self.kernels)?.memory().map_err(|e| e.to_string())?;
-        let fit = kv_blocks_in(&model, &options, free).map_err(|e| e.to_string())?;
+        let fit = {
+            let driver = open(&self.kernels)?;
+            let (free, _) = driver.memory().map_err(|e| e.to_string())?;
+            kv_blocks_in(&model, &options, driver.found(), free).map_err(|e| e.to_string())?
+        };
         if fit < options.kv_blocks_max && fit > 0 {
             tracing::warn!(kv_blocks = fit, wanted = options.kv_blocks_max, "the KV cache is smaller than before");
             options.kv_blocks_max = fit;

@@ -12,6 +12,7 @@
 // What it is told by its environment:
 //   EMULATED_DEVICES      how many there are (1); 0: cuInit says that there is none
 //   EMULATED_CAPABILITY   90 is sm_90
+//   EMULATED_PROCESSORS   multiprocessors that it says it has (132)
 //   EMULATED_MEMORY       bytes of the device
 //   EMULATED_MEMORY_LATER bytes that it has once a context has been destroyed after an error
 //   EMULATED_FAILS        a file: when it is there, it is removed and the launch, of a kernel or a graph, fails
@@ -154,9 +155,12 @@ EXPORT cuDeviceTotalMem_v2(size_t* bytes, int) { LOCKED; *bytes = memory_bytes()
 EXPORT cuDeviceGetAttribute(int* value, int attribute, int) {
   LOCKED;
   int capability = setting("EMULATED_CAPABILITY", 90);
-  if (attribute != 75 && attribute != 76) return INVALID_VALUE;
-  *value = attribute == 75 ? capability / 10 : capability % 10;
-  return SUCCESS;
+  switch (attribute) {
+    case 16: *value = setting("EMULATED_PROCESSORS", 132); return SUCCESS;
+    case 75: *value = capability / 10; return SUCCESS;
+    case 76: *value = capability % 10; return SUCCESS;
+    default: return INVALID_VALUE;
+  }
 }
 EXPORT cuGetErrorName(int error, const char** name) {
   static const std::map<int, const char*> names = {

@@ -232,7 +232,7 @@ fn engine(model: &Arc<Model>, loads: &[Load], driver: &Arc<Driver>) -> Result<Cu
         ..EngineOptions::default()
     };
     let (free, _) = driver.memory().map_err(Failure::failed)?;
-    let fit = kv_blocks_in(model, &options, free).map_err(Failure::failed)?;
+    let fit = kv_blocks_in(model, &options, driver.found(), free).map_err(Failure::failed)?;
     // None at all: the engine says so, with every size.
     let kv_blocks_max = if fit == 0 { wanted } else { wanted.min(fit) };
     engine_on(model.clone(), EngineOptions { kv_blocks_max, ..options }, driver.clone()).map_err(Failure::failed)

@@ -119,8 +119,8 @@ pub trait Device: Send + Sync {
     /// Names its arithmetic.
     fn arithmetic(&self) -> String;
 
-    /// Processors that blocks are spread over: tiles are as large as leaves a block for each. Bits do not depend on it, so that
-    /// a large device's number will do for all.
+    /// Processors that blocks are spread over: tiles are as large as leaves a block for each. Bits do not depend on it; memory
+    /// for a step does. Where there is no device, it is one of the largest.
     fn processors(&self) -> usize {
         132
     }

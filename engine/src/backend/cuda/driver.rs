@@ -93,6 +93,8 @@ pub struct Found {
     pub capability: (u32, u32),
     /// Bytes of memory.
     pub memory_bytes: u64,
+    /// Its multiprocessors.
+    pub processors: usize,
     /// Where it is plugged in, as `nvidia-smi` writes it.
     pub bus_id: String,
     /// Version of CUDA that the driver speaks: 12090 is 12.9.
@@ -183,7 +185,7 @@ pub fn devices() -> Result<Vec<Found>, Absent> {
 
 fn describe(index: i32, driver_version: i32) -> Result<Found, DeviceError> {
     use sys::CUdevice_attribute as Attribute;
-    let (mut device, mut major, mut minor, mut memory_bytes) = (0, 0, 0, 0);
+    let (mut device, mut major, mut minor, mut processors, mut memory_bytes) = (0, 0, 0, 0, 0);
     let (mut name, mut bus_id) = ([0 as c_char; 256], [0 as c_char; 32]);
     // SAFETY: each call writes what it is given, of the length it is told.
     unsafe {
@@ -194,6 +196,7 @@ fn describe(index: i32, driver_version: i32) -> Result<Found, DeviceError> {
         for (value, attribute) in [
             (&mut major, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR),
             (&mut minor, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR),
+            (&mut processors, Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT),
         ] {
             check(sys::cuDeviceGetAttribute(value, attribute, device), "cuDeviceGetAttribute")?;
         }
@@ -203,6 +206,7 @@ fn describe(index: i32, driver_version: i32) -> Result<Found, DeviceError> {
         name: text(&name),
         capability: (major as u32, minor as u32),
         memory_bytes: memory_bytes as u64,
+        processors: usize::try_from(processors).unwrap_or(0).max(1),
         bus_id: text(&bus_id),
         driver_version,
     })
@@ -783,6 +787,10 @@ impl Device for Driver {
 
     fn arithmetic(&self) -> String {
         format!("cuda-{}", self.target)
+    }
+
+    fn processors(&self) -> usize {
+        self.found.processors
     }
 }
 

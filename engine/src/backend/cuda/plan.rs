@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::device::{Arguments, Device, Use};
-use super::{CudaBackend, Driver, cache_bytes};
+use super::{CudaBackend, Driver, Found, cache_bytes};
 use crate::backend::DeviceError;
 use crate::model::Model;
 use crate::{Engine, EngineError, EngineOptions};
@@ -35,8 +35,8 @@ impl Sizes {
 }
 
 /// A device that only counts.
-#[derive(Default)]
 struct Plan {
+    processors: usize,
     next: AtomicU64,
     of_use: [AtomicU64; 3],
 }
@@ -82,18 +82,22 @@ impl Device for Plan {
         "plan".to_owned()
     }
 
+    fn processors(&self) -> usize {
+        self.processors
+    }
+
     fn only_counts(&self) -> bool {
         true
     }
 }
 
-/// What an engine with these options takes.
+/// What an engine with these options takes of that device.
 ///
 /// # Errors
 ///
 /// When the options are not legal, or the kernels cannot run the model.
-pub fn plan(model: &Arc<Model>, options: &EngineOptions) -> Result<Sizes, EngineError> {
-    let device = Arc::new(Plan::default());
+pub fn plan(model: &Arc<Model>, options: &EngineOptions, found: &Found) -> Result<Sizes, EngineError> {
+    let device = Arc::new(Plan { processors: found.processors, next: AtomicU64::new(0), of_use: Default::default() });
     // Whether it fits is asked of the device, not of a limit.
     let options = EngineOptions { memory_bytes_max: u64::MAX, ..options.clone() };
     Engine::on_backend(model.clone(), options, CudaBackend::new(device.clone()))?;
@@ -102,18 +106,23 @@ pub fn plan(model: &Arc<Model>, options: &EngineOptions) -> Result<Sizes, Engine
     Ok(Sizes { weights, kv, workspace: workspace.next_multiple_of(PIECE_BYTES) + MARGIN_BYTES })
 }
 
-/// Blocks of KV memory that fit into `free_bytes` beside everything else.
+/// Blocks of KV memory that fit into `free_bytes` of that device beside everything else.
 ///
 /// # Errors
 ///
 /// As [`plan`].
-pub fn kv_blocks_in(model: &Arc<Model>, options: &EngineOptions, free_bytes: u64) -> Result<usize, EngineError> {
+pub fn kv_blocks_in(
+    model: &Arc<Model>,
+    options: &EngineOptions,
+    found: &Found,
+    free_bytes: u64,
+) -> Result<usize, EngineError> {
     let block_bytes = 2 * cache_bytes(model.config.kv_shape(1)) as u64;
     let mut blocks = options.kv_blocks_max as u64;
     // A step's block tables grow with the cache, if by next to nothing: the second look has them right.
     for _ in 0..3 {
         let options = EngineOptions { kv_blocks_max: blocks.max(1) as usize, ..options.clone() };
-        let sizes = plan(model, &options)?;
+        let sizes = plan(model, &options, found)?;
         // Keys and values are a piece each.
         let others = sizes.weights + sizes.workspace + 2 * PIECE_BYTES;
         blocks = (free_bytes.saturating_sub(others) / block_bytes.max(1)).min(u64::from(u32::MAX));
@@ -132,10 +141,10 @@ pub fn engine_on(
     driver: impl Into<Arc<Driver>>,
 ) -> Result<Engine<CudaBackend<Driver>>, EngineError> {
     let driver = driver.into();
-    let sizes = plan(&model, &options)?;
+    let sizes = plan(&model, &options, driver.found())?;
     let (free, total) = driver.memory()?;
     if sizes.total() > free {
-        let kv_blocks_fit = kv_blocks_in(&model, &options, free)?;
+        let kv_blocks_fit = kv_blocks_in(&model, &options, driver.found(), free)?;
         let device = driver.found().name.clone();
         return Err(EngineError::DoesNotFit(Box::new(DoesNotFit { device, sizes, free, total, kv_blocks_fit })));
     }
