@@ -45,7 +45,7 @@ struct Shape {
     b: Place,
 }
 
-const SHAPES: [Shape; 3] = [
+const SHAPES: [Shape; 4] = [
     Shape {
         kernel: "show_mma_bytes_32",
         len: 32,
@@ -63,17 +63,20 @@ const SHAPES: [Shape; 3] = [
         a: |group, t, i| [if i < 4 { group } else { group + 8 }, t * 4 + (i & 3)],
         b: |group, t, i| [t * 4 + i, group],
     },
-    Shape {
-        kernel: "show_mma_bf16",
-        len: 16,
-        bits: 16,
-        a: |group, t, i| {
-            let row = if i < 2 || (4..6).contains(&i) { group } else { group + 8 };
-            [row, t * 2 + (i & 1) + if i < 4 { 0 } else { 8 }]
-        },
-        b: |group, t, i| [t * 2 + (i & 1) + if i < 2 { 0 } else { 8 }, group],
-    },
+    Shape { kernel: "show_mma_bf16", len: 16, bits: 16, a: place_of_a_16, b: place_of_b_16 },
+    Shape { kernel: "show_multiply_f16", len: 16, bits: 16, a: place_of_a_16, b: place_of_b_16 },
 ];
+
+/// `A` of sixteen elements of two bytes.
+fn place_of_a_16(group: usize, t: usize, i: usize) -> [usize; 2] {
+    let row = if i < 2 || (4..6).contains(&i) { group } else { group + 8 };
+    [row, t * 2 + (i & 1) + if i < 4 { 0 } else { 8 }]
+}
+
+/// `B` of those.
+fn place_of_b_16(group: usize, t: usize, i: usize) -> [usize; 2] {
+    [t * 2 + (i & 1) + if i < 2 { 0 } else { 8 }, group]
+}
 
 /// `C` of every shape.
 fn place_of_c(group: usize, t: usize, i: usize) -> [usize; 2] {
@@ -89,16 +92,32 @@ fn fragments(place: Place, words: usize, bits: usize, element: impl Fn([usize; 2
     (0..32).flat_map(|lane| (0..words).map(move |w| (lane, w))).map(|(lane, w)| word(lane, w)).collect()
 }
 
+/// A whole number below 2048 as f16.
+fn f16_bits(x: i32) -> u16 {
+    let sign = if x < 0 { 0x8000 } else { 0 };
+    match x.unsigned_abs() {
+        0 => sign,
+        magnitude => {
+            let exponent = magnitude.ilog2();
+            sign | ((exponent + 15) << 10 | (magnitude << (10 - exponent)) & 1023) as u16
+        }
+    }
+}
+
 #[test]
 fn a_warps_fragments_are_those_of_the_instruction_set() {
     let Some(device) = device(5) else { return };
     let mut dice = Dice::new(1);
     for Shape { kernel, len, bits, a, b } in SHAPES {
-        // Whole numbers, so that bf16 sums are exact, too.
+        // Whole numbers, so that sums of bf16 and f16 are exact, too.
         let a_elements: Vec<i32> = (0..16 * len).map(|_| dice.below(255) as i32 - 127).collect();
         let b_elements: Vec<i32> = (0..len * 8).map(|_| dice.below(255) as i32 - 127).collect();
         let c_elements: Vec<i32> = (0..16 * 8).map(|_| dice.below(2000) as i32 - 1000).collect();
-        let as_bits = |x: i32| if bits == 8 { u32::from(x as u8) } else { (x as f32).to_bits() >> 16 };
+        let as_bits = |x: i32| match (bits, kernel) {
+            (8, _) => u32::from(x as u8),
+            (_, "show_multiply_f16") => u32::from(f16_bits(x)),
+            _ => (x as f32).to_bits() >> 16,
+        };
         let as_sum = |x: i32| if bits == 8 { x as u32 } else { (x as f32).to_bits() };
         let got = show(
             &device,

@@ -136,6 +136,10 @@ inline float add_bf16(float sum, uint32_t a, uint32_t b) {
   sum += __uint_as_float(a << 16) * __uint_as_float(b << 16);
   return sum + __uint_as_float(a & 0xffff0000u) * __uint_as_float(b & 0xffff0000u);
 }
+inline float add_f16(float sum, uint32_t a, uint32_t b) {
+  sum += half_to_float((uint16_t)a) * half_to_float((uint16_t)b);
+  return sum + half_to_float((uint16_t)(a >> 16)) * half_to_float((uint16_t)(b >> 16));
+}
 
 }  // namespace emulator
 
@@ -147,6 +151,9 @@ inline void mma_bytes(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
 }
 inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   emulator::mma(c, {a[0], a[1], a[2], a[3], b0, b1}, 2, emulator::add_bf16);
+}
+inline void multiply_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  emulator::mma(c, {a[0], a[1], a[2], a[3], b0, b1}, 2, emulator::add_f16);
 }
 
 // Blocks run one after the other.

@@ -33,3 +33,15 @@ extern "C" __global__ void show_mma_bf16(float* c, const uint32_t* a, const uint
   for (int i = 0; i < 4; ++i) c[lane * 4 + i] = sums[i];
 }
 REGISTER(show_mma_bf16)
+
+extern "C" __global__ void show_multiply_f16(float* c, const uint32_t* a, const uint32_t* b) {
+  wait_for_inputs();
+  int lane = threadIdx.x;
+  float sums[4];
+  uint32_t words[4];
+  for (int i = 0; i < 4; ++i) sums[i] = c[lane * 4 + i];
+  for (int i = 0; i < 4; ++i) words[i] = a[lane * 4 + i];
+  multiply_f16(sums, words, b[lane * 2], b[lane * 2 + 1]);
+  for (int i = 0; i < 4; ++i) c[lane * 4 + i] = sums[i];
+}
+REGISTER(show_multiply_f16)
