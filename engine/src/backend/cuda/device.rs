@@ -2,7 +2,6 @@
 //!
 //! The driver has it; so has the emulation that the tests build from the same kernels.
 
-use std::hash::{Hash, Hasher};
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Release};
 use std::sync::{Arc, Mutex};
@@ -208,8 +207,11 @@ impl Arguments {
     }
 }
 
+/// Launches at the beginning and at the end of a list that it is first told by.
+const MARKED: usize = 12;
+
 /// Launches in their order, in memory that is used again for the next ones.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Launches {
     heads: Vec<Head>,
     /// Words of the arguments of all of them.
@@ -228,21 +230,22 @@ struct Head {
 }
 
 /// Names are compared by where they are: a name that lies in two places makes lists different, which costs time and nothing
-/// else, and there are hundreds in a list.
+/// else, and there are hundreds in a list. Where each argument begins is not compared: that goes with the kernel.
 impl PartialEq for Head {
+    #[inline(always)]
     fn eq(&self, other: &Head) -> bool {
-        std::ptr::eq(self.kernel, other.kernel)
-            && (self.grid, self.threads, self.shared_bytes) == (other.grid, other.threads, other.shared_bytes)
-            && (self.starts, self.len, self.count) == (other.starts, other.len, other.count)
+        self.words() == other.words()
     }
 }
 
 impl Eq for Head {}
 
-impl Hash for Head {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.kernel.as_ptr().hash(state);
-        (self.grid, self.threads, self.shared_bytes, self.count).hash(state);
+impl Head {
+    #[inline(always)]
+    fn words(&self) -> [u64; 4] {
+        let [x, y, z] = self.grid;
+        let lens = u32::from(self.len) << 8 | u32::from(self.count);
+        [self.kernel.as_ptr() as u64, pair(x, y), pair(z, self.threads), pair(self.shared_bytes, lens)]
     }
 }
 
@@ -290,6 +293,35 @@ impl Launches {
         let shared_bytes = u32::try_from(shared_bytes).expect("blocks have kilobytes");
         self.heads.push(Head { kernel, grid, threads, shared_bytes, starts: *starts, len: *len, count: *count });
         self.words.extend_from_slice(&words[..usize::from(*len)]);
+    }
+
+    /// As `push`, of a kernel whose one argument is a structure.
+    pub fn push_structure(
+        &mut self,
+        kernel: &'static str,
+        grid: [u32; 3],
+        threads: u32,
+        shared_bytes: usize,
+        words: &[u64],
+    ) {
+        let shared_bytes = u32::try_from(shared_bytes).expect("blocks have kilobytes");
+        let len = u8::try_from(words.len()).expect("structures are small");
+        self.heads.push(Head { kernel, grid, threads, shared_bytes, starts: Default::default(), len, count: 1 });
+        self.words.extend_from_slice(words);
+    }
+
+    /// A number that is the same for equal lists, and mostly another for others: of the first and the last launches. Steps of
+    /// decoding differ there: rows are in each grid, and contexts in that of the first layer's attention.
+    pub(super) fn mark(&self) -> u64 {
+        // Multiplying by an odd number with its bits all over carries every bit upwards; turning brings them down again.
+        let mix = |mark: u64, word: u64| (mark ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+        let heads = self.heads.len();
+        let mut mark = mix(heads as u64, self.words.len() as u64);
+        for head in self.heads.iter().take(MARKED).chain(&self.heads[heads.saturating_sub(MARKED)..]) {
+            mark = head.words().into_iter().fold(mark, mix);
+        }
+        let first: usize = self.heads.iter().take(MARKED).map(|head| usize::from(head.len)).sum();
+        self.words[..first].iter().copied().fold(mark, mix)
     }
 
     /// All of them, in their order.

@@ -35,6 +35,8 @@ const SHARED_BYTES_FREE: usize = 48 << 10;
 /// Longer waits are slept through. A host's wake-up takes tens of microseconds, which is a per cent and more of a shorter
 /// step: so that is waited for awake. It takes a core of the host while tokens are made; who else wants the core gets it.
 const AWAKE_MAX: Duration = Duration::from_millis(5);
+/// Memory of the device that graphs leave free, for whatever else the driver needs.
+const GRAPHS_LEAVE_BYTES: u64 = 32 << 20;
 /// Drivers for CUDA 12.3 and newer keep in a graph that a kernel may start while the one before it ends.
 const PROGRAMMATIC_GRAPHS: i32 = 12030;
 
@@ -769,17 +771,23 @@ impl Device for Driver {
         if let Some(graph) = graphs.find(list) {
             return self.launch_graph(graph);
         }
-        if self.graphs_refused.get().is_none() && graphs.is_repeated(list) {
-            match self.capture(list) {
-                Ok(graph) => {
-                    if let Some(last) = graphs.keep(list, graph) {
-                        self.destroy(last);
+        if self.graphs_refused.get().is_none()
+            && let Some(stale) = graphs.room_for(list)
+        {
+            stale.into_iter().for_each(|graph| self.destroy(graph));
+            if graphs.len() > 0 && self.memory()?.0 < GRAPHS_LEAVE_BYTES {
+                graphs.is_full();
+            } else {
+                match self.capture(list) {
+                    Ok(graph) => {
+                        graphs.keep(list, graph);
+                        return self.launch_graph(graph);
                     }
-                    return self.launch_graph(graph);
+                    // Graphs are faster and nothing else, so it goes on without more of them, or without any; unless the
+                    // device has failed, which the launches will say.
+                    Err(_) if graphs.len() > 0 => graphs.is_full(),
+                    Err(error) => drop(self.graphs_refused.set(error)),
                 }
-                // Graphs are faster and nothing else, so it goes on without them; unless the device has failed, which the
-                // launches will say.
-                Err(error) => drop(self.graphs_refused.set(error)),
             }
         }
         self.start_each(list, self.waits)

@@ -1,33 +1,46 @@
 //! Which lists of launches are kept as graphs, so that a step which asks for a known one is one call to the driver.
 //!
-//! Source of the idea: the CUDA programming guide, "CUDA graphs"; what is particular here is that a graph is found by all of
-//! its launches and arguments, so that nobody has to say when one has become stale.
+//! A graph is found by all of its launches and arguments, so that nobody has to say when one has become stale. Rows are not
+//! rounded up to buckets: a step of decoding has a list for each number of rows and each room for contexts (`context_room`),
+//! so 256 slots with four rooms can ask for a thousand. Those that a server's load asks for at a time are tens, and they are
+//! what is kept: how many depends on how long they are.
+//!
+//! Source of the idea: the CUDA programming guide, "CUDA graphs".
 
-use std::collections::VecDeque;
-use std::hash::{BuildHasher, RandomState};
+use std::collections::HashMap;
 
 use super::device::Launches;
 
-/// Graphs that are kept. A step of decoding has a list for each number of rows and each room for contexts (`context_room`):
-/// this is all of sixteen slots with four rooms. One is some hundreds of kilobytes of the driver's memory for a model of
-/// hundreds of launches: that is NVIDIA's design and was not measured here.
-pub(super) const GRAPHS_MAX: usize = 64;
+/// Kernels of all graphs that are kept. NVIDIA's own cache of graphs reckons with ten kilobytes of memory for each
+/// (cccl, `executable_graph_cache.cuh`), so these are 320 MB: 77 lists of a model with 423 launches a step. Not measured here.
+pub(super) const KERNELS_MAX: usize = 32 << 10;
 /// Lists of which it is remembered that they were asked for. More than are kept, so that those which come back are found
 /// among the pieces of prompts, which seldom do.
-const SEEN_MAX: usize = 512;
+const SEEN_MAX: usize = 1024;
 
 /// Graphs by what they do; `G` is the driver's handle.
 pub(super) struct Graphs<G> {
-    /// Last used first.
-    kept: Vec<(Launches, G)>,
-    /// Hashes of lists that were asked for and are not kept. Two lists of one hash cost a graph that is made too early.
-    seen: VecDeque<u64>,
-    hasher: RandomState,
+    /// By mark: the list, which is to be the same to the last word.
+    kept: HashMap<u64, Kept<G>>,
+    /// Launches of those, and how many there may be.
+    kernels: usize,
+    kernels_max: usize,
+    /// Marks of lists that were asked for and are not kept, and when that was last. Two lists of one mark cost a graph that
+    /// is made too early.
+    seen: HashMap<u64, u64>,
+    /// Goes up with everything that is asked.
+    now: u64,
+}
+
+struct Kept<G> {
+    list: Launches,
+    graph: G,
+    used: u64,
 }
 
 impl<G: Copy> Graphs<G> {
     pub fn new() -> Graphs<G> {
-        Graphs { kept: Vec::new(), seen: VecDeque::new(), hasher: RandomState::new() }
+        Graphs { kept: HashMap::new(), kernels: 0, kernels_max: KERNELS_MAX, seen: HashMap::new(), now: 0 }
     }
 
     /// How many are kept.
@@ -35,38 +48,65 @@ impl<G: Copy> Graphs<G> {
         self.kept.len()
     }
 
-    /// The graph of exactly this list. There is no hash to be made of a list first: comparing stops at the first difference,
-    /// which lists of other rows and contexts have within the first layer.
+    /// The graph of exactly this list.
     pub fn find(&mut self, list: &Launches) -> Option<G> {
-        let index = self.kept.iter().position(|(kept, _)| kept == list)?;
-        self.kept[..=index].rotate_right(1);
-        Some(self.kept[0].1)
+        self.now += 1;
+        let kept = self.kept.get_mut(&list.mark()).filter(|kept| kept.list == *list)?;
+        kept.used = self.now;
+        Some(kept.graph)
     }
 
-    /// True when this list was asked for before, and so may be again; otherwise it is remembered for next time.
-    pub fn is_repeated(&mut self, list: &Launches) -> bool {
-        let hash = self.hasher.hash_one(list);
-        if let Some(index) = self.seen.iter().position(|seen| *seen == hash) {
-            self.seen.remove(index);
-            return true;
+    /// Which graphs make room for one of this list, if it was asked for before, and so may be again; they are kept no longer.
+    /// None when it is new, which is remembered for next time, or when there is no room: only graphs that were not used since
+    /// it came last make some. So lists that come in turn and are too many do not drive each other out: some are kept, the
+    /// others are launched.
+    pub fn room_for(&mut self, list: &Launches) -> Option<Vec<G>> {
+        let (mark, now) = (list.mark(), self.now);
+        if self.seen.len() == SEEN_MAX && !self.seen.contains_key(&mark) {
+            // Each was seen at another time, so at least half of them go.
+            self.seen.retain(|_, seen| now - *seen < SEEN_MAX as u64 / 2);
         }
-        if self.seen.len() == SEEN_MAX {
-            self.seen.pop_front();
+        let before = self.seen.insert(mark, now)?;
+        // Another list of the same mark leaves in any case.
+        let mut leave: Vec<u64> = self.kept.contains_key(&mark).then_some(mark).into_iter().collect();
+        let of = |mark: &u64| self.kept[mark].list.len();
+        let mut kernels = self.kernels + list.len() - leave.iter().map(of).sum::<usize>();
+        if kernels > self.kernels_max {
+            let mut stale: Vec<(u64, u64)> = self.kept.iter().map(|(mark, kept)| (kept.used, *mark)).collect();
+            stale.retain(|(used, other)| *used < before && *other != mark);
+            stale.sort_unstable();
+            let mut stale = stale.into_iter().map(|(_, mark)| mark);
+            while kernels > self.kernels_max {
+                let mark = stale.next()?;
+                kernels -= of(&mark);
+                leave.push(mark);
+            }
         }
-        self.seen.push_back(hash);
-        false
+        self.seen.remove(&mark);
+        Some(leave.iter().filter_map(|mark| self.forget(*mark)).collect())
     }
 
-    /// Keeps a graph; gives back the one that was not used for the longest time if there is no room.
-    pub fn keep(&mut self, list: &Launches, graph: G) -> Option<G> {
-        let last = if self.kept.len() == GRAPHS_MAX { self.kept.pop() } else { None };
-        self.kept.insert(0, (list.clone(), graph));
-        last.map(|(_, graph)| graph)
+    fn forget(&mut self, mark: u64) -> Option<G> {
+        let kept = self.kept.remove(&mark)?;
+        self.kernels -= kept.list.len();
+        Some(kept.graph)
     }
 
-    /// Gives back all graphs. What was seen stays seen.
+    /// Keeps a graph for which there is room.
+    pub fn keep(&mut self, list: &Launches, graph: G) {
+        self.kernels += list.len();
+        self.kept.insert(list.mark(), Kept { list: list.clone(), graph, used: self.now });
+    }
+
+    /// The device has no memory for more of them: from now on a new one takes the place of old ones.
+    pub fn is_full(&mut self) {
+        self.kernels_max = self.kernels;
+    }
+
+    /// Gives back all graphs; there may be memory for more then. What was seen stays seen.
     pub fn drain(&mut self) -> impl Iterator<Item = G> {
-        self.kept.drain(..).map(|(_, graph)| graph)
+        (self.kernels, self.kernels_max) = (0, KERNELS_MAX);
+        self.kept.drain().map(|(_, kept)| kept.graph)
     }
 }
 
@@ -91,9 +131,10 @@ mod tests {
     #[test]
     fn a_graph_is_made_the_second_time_and_found_by_all_that_it_does() {
         let mut graphs = Graphs::new();
-        assert_eq!((get(&mut graphs, 1), graphs.is_repeated(&list(1))), (None, false));
-        assert!(!graphs.is_repeated(&list(2)) && graphs.is_repeated(&list(1)));
-        assert_eq!(graphs.keep(&list(1), 10), None);
+        assert_eq!((get(&mut graphs, 1), graphs.room_for(&list(1))), (None, None));
+        assert_eq!((get(&mut graphs, 2), graphs.room_for(&list(2))), (None, None));
+        assert_eq!((get(&mut graphs, 1), graphs.room_for(&list(1))), (None, Some(vec![])));
+        graphs.keep(&list(1), 10);
         assert_eq!((get(&mut graphs, 1), get(&mut graphs, 2)), (Some(10), None));
         let changes: [fn(&mut Launches); 5] = [
             |l| l.push("some_kernel", [1, 1, 1], 128, 0, &Arguments::new()),
@@ -127,26 +168,103 @@ mod tests {
     }
 
     #[test]
+    fn long_lists_are_as_many_as_short_ones_of_as_many_kernels() {
+        let long = |rows: usize| {
+            let mut list = list(rows);
+            while list.len() < KERNELS_MAX / 2 {
+                list.push("some_kernel", [1, 1, 1], 128, 0, &Arguments::new().int(rows));
+            }
+            list
+        };
+        let mut graphs = Graphs::new();
+        for (rows, left) in [(1, vec![]), (2, vec![]), (3, vec![1])] {
+            for wanted in [None, Some(left)] {
+                assert_eq!((graphs.find(&long(rows)), graphs.room_for(&long(rows))), (None, wanted));
+            }
+            graphs.keep(&long(rows), rows);
+        }
+    }
+
+    /// Asks for a list as the driver does: its graph; those that left for it.
+    fn ask(graphs: &mut Graphs<usize>, rows: usize) -> (Option<usize>, Vec<usize>) {
+        if let Some(graph) = get(graphs, rows) {
+            return (Some(graph), Vec::new());
+        }
+        let Some(left) = graphs.room_for(&list(rows)) else { return (None, Vec::new()) };
+        graphs.keep(&list(rows), rows);
+        (Some(rows), left)
+    }
+
+    #[test]
     fn what_was_not_used_for_longest_makes_room() {
         let mut graphs = Graphs::new();
-        for rows in 0..GRAPHS_MAX {
-            assert_eq!(graphs.keep(&list(rows + 1), rows), None);
+        let fit = 50;
+        for rows in (1..=fit).chain(1..=fit) {
+            assert!(ask(&mut graphs, rows).1.is_empty());
         }
-        assert_eq!(get(&mut graphs, 1), Some(0));
-        assert_eq!(graphs.keep(&list(1000), 1000), Some(1));
-        assert_eq!((get(&mut graphs, 1), get(&mut graphs, 2), graphs.len()), (Some(0), None, GRAPHS_MAX));
+        assert_eq!((graphs.len(), graphs.kernels), (fit, fit * 3));
+        graphs.is_full();
+        assert_eq!(ask(&mut graphs, 1), (Some(1), vec![]));
+        // One more is new, then comes again, but others were used meanwhile.
+        assert_eq!(ask(&mut graphs, fit + 1), (None, vec![]));
+        assert_eq!(ask(&mut graphs, fit + 1), (Some(fit + 1), vec![2]));
+        assert_eq!((ask(&mut graphs, 1).0, get(&mut graphs, 2), graphs.len()), (Some(1), None, fit));
         let mut all: Vec<usize> = graphs.drain().collect();
         all.sort_unstable();
-        assert_eq!((all.len(), all[0], all[1], graphs.len()), (GRAPHS_MAX, 0, 2, 0));
+        assert_eq!((all.len(), all[0], all[1], graphs.len()), (fit, 1, 3, 0));
+    }
+
+    /// Whoever made a graph of each of them would make one a step, and use none twice.
+    #[test]
+    fn of_lists_that_come_in_turn_and_are_too_many_some_stay() {
+        let mut graphs = Graphs::new();
+        for rows in (1..=8).chain(1..=8) {
+            ask(&mut graphs, rows);
+        }
+        graphs.is_full();
+        for turn in 0..20 {
+            let found = (1..=12).map(|rows| ask(&mut graphs, rows)).filter(|(graph, _)| graph.is_some());
+            assert_eq!(
+                found.collect::<Vec<_>>(),
+                (1..=8).map(|rows| (Some(rows), vec![])).collect::<Vec<_>>(),
+                "{turn}"
+            );
+        }
+        // When they are asked for no more, the others have their room.
+        let left: usize = (0..3).flat_map(|_| 20..26).map(|rows| ask(&mut graphs, rows).1.len()).sum();
+        assert_eq!((left, graphs.len()), (6, 8));
+        assert!((20..26).all(|rows| get(&mut graphs, rows) == Some(rows)));
+    }
+
+    /// The mark is of a part of a list: what is found is compared as a whole.
+    #[test]
+    fn lists_of_one_mark_are_told_apart() {
+        let long = |middle: usize| {
+            let mut list = Launches::default();
+            for index in 0..100 {
+                let word = if index == 50 { middle } else { index };
+                list.push("some_kernel", [1, 1, 1], 128, 0, &Arguments::new().int(word));
+            }
+            list
+        };
+        assert_eq!(long(1).mark(), long(2).mark());
+        let mut graphs = Graphs::new();
+        assert_eq!((graphs.find(&long(1)), graphs.room_for(&long(1))), (None, None));
+        assert_eq!((graphs.find(&long(1)), graphs.room_for(&long(1))), (None, Some(vec![])));
+        graphs.keep(&long(1), 1);
+        assert_eq!((graphs.find(&long(2)), graphs.room_for(&long(2))), (None, None));
+        assert_eq!((graphs.find(&long(2)), graphs.room_for(&long(2))), (None, Some(vec![1])));
+        graphs.keep(&long(2), 2);
+        assert_eq!((graphs.find(&long(1)), graphs.find(&long(2)), graphs.kernels), (None, Some(2), 100));
     }
 
     #[test]
     fn lists_that_never_repeat_fill_nothing() {
         let mut graphs: Graphs<usize> = Graphs::new();
         for rows in 1..3000 {
-            assert!(graphs.find(&list(rows)).is_none() && !graphs.is_repeated(&list(rows)));
+            assert_eq!(ask(&mut graphs, rows), (None, vec![]));
         }
-        assert_eq!((graphs.len(), graphs.seen.len()), (0, SEEN_MAX));
-        assert!(graphs.is_repeated(&list(2999)) && !graphs.is_repeated(&list(1)));
+        assert!(graphs.len() == 0 && graphs.seen.len() <= SEEN_MAX);
+        assert_eq!((ask(&mut graphs, 2999).0, ask(&mut graphs, 1).0), (Some(2999), None));
     }
 }

@@ -35,7 +35,7 @@ pub use monitor::{Monitor, Usage};
 pub use nvrtc::compile;
 pub use plan::{DoesNotFit, Sizes, engine_on, kv_blocks_in, plan};
 use product::MATRICES_MAX;
-use repack::{Input, Layout, repack_tiles};
+use repack::{Input, Layout, Tensors, repack_tiles};
 
 use super::{
     Attention, BLOCK_LEN, Backend, Batch, DeviceError, KvShape, LANES, Projection, RopePairs, Rotation, StepShape,
@@ -57,6 +57,8 @@ pub struct CudaMatrix<D: Device> {
     /// Where the scales begin.
     scales: u64,
     layout: Layout,
+    /// The layout's kernels: found once, and not for each product of each step.
+    tensors: Option<Tensors>,
     rows: usize,
     cols: usize,
 }
@@ -194,13 +196,27 @@ impl<D: Device> CudaBackend<D> {
     }
 
     fn launch(&mut self, kernel: &'static str, grid: [usize; 3], threads: usize, shared: usize, arguments: Arguments) {
-        // After a failure nothing more is asked; a grid without blocks is no launch at all.
-        if self.failed.is_some() || grid.contains(&0) {
-            return;
+        if let Some(grid) = self.listed(grid) {
+            self.list.push(kernel, grid, threads as u32, shared, &arguments);
         }
-        let grid = grid.map(|n| u32::try_from(n).expect("shapes fit 32 bits"));
+    }
+
+    /// As `launch`, of a kernel that takes one structure: its words are copied once.
+    fn launch_with(&mut self, kernel: &'static str, grid: [usize; 3], threads: usize, shared: usize, words: &[u64]) {
+        if let Some(grid) = self.listed(grid) {
+            self.list.push_structure(kernel, grid, threads as u32, shared, words);
+        }
+    }
+
+    /// The grid of a launch that belongs on the list: after a failure nothing more is asked, and a grid without blocks is no
+    /// launch at all.
+    #[inline(always)]
+    fn listed(&self, grid: [usize; 3]) -> Option<[u32; 3]> {
+        if self.failed.is_some() || grid.contains(&0) {
+            return None;
+        }
         self.device.keep_memory();
-        self.list.push(kernel, grid, threads as u32, shared, &arguments);
+        Some(grid.map(|n| u32::try_from(n).expect("shapes fit 32 bits")))
     }
 
     /// Has the device do what is on the list: before memory that it names is written from here, or read.
@@ -357,7 +373,8 @@ impl<D: Device> Backend for CudaBackend<D> {
         let memory = Memory::new(&self.device, scales_start + tiles * scale_bytes, Use::Weights)?;
         let scales = memory.address() + scales_start as u64;
         self.outputs_max.fetch_max(matrix.rows, Relaxed);
-        let made = CudaMatrix { memory, scales, layout, rows: matrix.rows, cols: matrix.cols };
+        let (tensors, rows, cols) = (layout.tensors(), matrix.rows, matrix.cols);
+        let made = CudaMatrix { memory, scales, layout, tensors, rows, cols };
         if self.device.only_counts() {
             return Ok(made);
         }
@@ -562,7 +579,7 @@ impl<D: Device> Backend for CudaBackend<D> {
         // A warp takes a head, four a block.
         let heads = rotation.head_count + 2 * heads_kv;
         let grid = [batch.rows(), heads.div_ceil(4), 1];
-        self.launch("rotate_store", grid, 128, 0, Arguments::new().structure(&words));
+        self.launch_with("rotate_store", grid, 128, 0, &words);
     }
 
     fn attend(

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::repack::{Input, Tensor};
+use super::repack::{Input, Tensor, Tensors};
 use super::{Arguments, CudaBackend, CudaBuffer, CudaMatrix, Device, Memory, Use};
 use crate::backend::{DeviceError, Projection};
 
@@ -62,7 +62,7 @@ impl<D: Device> CudaBackend<D> {
             words.copy_from_slice(&[part.out.0.address(), bias, elements, scales, steps, part.weight.rows as u64]);
         }
         words[MATRICES_MAX * MATRIX_WORDS..].copy_from_slice(&[records, partial, done, rows as u64]);
-        self.launch(tensor.kernel, grid, tensor.threads, tensor.shared, Arguments::new().structure(&words));
+        self.launch_with(tensor.kernel, grid, tensor.threads, tensor.shared, &words);
         parts.iter().for_each(|part| self.written(part.out));
     }
 
@@ -95,7 +95,8 @@ fn tensor_for<D: Device>(
     rows: usize,
     parts: &[Projection<'_, CudaBackend<D>>],
 ) -> (Tensor, [usize; 3]) {
-    let (few, [large, middle, small]) = parts[0].weight.layout.tensor();
+    let Tensors { few, many: [large, middle, small] } =
+        parts[0].weight.tensors.as_ref().expect("it is multiplied on tensor cores");
     let grid = |t: &Tensor, depth| {
         let of_outputs = parts.iter().map(|p| p.weight.rows.div_ceil(t.outputs)).sum();
         [of_outputs, rows.div_ceil(t.rows), depth]
@@ -104,10 +105,10 @@ fn tensor_for<D: Device>(
         return (*tensor, grid(tensor, 1));
     }
     let is_enough = |t: &Tensor| grid(t, 1).into_iter().product::<usize>() >= blocks_enough(processors);
-    if is_enough(&large) {
-        return (large, grid(&large, 1));
+    if is_enough(large) {
+        return (*large, grid(large, 1));
     }
-    let tensor = if rows <= small.rows { small } else { middle };
+    let tensor = if rows <= small.rows { *small } else { *middle };
     assert!(tensor.outputs <= SPLIT_TILE[0] && tensor.rows <= SPLIT_TILE[1], "there is no room for its segments");
     let depth = if is_enough(&tensor) || rows > SPLIT_ROWS_MAX { 1 } else { SEGMENTS };
     (tensor, grid(&tensor, depth))

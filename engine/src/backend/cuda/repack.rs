@@ -58,6 +58,15 @@ pub(super) struct Tensor {
     pub shared: usize,
 }
 
+/// The kernels on tensor cores for one layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tensors {
+    /// For a few rows: up to four, and up to eight.
+    pub few: [Tensor; 2],
+    /// For any number of them, the largest tiles first.
+    pub many: [Tensor; 3],
+}
+
 /// What a layout on tensor cores is made of; the numbers of its struct in `engine/kernels/formats.cuh`.
 struct Stages {
     /// Elements of each output in a stage.
@@ -147,9 +156,9 @@ impl Layout {
         (self.names().floats[index], 1 << index)
     }
 
-    /// The kernels for a few rows, four and eight, then those for many, the largest tiles first.
-    pub fn tensor(self) -> ([Tensor; 2], [Tensor; 3]) {
-        let stages = self.stages().expect("it is multiplied on tensor cores");
+    /// The kernels on tensor cores, if it is multiplied there.
+    pub fn tensors(self) -> Option<Tensors> {
+        let stages = self.stages()?;
         let weight_bytes = stages.chunks * CHUNK_BYTES + stages.scale_bytes + stages.block_bytes;
         let few = [1, 2].map(|groups| {
             let stage_bytes = FEW_WARPS * (weight_bytes + groups * stages.input_bytes);
@@ -165,7 +174,7 @@ impl Layout {
             // Stages under way or at work, as `DEPTH` there.
             shared: if tiles == 1 { 3 } else { 2 } * (MANY_WARPS * tiles * weight_bytes + groups * stages.input_bytes),
         });
-        (few, many)
+        Some(Tensors { few, many })
     }
 
     /// How activations must lie.
