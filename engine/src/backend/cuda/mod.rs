@@ -811,7 +811,7 @@ mod tests {
         be.begin_step(&batch, &[]).expect("it does not fail");
         be.scale(&mut x, 2.0, 100);
         be.begin_step(&batch, &[]).expect("it does not fail");
-        assert_eq!(diary.read_out(), "alloc 400, alloc 72, upload 72, alloc 16, upload 16, scale 400, upload 72");
+        assert_eq!(diary.read_out(), "alloc 400, alloc 80, upload 80, alloc 16, upload 16, scale 400, upload 80");
     }
 
     #[test]
