@@ -54,7 +54,7 @@ fn where_a_driver_has_a_device_it_computes_and_says_so() {
     let home = Scratch::new().expect("a folder");
     let Some(settings) = settings(&home, Some(Emulation::Driver)) else { return };
     let server = server_with(settings.clone());
-    assert!(server.stdout().contains("engine   cuda, cuda-sm_90-v2"), "{}", server.stdout());
+    assert!(server.stdout().contains("engine   cuda, cuda-sm_90-v3"), "{}", server.stdout());
     let capabilities =
         server.client().send(&Request::get("/v1/capabilities")).expect("an answer").json().expect("JSON");
     assert_eq!(capabilities["engines"][0]["engine"], "cuda");

@@ -77,7 +77,7 @@ part_doctor() {
   fi
 }
 
-# Every layout and ragged shapes against the CPU; and the bits against those of the emulated device, but for bf16 and FP8: in
+# Every layout and ragged shapes against the CPU; and the bits against those of the emulated device, but for bf16, f16 and FP8: in
 # what order tensor cores add and round floats is their own.
 part_kernels() {
   if bounded 60 "$work/kernels" "$binary" device $few "${flags[@]}"; then

@@ -26,6 +26,13 @@ __device__ __forceinline__ float half_to_float(uint16_t half) {
   return wide;
 }
 
+// To the nearest half, of two the even one.
+__device__ __forceinline__ uint16_t float_to_half(float wide) {
+  uint16_t half;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(wide));
+  return half;
+}
+
 // A weight is read once a step: it must not drive activations out of the first-level cache.
 __device__ __forceinline__ uint4 load_once(const uint4* from) {
   uint4 v;

@@ -1,6 +1,6 @@
 // out[row] = table[token of row], for every layout of weights.
 //
-// Mapping: a block a row, a thread an element of f32 at a time, or a chunk of a row of f32 and f16.
+// Mapping: a block a row, a thread an element of f32 at a time, or a chunk of a row of f32.
 // A token that is not known yet when the step is asked for is one of those that the step before it has chosen: `CHOSEN` and
 // which of them (engine/src/backend/mod.rs).
 //
@@ -42,7 +42,7 @@ __device__ __forceinline__ uint32_t token_of_row(const uint32_t* tokens, const u
   REGISTER(embed_##name)
 
 EMBED_FLOATS(f32, F32)
-EMBED_FLOATS(f16, F16)
+EMBED_TILES(f16, F16)
 EMBED_TILES(bf16, Bf16)
 EMBED_TILES(f8, F8)
 EMBED_TILES(q8_0, Q8_0)

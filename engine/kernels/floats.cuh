@@ -1,4 +1,4 @@
-// How weights of f32 and f16 lie on the device: `[rows, row_chunks]` chunks of sixteen bytes, rows padded with zeros.
+// How weights of f32 lie on the device: `[rows, row_chunks]` chunks of sixteen bytes, rows padded with zeros.
 #pragma once
 #include "device.cuh"
 
@@ -17,17 +17,5 @@ struct F32 {
   static __device__ __forceinline__ void decode(const uint4& raw, float* out) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) out[i] = word_of(raw, i);
-  }
-};
-
-struct F16 {
-  static constexpr int LEN = 8;
-  static __device__ __forceinline__ void decode(const uint4& raw, float* out) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      uint32_t pair = __float_as_uint(word_of(raw, i));
-      out[2 * i] = half_to_float((uint16_t)pair);
-      out[2 * i + 1] = half_to_float((uint16_t)(pair >> 16));
-    }
   }
 };

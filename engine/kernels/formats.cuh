@@ -11,8 +11,9 @@
 //
 // Activations lie by four rows and a stage, in records (quantise.cu): the columns of a B are the rows' high and low parts,
 // one beside the other, so that one instruction has both, a lane finds the two in its own registers, and one row of eight
-// columns is not alone. Chunk p of the two in a record has what units 2p and 2p + 1 (of 32, bf16: of 16) need of B. Behind
-// them: scales `[4 rows][4 units]`, scaled sums of units `[4][4]`, scaled sums of halves of units `[4][4][2]`, f32.
+// columns is not alone. Chunk p of the two in a record has what units 2p and 2p + 1 (of 32, floats: of 16) need of B. Behind
+// them: scales `[4 rows][4 units]`, scaled sums of units `[4][4]`, scaled sums of halves of units `[4][4][2]`, f32; in records
+// for f16 scales `[4 rows]`, f32.
 #pragma once
 #include "tensor.cuh"
 
@@ -22,6 +23,7 @@ constexpr int RECORD_ROWS = 4;
 constexpr int RECORD_WORDS_BYTES = 2 * CHUNK_BYTES;
 constexpr int RECORD_SCALES = RECORD_WORDS_BYTES, RECORD_SUMS = RECORD_SCALES + 64, RECORD_HALF_SUMS = RECORD_SUMS + 64;
 constexpr int RECORD_END = RECORD_HALF_SUMS + 128;
+constexpr int HALVES_SCALES = RECORD_WORDS_BYTES, HALVES_END = HALVES_SCALES + 16;
 
 struct Weights {
   const uint8_t* elements;
@@ -323,6 +325,42 @@ struct Bf16 {
   static __device__ __forceinline__ float element(const Weights& w, int row, int k) {
     const uint8_t* at = stage_elements<Bf16>(w, row / TILE, k / 64) + k / 16 % 4 * CHUNK_BYTES;
     return __uint_as_float((uint32_t)read<uint16_t>(at + place_of(row % TILE, k % 16 * 2)) << 16);
+  }
+};
+
+// A chunk is sixteen elements. An activation is the sum of two f16, times a power of two that the row's 64 elements share: what is
+// left out of it is 2^-23, or 2^-39 of the largest of them where that is more, so whole f32 would be a bit better. Products are
+// exact; those of two units are summed, the high parts' and the low ones', and then scaled, which rounds nothing.
+struct F16 {
+  static constexpr int CHUNKS = 4, SPAN = 1, SCALE_BYTES = 0, BLOCK_BYTES = 0;
+  static constexpr int SUMS = 2;
+  static constexpr int RECORD_BYTES = HALVES_END, INPUT_BYTES = HALVES_END;
+  struct Pair { uint32_t a[2][4]; };
+  struct Input {
+    uint4 words;
+    float scale;
+  };
+
+  static __device__ __forceinline__ Pair pair(const uint8_t* stage, int p, int lane) {
+    Pair w;
+    words_of(w.a[0], read<uint4>(stage + 2 * p * CHUNK_BYTES + lane * 16));
+    words_of(w.a[1], read<uint4>(stage + (2 * p + 1) * CHUNK_BYTES + lane * 16));
+    return w;
+  }
+  static __device__ __forceinline__ Input inputs(const uint8_t* record, int pair, int lane) {
+    return {read<uint4>(record + pair * CHUNK_BYTES + lane * 16), read<float>(record + HALVES_SCALES + (lane & 3) * 4)};
+  }
+  static __device__ __forceinline__ void multiply(float (&sums)[2], const Pair& w, const Input& x) {
+    float c[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    multiply_f16(c, w.a[0], x.words.x, x.words.y);
+    multiply_f16(c, w.a[1], x.words.z, x.words.w);
+#pragma unroll
+    for (int o = 0; o < 2; ++o) sums[o] = fmaf(x.scale, c[2 * o] + c[2 * o + 1], sums[o]);
+  }
+  static __device__ __forceinline__ float total(const float (&sums)[2], int o) { return sums[o]; }
+  static __device__ __forceinline__ float element(const Weights& w, int row, int k) {
+    const uint8_t* at = stage_elements<F16>(w, row / TILE, k / 64) + k / 16 % 4 * CHUNK_BYTES;
+    return half_to_float(read<uint16_t>(at + place_of(row % TILE, k % 16 * 2)));
   }
 };
 

@@ -2,7 +2,8 @@
 //
 // Idea: weights are A, sixteen outputs of them; activations are B, four rows with their high and low parts as eight columns
 // (formats.cuh). Weights that are whole numbers meet activations that are (quantise.cu), so a unit's product is exact and only
-// then scaled and rounded: decision 20 in ARCHITECTURE.md. bf16 meets two bf16.
+// then scaled and rounded: decision 20 in ARCHITECTURE.md. bf16 meets two bf16,
+// f16 two f16 with a scale.
 // Order: K is cut into SEGMENTS by its length alone; a segment is summed unit by unit, then segments are added in order.
 // `few` has a warp a segment, `many` one warp for all of them: the same additions, so a row's bits depend neither on how many
 // stand beside it nor on which kernel took it.
@@ -320,6 +321,7 @@ __device__ __forceinline__ void many(const Product& p) {
   MANY(name, Format, 2, 8, BLOCKS)
 
 ALL(bf16, Bf16, 3)
+ALL(f16, F16, 3)
 ALL(f8, F8, 2)
 ALL(q8_0, Q8_0, 3)
 ALL(q4_0, Q4_0, 3)

@@ -1,5 +1,5 @@
-// out = x · weightᵀ for weights of f32 and f16, with whole f32 products: for models and matrices that want no rounding of
-// activations at all. Everything else is multiplied by matmul.cu.
+// out = x · weightᵀ for weights of f32, with whole f32 products: for models and matrices that want no rounding at all.
+// Everything else is multiplied by matmul.cu.
 //
 // Idea: at batch 1 the weight is read once and nothing else counts, so lanes read sixteen bytes each, a warp one line after
 // the other of two weight rows at a time, past the first-level cache. Up to eight rows of activations share one reading;
@@ -90,4 +90,3 @@ __device__ __forceinline__ void matmul_floats(float* out, const float* x, const 
   FLOATS(name, Format, 8)
 
 ALL(f32, F32)
-ALL(f16, F16)

@@ -4,9 +4,11 @@
 // element becomes 16383; the word is kept as two signed bytes, word = 128 * high + low with low from 0 to 127, two columns of
 // a B. Decision 20 in ARCHITECTURE.md: the words are those of the CPU backend. Units beyond the row are zeros.
 // `split`, for bf16: high is the nearest bf16, low the nearest to what is left, so that 2^-17 of an element is lost.
-// Mapping: a warp a row and stage (128 elements, four a lane; in `split` 64, two a lane), four warps a block; grid (stages /
+// `split_f16`, for f16: the same with f16, of 64 elements that are scaled by a power of two so that the largest is from 2^14 to
+// 2^15: none is too large, and the smallest number of f16 is 2^-38 of it. So 2^-23 of an element is lost, or 2^-39 of the largest.
+// Mapping: a warp a row and stage (128 elements, four a lane; in the others 64, two a lane), four warps a block; grid (stages /
 // 4, rows). Shapes: x `[rows, cols]` f32; out `[rows / 4][stages]` records.
-// Bytes moved: 4 read and 2.5 written an element, 4 in `split`; rows * cols is small beside any weight.
+// Bytes moved: 4 read and 2.5 written an element, 4 in the others; rows * cols is small beside any weight.
 #include "formats.cuh"
 
 __device__ __forceinline__ uint32_t lanes_max(uint32_t x, int count) {
@@ -96,3 +98,39 @@ extern "C" __global__ void __launch_bounds__(128) split(uint8_t* out, const floa
   *(uint32_t*)(words + 64) = low;
 }
 REGISTER(split)
+
+extern "C" __global__ void __launch_bounds__(128) split_f16(uint8_t* out, const float* x, int cols, int stages) {
+  wait_for_inputs();
+  int stage = blockIdx.x * 4 + (threadIdx.x >> 5), lane = threadIdx.x & 31, row = blockIdx.y;
+  if (stage >= stages) return;
+  int at = stage * 64 + lane * 2, part = lane >> 3, pair = lane & 7;
+  float values[2];
+  uint32_t bits = 0;
+  for (int i = 0; i < 2; ++i) {
+    values[i] = at + i < cols ? x[(size_t)row * cols + at + i] : 0.0f;
+    uint32_t one = __float_as_uint(values[i]) & 0x7fffffffu;
+    bits = one > bits ? one : bits;
+  }
+  // Exponents with their bias of 127. What is not finite stays so without a scale, and takes its row of outputs with it; where
+  // all is below 2^-112, both factors stay normal numbers.
+  int exponent = lanes_max(bits, 32) >> 23;
+  exponent = exponent == 255 ? 127 + 14 : greater(exponent, 15);
+  float factor = __uint_as_float((uint32_t)(254 + 14 - exponent) << 23);
+  uint32_t high = 0, low = 0;
+  for (int i = 0; i < 2; ++i) {
+    float value = values[i] * factor;
+    uint32_t above = float_to_half(value);
+    // Nothing is left of what is infinite.
+    bool finite = (above & 0x7c00u) != 0x7c00u;
+    uint32_t below = finite ? float_to_half(value - half_to_float(above)) : 0;
+    high |= above << 16 * i;
+    low |= below << 16 * i;
+  }
+  uint8_t* record = out + ((size_t)(row / RECORD_ROWS) * stages + stage) * HALVES_END;
+  int within = row % RECORD_ROWS;
+  uint8_t* words = record + (part >> 1) * CHUNK_BYTES + (within * 8 + (pair & 3)) * 16 + (part & 1) * 8 + (pair >> 2) * 4;
+  *(uint32_t*)words = high;
+  *(uint32_t*)(words + 64) = low;
+  if (lane == 0) ((float*)(record + HALVES_SCALES))[within] = __uint_as_float((uint32_t)(exponent - 14) << 23);
+}
+REGISTER(split_f16)

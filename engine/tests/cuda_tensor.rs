@@ -134,6 +134,80 @@ fn a_warps_fragments_are_those_of_the_instruction_set() {
     }
 }
 
+/// Records of four rows and 64 elements, as `engine/kernels/formats.cuh` says: chunks of sixteen bytes of 32 lanes, then scales.
+const RECORD_BYTES: usize = 1040;
+
+/// What the two halves of an element of a record are together, by the formula of B.
+fn whole(record: &[u8], row: usize, k: usize) -> f64 {
+    let (unit, k) = (k / 16, k % 16);
+    let (word, t) = (k / 8, k % 8 / 2);
+    let half = |column: usize| {
+        let at = unit / 2 * 512 + (column * 4 + t) * 16 + (unit % 2 * 2 + word) * 4 + k % 2 * 2;
+        f64::from(half_to_f32(u16::from_le_bytes([record[at], record[at + 1]])))
+    };
+    let scale: [u8; 4] = record[1024 + row * 4..][..4].try_into().expect("four bytes");
+    (half(2 * row) + half(2 * row + 1)) * f64::from(f32::from_le_bytes(scale))
+}
+
+fn half_to_f32(half: u16) -> f32 {
+    let (exponent, fraction) = (i32::from(half >> 10 & 31), f32::from(half & 1023));
+    let magnitude = match exponent {
+        0 => fraction * 2f32.powi(-24),
+        31 if fraction > 0.0 => f32::NAN,
+        31 => f32::INFINITY,
+        _ => (1024.0 + fraction) * 2f32.powi(exponent - 25),
+    };
+    if half >> 15 == 1 { -magnitude } else { magnitude }
+}
+
+/// Numbers of any size, beyond all that f16 has, beside each other and alone.
+#[test]
+fn activations_lose_next_to_nothing_as_two_halves_of_any_scale() {
+    let Some(device) = device(11) else { return };
+    let mut dice = Dice::new(12);
+    let (rows, cols) = (7_usize, 150_usize);
+    let stages = cols.div_ceil(64);
+    // By row: powers of two that its elements are multiplied with.
+    let spans = [[0, 0], [100, 126], [-149, -120], [-40, 40], [-149, 126], [10, 17], [-24, -10]];
+    let mut values: Vec<f32> = Vec::new();
+    for [least, most] in spans {
+        values.extend((0..cols).map(|_| {
+            let power = least + dice.below((most - least + 1) as usize) as i32;
+            (f64::from(dice.below(1 << 24) as u32) / f64::from(1 << 23) - 1.0) as f32 * 2f64.powi(power) as f32
+        }));
+    }
+    (values[2], values[3 * cols + 70]) = (f32::MAX, f32::MIN_POSITIVE);
+    (values[6 * cols + 1], values[5 * cols + 149]) = (f32::INFINITY, f32::NAN);
+    let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let from = device.alloc(bytes.len(), Use::Workspace).expect("room");
+    device.upload(from, &bytes).expect("it does not fail");
+    let mut records = vec![0; rows.div_ceil(4) * stages * RECORD_BYTES];
+    let to = device.alloc(records.len(), Use::Workspace).expect("room");
+    let arguments = Arguments::new().pointer(to).pointer(from).int(cols).int(stages);
+    let grid = [stages.div_ceil(4) as u32, rows as u32, 1];
+    device.launch("split_f16", grid, 128, 0, &arguments).expect("the kernel is there");
+    device.download(to, &mut records).expect("it does not fail");
+    for (row, values) in values.chunks(cols).enumerate() {
+        for (stage, values) in values.chunks(64).enumerate() {
+            let record = &records[(row / 4 * stages + stage) * RECORD_BYTES..][..RECORD_BYTES];
+            let largest = values.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
+            let finite = values.iter().all(|x| x.is_finite());
+            for k in 0..64 {
+                let (x, got) = (values.get(k).copied().unwrap_or(0.0), whole(record, row % 4, k));
+                let lost = (got - f64::from(x)).abs();
+                // Of numbers that are all tiny, 2^-151 is lost.
+                let may = (f64::from(x.abs()) * 2f64.powi(-23)).max(f64::from(largest) * 2f64.powi(-39));
+                match finite {
+                    true => assert!(lost <= may.max(2f64.powi(-151)), "row {row}: {x:e} became {got:e}"),
+                    false => assert!(x.is_finite() || !got.is_finite(), "row {row}: {x} became {got}"),
+                }
+            }
+        }
+    }
+    device.free(from, bytes.len());
+    device.free(to, records.len());
+}
+
 fn forward(device: Arc<Emulator>, model: &Arc<Model>, prompt: &[u32], rows: usize) -> Vec<f32> {
     let options =
         EngineOptions { slots_max: rows.min(4), step_rows_max: rows, kv_blocks_max: 128, ..EngineOptions::default() };
@@ -150,7 +224,8 @@ fn rows_have_the_same_bits_in_steps_of_any_size_and_by_any_kernel() {
     let narrow = TinyModel { embedding_length: 96, feed_forward_length: 160, vocab_len: 277, ..TinyModel::default() };
     let wide = TinyModel { embedding_length: 256, feed_forward_length: 256, head_len: 8, ..TinyModel::default() };
     let kinds = [
-        TinyModel { tensor_type: TensorType::Bf16, ..ragged },
+        TinyModel { tensor_type: TensorType::Bf16, ..ragged.clone() },
+        TinyModel { tensor_type: TensorType::F16, ..ragged },
         TinyModel { tensor_type: TensorType::Q8_0, biases: true, architecture: "qwen2", ..narrow.clone() },
         TinyModel { tensor_type: TensorType::Q4_0, ..narrow },
         TinyModel { tensor_type: TensorType::Q4K, ..wide.clone() },

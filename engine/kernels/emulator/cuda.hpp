@@ -102,6 +102,16 @@ inline float half_to_float(uint16_t half) {
                                      : __uint_as_float((exponent + 112) << 23 | fraction << 13);
   return half >> 15 ? -magnitude : magnitude;
 }
+inline uint16_t float_to_half(float wide) {
+  uint32_t bits = __float_as_uint(wide), magnitude = bits & 0x7fffffffu, sign = bits >> 16 & 0x8000u;
+  if (magnitude > 0x7f800000u) return 0x7fff;
+  // From 65520 on, the nearest is infinity.
+  if (magnitude >= 0x477ff000u) return sign | 0x7c00;
+  // Below 2^-14, a multiple of 2^-24.
+  if (magnitude < 0x38800000u) return sign | (uint32_t)rintf(__uint_as_float(magnitude) * 0x1p24f);
+  magnitude += 0xfffu + (magnitude >> 13 & 1);
+  return sign | (magnitude - (112u << 23)) >> 13;
+}
 
 template <int EXPONENT>
 inline uint32_t scale_bf16_pair(uint32_t pair) {

@@ -45,7 +45,7 @@ use crate::model::{Matrix, Rope, Vector};
 /// Bytes of weights that are repacked and copied at once.
 const PORTION_BYTES: usize = 8 << 20;
 /// Goes up when a kernel gives other bits than before, or the same logits become other tokens.
-const ARITHMETIC_VERSION: u32 = 2;
+const ARITHMETIC_VERSION: u32 = 3;
 
 /// Activations, `f32`.
 pub struct CudaBuffer<D: Device>(Memory<D>);

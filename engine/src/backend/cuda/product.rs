@@ -25,7 +25,12 @@ impl<D: Device> CudaBackend<D> {
         let address = self.records.as_ref().map_or(0, Memory::address);
         let wanted = Some((x.0.address(), rows, cols, input));
         if self.records_of != wanted {
-            let (kernel, len) = if input == Input::Words { ("quantise", 128) } else { ("split", 64) };
+            let (kernel, len) = match input {
+                Input::Words => ("quantise", 128),
+                Input::Halves => ("split", 64),
+                Input::ScaledHalves => ("split_f16", 64),
+                Input::Floats => unreachable!("they are multiplied as they are"),
+            };
             let stages = cols.div_ceil(len);
             let arguments = Arguments::new().pointer(address).pointer(x.0.address()).int(cols).int(stages);
             self.launch(kernel, [stages.div_ceil(4), rows, 1], 128, 0, arguments);

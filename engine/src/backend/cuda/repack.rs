@@ -44,6 +44,8 @@ pub(super) enum Input {
     Words,
     /// Records of pairs of bf16 (`split` there).
     Halves,
+    /// Records of pairs of f16 with a scale for each row (`split_f16` there).
+    ScaledHalves,
 }
 
 /// A kernel on tensor cores, and how it is launched.
@@ -107,7 +109,8 @@ struct Names {
 
 impl Input {
     /// Elements of a row in a record, and bytes of a record of four rows.
-    pub const RECORDS: [(Input, usize, usize); 2] = [(Input::Words, 128, 1280), (Input::Halves, 64, 1024)];
+    pub const RECORDS: [(Input, usize, usize); 3] =
+        [(Input::Words, 128, 1280), (Input::Halves, 64, 1024), (Input::ScaledHalves, 64, 1040)];
 
     /// Bytes of all records of so many rows.
     pub fn bytes(self, rows: usize, cols: usize) -> usize {
@@ -180,7 +183,8 @@ impl Layout {
     /// How activations must lie.
     pub fn input(self) -> Input {
         match self {
-            Layout::F32 | Layout::F16 => Input::Floats,
+            Layout::F32 => Input::Floats,
+            Layout::F16 => Input::ScaledHalves,
             Layout::Bf16 | Layout::F8 => Input::Halves,
             _ => Input::Words,
         }
@@ -191,7 +195,8 @@ impl Layout {
             Some(Stages { len, chunks, span, scale_bytes, block_bytes, input_bytes })
         };
         match self {
-            Layout::F32 | Layout::F16 => None,
+            Layout::F32 => None,
+            Layout::F16 => stages(64, 4, [1, 0, 0], 1040),
             Layout::Bf16 => stages(64, 4, [1, 0, 0], 1024),
             Layout::F8 => stages(64, 2, [2, 0, 64], 1024),
             Layout::Q8_0 => stages(128, 4, [1, 128, 0], 1088),
@@ -215,7 +220,7 @@ impl Layout {
                 let block_bytes = stages.span * stages.scale_bytes + stages.block_bytes;
                 [count * stages.chunks * CHUNK_BYTES, count / stages.span * block_bytes]
             }
-            None => [(cols * if self == Layout::F32 { 4 } else { 2 }).next_multiple_of(LANE_BYTES), 0],
+            None => [(cols * 4).next_multiple_of(LANE_BYTES), 0],
         }
     }
 
@@ -259,8 +264,10 @@ fn repack_tile(matrix: &Matrix, tile: usize, elements: &mut [u8], scales: &mut [
         let bytes = &matrix.bytes()[row * matrix.row_bytes()..][..matrix.row_bytes()];
         let mut to = TileRow { row: row - first, elements, scales };
         match layout {
-            Layout::F32 | Layout::F16 => to.elements[..bytes.len()].copy_from_slice(bytes),
-            Layout::Bf16 => bytes.chunks(CHUNK_ROW_BYTES).enumerate().for_each(|(chunk, bytes)| to.put(chunk, bytes)),
+            Layout::F32 => to.elements[..bytes.len()].copy_from_slice(bytes),
+            Layout::F16 | Layout::Bf16 => {
+                bytes.chunks(CHUNK_ROW_BYTES).enumerate().for_each(|(chunk, bytes)| to.put(chunk, bytes));
+            }
             Layout::F8 => bytes.chunks_exact(132).enumerate().for_each(|(i, block)| put_f8(&mut to, i, block)),
             Layout::Q8_0 => bytes.chunks_exact(34).enumerate().for_each(|(unit, block)| {
                 to.put(unit, &block[2..]);
