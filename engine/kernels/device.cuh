@@ -33,6 +33,13 @@ __device__ __forceinline__ uint16_t float_to_half(float wide) {
   return half;
 }
 
+// Two halves in a word, the first in its lower part.
+__device__ __forceinline__ uint32_t pack_halves(float first, float second) {
+  uint32_t pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  return pair;
+}
+
 // A weight is read once a step: it must not drive activations out of the first-level cache.
 __device__ __forceinline__ uint4 load_once(const uint4* from) {
   uint4 v;
@@ -63,8 +70,8 @@ constexpr int BLOCK_LEN = 16;
 // Elements of a head at most, as in engine/src/backend/cuda/mod.rs.
 constexpr int HEAD_LEN_MAX = 256;
 
-// Elements of a head in the cache: filled up with zeros, so that four of them always lie at sixteen bytes.
-__device__ __forceinline__ int cell_len(int head_len) { return (head_len + 3) / 4 * 4; }
+// Elements of a head in the cache, which are halves: filled up with zeros to what one product of tensor cores takes.
+__device__ __forceinline__ int cell_len(int head_len) { return (head_len + 15) / 16 * 16; }
 
 __device__ __forceinline__ int lesser(int a, int b) { return a < b ? a : b; }
 __device__ __forceinline__ int greater(int a, int b) { return a > b ? a : b; }

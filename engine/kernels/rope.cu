@@ -6,8 +6,10 @@
 // Mapping: `rope_angles` a thread a pair of a row; `rotate_store` a warp a head of a row, of queries, keys or values: its
 // elements stay in registers from the norm to the cache, and go through shared memory once, where pairs meet.
 // Shapes: angles `[rows, half, 2]`; query `[rows, heads, head_len]`, key and value `[rows, heads_kv, head_len]`; cache
-// `[blocks, heads_kv, BLOCK_LEN, cell_len]`, f32. head_len 256 at most.
-// Bytes moved: 8 an element, read once and written once. With two norms, two rotations and a store of their own it was 16 to
+// `[blocks, heads_kv, BLOCK_LEN, cell_len]`, f16; all others f32. head_len 256 at most.
+// Cells are rounded to nearest even. What is beyond the largest half, 65504, becomes that: an infinity would make every row
+// that sees the cell no number, and so would no number, which becomes that, too.
+// Bytes moved: 8 an element of a query and 6 of others, read once and written once. With two norms, two rotations and a store of their own it was 16 to
 // 24, and five launches; at decode these are some ten kilobytes, and what counts is the launches.
 // Source: Su et al. 2021; norms of heads: Dehghani et al. 2023.
 #include "device.cuh"
@@ -56,12 +58,14 @@ extern "C" __global__ void __launch_bounds__(128) rope_angles(float* angles, con
 }
 REGISTER(rope_angles)
 
+constexpr float HALF_MAX = 65504.0f;
+
 struct Rotation {
   float* query;
   const float* key;
   const float* value;
-  float* keys;    // of the layer
-  float* values;
+  uint16_t* keys;    // of the layer
+  uint16_t* values;
   const float* query_norm;  // null: heads have none
   const float* key_norm;
   const float* angles;
@@ -128,18 +132,20 @@ extern "C" __global__ void __launch_bounds__(128) rotate_store(Rotation a) {
     }
   }
 
-  float* to = query;
-  int len = a.head_len;
-  if (!is_query) {
-    len = cell_len(a.head_len);
-    int position = a.positions[row];
-    size_t block = a.tables[(size_t)a.table_of_row[row] * a.table_len + position / BLOCK_LEN];
-    size_t cell = ((block * a.heads_kv + head) * BLOCK_LEN + position % BLOCK_LEN) * len;
-    to = (is_key ? a.keys : a.values) + cell;
+  if (is_query) {
+#pragma unroll
+    for (int i = 0; i < HEAD_LEN_MAX / 32; ++i) {
+      if (lane + 32 * i < a.head_len) query[lane + 32 * i] = x[i];
+    }
+    return;
   }
+  int len = cell_len(a.head_len), position = a.positions[row];
+  size_t block = a.tables[(size_t)a.table_of_row[row] * a.table_len + position / BLOCK_LEN];
+  size_t cell = ((block * a.heads_kv + head) * BLOCK_LEN + position % BLOCK_LEN) * len;
+  uint16_t* to = (is_key ? a.keys : a.values) + cell;
 #pragma unroll
   for (int i = 0; i < HEAD_LEN_MAX / 32; ++i) {
-    if (lane + 32 * i < len) to[lane + 32 * i] = x[i];
+    if (lane + 32 * i < len) to[lane + 32 * i] = float_to_half(fmaxf(fminf(x[i], HALF_MAX), -HALF_MAX));
   }
 }
 REGISTER(rotate_store)

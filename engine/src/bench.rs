@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::backend::Backend;
 use crate::{
-    Engine, EngineError, EngineOptions, FinishReason, Isa, Model, ModelInfo, SequenceRequest, TokenSink, Verdict,
+    CpuBackend, Engine, EngineError, EngineOptions, FinishReason, Isa, Model, ModelInfo, SequenceRequest, TokenSink,
+    Verdict,
 };
 
 /// What is to be measured.
@@ -79,10 +80,11 @@ impl Load {
         (self.prompt_len + self.tokens_max()).div_ceil(crate::BLOCK_LEN) * self.sequences
     }
 
-    /// Bytes of weights and of the KV cache that the middle one of `decode_len` steps reads.
-    pub fn step_bytes(&self, info: &ModelInfo, decode_len: usize) -> u64 {
+    /// Bytes of weights and of the KV cache that the middle one of `decode_len` steps reads; `kv_block_bytes` of the latter
+    /// are a block.
+    pub fn step_bytes(&self, info: &ModelInfo, kv_block_bytes: usize, decode_len: usize) -> u64 {
         let cells = self.sequences * (self.prompt_len + decode_len / 2);
-        info.step_weights_bytes + (cells * info.kv_bytes_per_token) as u64
+        info.step_weights_bytes + (cells * (kv_block_bytes / crate::BLOCK_LEN)) as u64
     }
 
     fn in_time(&self) -> bool {
@@ -181,7 +183,7 @@ pub fn measure(model: &Arc<Model>, options: BenchOptions) -> Result<Speed, Engin
     Ok(Speed {
         prefill_tokens_per_s: (sequences * prompt_len) as f64 / prefill.as_secs_f64(),
         decode_tokens_per_s: (sequences * decode_len) as f64 / decode.as_secs_f64(),
-        step_bytes: load.step_bytes(model.info(), decode_len),
+        step_bytes: load.step_bytes(model.info(), model.kv_block_bytes::<CpuBackend>(), decode_len),
         read_bytes_per_s: read_bandwidth(threads),
     })
 }

@@ -1,4 +1,4 @@
-//! Rotation, the store of keys and values, and attention on the emulated device, against the CPU backend, and against
+//! Rotation, the store of keys and values, and attention on the emulated device, against slow passes in `f64`, and against
 //! themselves: a row's bits must not depend on which rows share its step.
 
 mod emulator;
@@ -10,15 +10,19 @@ use emulator::Emulator;
 use orchestratord_engine::backend::cuda::{Arguments, CudaBackend, Device, Use};
 use orchestratord_engine::backend::{Attention, Backend, Batch, KvShape, RopePairs, Rotation, StepShape};
 use orchestratord_engine::testing::Dice;
-use orchestratord_engine::{BLOCK_LEN, CpuBackend, CpuOptions, DeviceError, Rope};
+use orchestratord_engine::{BLOCK_LEN, DeviceError, Rope};
 
-/// Outputs are averages of numbers below one.
-const ERROR_MAX: f32 = 1e-5;
+/// Outputs are averages of numbers below one. The slow pass sees the cells as they were rounded, so that what is held here is
+/// the kernel's arithmetic.
+const ERROR_MAX: f64 = 4e-6;
+/// Of a rotated number before it is rounded to a cell.
+const ROTATION_ERROR_MAX: f64 = 1e-6;
 
-/// An emulated device that says where it put what it was asked for last.
+/// An emulated device that says where it put what it was asked for last, and the cache before.
 struct Watched {
     device: Arc<Emulator>,
     last: Mutex<u64>,
+    cache: Mutex<Vec<u64>>,
 }
 
 impl Device for Watched {
@@ -27,6 +31,9 @@ impl Device for Watched {
     fn alloc(&self, bytes: usize, purpose: Use) -> Result<u64, DeviceError> {
         let address = self.device.alloc(bytes, purpose)?;
         *self.last.lock().expect("nothing panics under this lock") = address;
+        if purpose == Use::Kv {
+            self.cache.lock().expect("nothing panics under this lock").push(address);
+        }
         Ok(address)
     }
 
@@ -68,6 +75,10 @@ impl Device for Watched {
     fn arithmetic(&self) -> String {
         self.device.arithmetic()
     }
+
+    fn processors(&self) -> usize {
+        self.device.processors()
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -83,12 +94,16 @@ struct Shape {
     rows: u32,
     /// The last rows of a sequence, which attend; those before are only stored.
     attending: u32,
+    /// Largest of the numbers that queries, keys and values are made of.
+    size: f32,
 }
 
 /// The rows of each step: sequence and position.
 type Steps = Vec<Vec<(u32, u32)>>;
 /// What attention gives each of them.
 type Rows = BTreeMap<(u32, u32), Vec<f32>>;
+/// Keys, then values of the cells of a sequence's rows, all heads of each.
+type Cells = BTreeMap<(u32, u32), [Vec<f64>; 2]>;
 
 const SEQUENCES: u32 = 3;
 const ROWS_MAX: usize = 64;
@@ -105,9 +120,8 @@ impl Shape {
     fn batch(&self) -> Batch {
         let (table_len, unused) = (self.table_len(), self.start as usize / BLOCK_LEN);
         // No block lies where it would without tables; before the start any will do.
-        let block = |sequence, i: usize| ((table_len - 1 - i) as u32) * SEQUENCES + sequence;
         let tables = (0..SEQUENCES)
-            .flat_map(|sequence| (0..table_len).map(move |i| if i < unused { 0 } else { block(sequence, i) }));
+            .flat_map(|sequence| (0..table_len).map(move |i| if i < unused { 0 } else { self.block(sequence, i) }));
         let tables = tables.collect();
         Batch { table_len, tables, stretched: vec![false; SEQUENCES as usize], ..Batch::default() }
     }
@@ -152,13 +166,88 @@ impl Shape {
         is_last && (self.start == 0 || self.window.is_some_and(|w| position + 1 >= self.start + w))
     }
 
-    fn attended<B: Backend>(&self, be: &mut B, filled: impl Fn(&B, &[f32]) -> B::Buffer, steps: &Steps) -> Rows {
+    /// The block of a sequence's cells from `i` times its length on.
+    fn block(&self, sequence: u32, i: usize) -> u32 {
+        ((self.table_len() - 1 - i) as u32) * SEQUENCES + sequence
+    }
+
+    fn pairs(&self) -> RopePairs {
+        if self.heads.is_multiple_of(2) { RopePairs::Neighbours } else { RopePairs::Halves }
+    }
+
+    /// Two elements of a head are not rotated.
+    fn frequencies(&self) -> Vec<f64> {
+        (0..self.head_len / 2 - 1).map(|i| 0.3 / (1.0 + i as f64)).collect()
+    }
+
+    /// Queries, keys or values of a row before anything was done to them.
+    fn activations(&self, (sequence, position): (u32, u32), kind: u64) -> Vec<f32> {
+        let heads = if kind == 1 { self.heads } else { self.heads_kv };
+        let mut dice = Dice::new(kind << 60 | u64::from(sequence) << 32 | u64::from(position));
+        (0..heads * self.head_len).map(|_| (dice.below(20_001) as f32 / 10_000.0 - 1.0) * self.size).collect()
+    }
+
+    /// Queries or keys as they should be rotated, values as they are.
+    fn rotated(&self, row: (u32, u32), kind: u64) -> Vec<f64> {
+        let mut all: Vec<f64> = self.activations(row, kind).into_iter().map(f64::from).collect();
+        if kind == 3 {
+            return all;
+        }
+        let frequencies = self.frequencies();
+        for head in all.chunks_mut(self.head_len) {
+            for (i, frequency) in frequencies.iter().enumerate() {
+                let [first, second] = match self.pairs() {
+                    RopePairs::Neighbours => [2 * i, 2 * i + 1],
+                    RopePairs::Halves => [i, i + frequencies.len()],
+                };
+                let (sin, cos) = (f64::from(row.1) * frequency).sin_cos();
+                [head[first], head[second]] =
+                    [head[first] * cos - head[second] * sin, head[first] * sin + head[second] * cos];
+            }
+        }
+        all
+    }
+
+    /// What attention should give a row that sees these cells.
+    fn slow(&self, row: (u32, u32), cells: &Cells) -> Vec<f64> {
+        let (len, group) = (self.head_len, self.heads / self.heads_kv);
+        let query = self.rotated(row, 1);
+        let first = self.window.map_or(0, |w| (row.1 + 1).saturating_sub(w));
+        let seen: Vec<&[Vec<f64>; 2]> = (first..=row.1).map(|position| &cells[&(row.0, position)]).collect();
+        let mut out = Vec::with_capacity(query.len());
+        for (head, query) in query.chunks(len).enumerate() {
+            let place = head / group * len..(head / group + 1) * len;
+            let scores = seen.iter().map(|[key, _]| {
+                let dot: f64 = query.iter().zip(&key[place.clone()]).map(|(q, k)| q * k).sum();
+                let score = dot * f64::from(1.0 / (len as f32).sqrt());
+                self.soft_cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
+            });
+            let scores: Vec<f64> = scores.collect();
+            let most = scores.iter().fold(f64::NEG_INFINITY, |a, b| a.max(*b));
+            let weights: Vec<f64> = scores.iter().map(|s| (s - most).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            let of = |d: usize| seen.iter().zip(&weights).map(|([_, value], w)| value[d] * w).sum::<f64>() / total;
+            out.extend(place.map(of));
+        }
+        out
+    }
+
+    /// Runs the steps on a device whose threads take turns as `seed` says: what attention gives, and all cells at the end.
+    fn on_device(&self, seed: u64, processors: usize, steps: &Steps) -> Option<(Rows, Cells)> {
         let Shape { heads, heads_kv, head_len, window, soft_cap, .. } = *self;
+        let device = emulator::with_processors(seed, processors)?;
+        let device = Arc::new(Watched { device, last: Mutex::new(0), cache: Mutex::new(Vec::new()) });
+        let mut be = CudaBackend::new(device.clone());
+        let filled = |be: &CudaBackend<Watched>, with: &[f32]| {
+            let buffer = be.buffer(with.len()).expect("room");
+            let address = *device.last.lock().expect("nothing panics under this lock");
+            let bytes: Vec<u8> = with.iter().flat_map(|x| x.to_le_bytes()).collect();
+            device.upload(address, &bytes).expect("it does not fail");
+            buffer
+        };
         let mut batch = self.batch();
         let table_len = batch.table_len;
-        // Two elements of a head are not rotated.
-        let frequencies: Vec<f64> = (0..head_len / 2 - 1).map(|i| 0.3 / (1.0 + i as f64)).collect();
-        let ropes = [Rope { frequencies, stretched: None, magnitude: 1.0 }];
+        let ropes = [Rope { frequencies: self.frequencies(), stretched: None, magnitude: 1.0 }];
         let shape = StepShape {
             rows_max: ROWS_MAX,
             tables_len: batch.tables.len(),
@@ -173,29 +262,31 @@ impl Shape {
         };
         be.reserve(&shape, &ropes).expect("room");
         let block_count = (table_len - self.start as usize / BLOCK_LEN) * SEQUENCES as usize;
-        let cache = KvShape { layer_count: 2, head_count: heads_kv, head_len, block_count };
-        let mut cache = be.cache(cache).expect("room");
-        let pairs = if heads % 2 == 0 { RopePairs::Neighbours } else { RopePairs::Halves };
-        let rotation = Rotation { head_count: heads, head_norms: None, eps: 1e-6, pairs, rope: 0 };
+        let mut cache =
+            be.cache(KvShape { layer_count: 2, head_count: heads_kv, head_len, block_count }).expect("room");
+        let places = device.cache.lock().expect("nothing panics under this lock").clone();
+        let cell_len = head_len.next_multiple_of(16);
+        let layer_len = block_count * heads_kv * BLOCK_LEN * cell_len;
+        if self.start > 0 {
+            // The first rows see cells that no row of this test has written: what is there must be numbers.
+            places.iter().for_each(|at| device.upload(*at, &vec![0x35; 4 * layer_len]).expect("it does not fail"));
+        }
+        let rotation = Rotation { head_count: heads, head_norms: None, eps: 1e-6, pairs: self.pairs(), rope: 0 };
         let attention = Attention { window, soft_cap, ..Attention::full(heads, head_len) };
         let mut rows = Rows::new();
         for step in steps {
             batch.clear();
             step.iter().for_each(|(sequence, position)| batch.push(0, *position, *sequence));
-            let activations = |kind: u64, width: usize| -> Vec<f32> {
-                let seeds = step
-                    .iter()
-                    .map(|(sequence, position)| kind << 60 | u64::from(*sequence) << 32 | u64::from(*position));
-                let row = |mut dice: Dice| (0..width).map(move |_| dice.below(20_001) as f32 / 10_000.0 - 1.0);
-                seeds.flat_map(|seed| row(Dice::new(seed))).collect()
-            };
-            let mut query = filled(be, &activations(1, heads * head_len));
-            let mut key = filled(be, &activations(2, heads_kv * head_len));
-            let value = filled(be, &activations(3, heads_kv * head_len));
+            let [query, key, value] = [1, 2, 3].map(|kind| {
+                let all: Vec<f32> = step.iter().flat_map(|row| self.activations(*row, kind)).collect();
+                filled(&be, &all)
+            });
+            let (mut query, mut key) = (query, key);
             let mut out = be.buffer(step.len() * heads * head_len).expect("room");
             be.begin_step(&batch, &ropes).expect("it does not fail");
             be.rotate_store(&mut cache, 1, &mut query, &mut key, &value, &batch, &rotation);
             if !step.iter().any(|(sequence, position)| self.attends(*sequence, *position)) {
+                be.read(&out, 0..0).expect("it does not fail");
                 continue;
             }
             be.attend(&mut out, &query, &cache, 1, &batch, &attention);
@@ -203,46 +294,54 @@ impl Shape {
             let wanted = step.iter().zip(out.chunks(heads * head_len)).filter(|((s, p), _)| self.attends(*s, *p));
             rows.extend(wanted.map(|(row, out)| (*row, out.to_vec())));
         }
-        rows
-    }
-
-    fn on_cpu(&self) -> Rows {
-        let mut be = CpuBackend::new(CpuOptions::default()).expect("a thread");
-        let steps = (0..SEQUENCES).flat_map(|sequence| self.in_chunks(sequence, ROWS_MAX)).collect();
-        let filled = |be: &CpuBackend, with: &[f32]| {
-            let mut buffer = be.buffer(with.len()).expect("room");
-            buffer[..with.len()].copy_from_slice(with);
-            buffer
+        let [keys, values] = [places[0], places[1]].map(|address| {
+            let mut bytes = vec![0; 2 * layer_len];
+            device.download(address + 2 * layer_len as u64, &mut bytes).expect("it does not fail");
+            bytes
+        });
+        let cell = |bytes: &[u8], (sequence, position): (u32, u32)| -> Vec<f64> {
+            let block = self.block(sequence, position as usize / BLOCK_LEN) as usize;
+            let of_head = |head: usize| {
+                let start = ((block * heads_kv + head) * BLOCK_LEN + position as usize % BLOCK_LEN) * cell_len * 2;
+                bytes[start..start + 2 * head_len].as_chunks::<2>().0
+            };
+            (0..heads_kv).flat_map(of_head).map(|b| half(u16::from_le_bytes(*b))).collect()
         };
-        self.attended(&mut be, filled, &steps)
+        let stored = steps.iter().flatten().map(|row| (*row, [cell(&keys, *row), cell(&values, *row)]));
+        Some((rows, stored.collect()))
     }
 
-    fn on_device(&self, seed: u64, steps: &Steps) -> Option<Rows> {
-        let device = Arc::new(Watched { device: emulator::device(seed)?, last: Mutex::new(0) });
-        let mut be = CudaBackend::new(device.clone());
-        let filled = |be: &CudaBackend<Watched>, with: &[f32]| {
-            let buffer = be.buffer(with.len()).expect("room");
-            let address = *device.last.lock().expect("nothing panics under this lock");
-            let bytes: Vec<u8> = with.iter().flat_map(|x| x.to_le_bytes()).collect();
-            device.upload(address, &bytes).expect("it does not fail");
-            buffer
-        };
-        Some(self.attended(&mut be, filled, steps))
-    }
-
-    /// Holds each row against the CPU, and its bits against those that it has in other company. `chunks`: rows of a step.
+    /// Holds each cell and each row against the slow pass, and a row's bits against those that it has in other company. `chunks`:
+    /// rows of a step.
     fn check(&self, chunks: &[usize]) {
-        let wanted = self.on_cpu();
-        let mut all = vec![(1, self.mixed(&mut Dice::new(u64::from(self.rows)))), (0, self.alone_in_a_crowd())];
-        all.extend(chunks.iter().map(|chunk| (*chunk as u64 % 2 * 7, self.in_chunks(0, *chunk))));
-        let mut bits = Rows::new();
-        for (seed, steps) in all {
-            let Some(got) = self.on_device(seed, &steps) else { return };
-            for (row, got) in got {
-                let error = got.iter().zip(&wanted[&row]).map(|(g, w)| (g - w).abs());
-                // `max` would pass over what is no number.
-                let error = error.fold(0.0, |a: f32, e| if e > a || e.is_nan() { e } else { a });
-                assert!(error < ERROR_MAX, "{error} at {row:?} of {self:?}");
+        let mixed = self.mixed(&mut Dice::new(u64::from(self.rows)));
+        let Some((mut bits, cells)) = self.on_device(1, 1, &mixed) else { return };
+        for (row, [key, value]) in &cells {
+            for (kind, cell) in [(2, key), (3, value)] {
+                for (got, wanted) in cell.iter().zip(self.rotated(*row, kind)) {
+                    let wanted = wanted.clamp(-HALF_MAX, HALF_MAX);
+                    // Half a unit of the last of eleven bits, of subnormal numbers of 2^-24.
+                    let rounding = wanted.abs() * 2f64.powi(-11) + 2f64.powi(-25);
+                    let error = (got - wanted).abs();
+                    let bound = rounding + ROTATION_ERROR_MAX * f64::from(self.size);
+                    assert!(error <= bound, "cell {row:?} has {got} for {wanted}: {self:?}");
+                }
+            }
+        }
+        for (row, got) in &bits {
+            let error = got.iter().zip(self.slow(*row, &cells)).map(|(g, w)| (f64::from(*g) - w).abs());
+            // `max` would pass over what is no number.
+            let error = error.fold(0.0, |a: f64, e| if e > a || e.is_nan() { e } else { a });
+            let bound = ERROR_MAX * f64::from(self.size).min(HALF_MAX);
+            assert!(error <= bound, "{error} at {row:?} of {self:?}");
+        }
+        // On a small device a block of threads goes through all pieces of a context, on a large one it has one.
+        let mut all = vec![(0, 1, self.alone_in_a_crowd())];
+        let devices = [(0, 132), (7, 1)].into_iter().cycle();
+        all.extend(chunks.iter().zip(devices).map(|(chunk, (seed, size))| (seed, size, self.in_chunks(0, *chunk))));
+        for (seed, processors, steps) in all {
+            let (rows, _) = self.on_device(seed, processors, &steps).expect("as before");
+            for (row, got) in rows {
                 let before = bits.entry(row).or_insert_with(|| got.clone());
                 let same = before.iter().zip(&got).all(|(b, g)| b.to_bits() == g.to_bits());
                 assert!(same, "row {row:?} has other bits among {} steps: {self:?}", steps.len());
@@ -251,11 +350,34 @@ impl Shape {
     }
 }
 
-const PLAIN: Shape =
-    Shape { heads: 4, heads_kv: 2, head_len: 16, window: None, soft_cap: None, start: 0, rows: 40, attending: 40 };
+/// The largest number of half precision.
+const HALF_MAX: f64 = 65504.0;
+
+/// A number of half precision.
+fn half(bits: u16) -> f64 {
+    let (exponent, fraction) = (i32::from(bits >> 10 & 31), f64::from(bits & 1023));
+    let magnitude = match exponent {
+        0 => fraction * 2f64.powi(-24),
+        31 => f64::NAN,
+        _ => (1.0 + fraction / 1024.0) * 2f64.powi(exponent - 15),
+    };
+    if bits >> 15 == 0 { magnitude } else { -magnitude }
+}
+
+const PLAIN: Shape = Shape {
+    heads: 4,
+    heads_kv: 2,
+    head_len: 16,
+    window: None,
+    soft_cap: None,
+    start: 0,
+    rows: 40,
+    attending: 40,
+    size: 1.0,
+};
 
 #[test]
-fn every_grouping_of_heads_and_length_of_a_head_gives_what_the_cpu_gives_in_any_company() {
+fn every_grouping_of_heads_and_length_of_a_head_gives_what_the_slow_pass_gives_in_any_company() {
     let shapes = [
         (1, 1, 10),
         (2, 2, 30),
@@ -302,4 +424,12 @@ fn contexts_of_thousands_of_cells_are_no_different() {
 #[test]
 fn far_positions_are_attended_to_in_portions() {
     Shape { heads: 8, heads_kv: 2, head_len: 128, window: Some(8), start: 150_000, rows: 40, ..PLAIN }.check(&[7, 64]);
+}
+
+/// Cells have eleven bits and end at 65504; queries have all that `f32` has, from the smallest to the largest.
+#[test]
+fn what_is_beyond_half_precision_is_its_largest_number_and_what_is_tiny_is_no_different() {
+    for size in [1e6, 3e5, 1e-3, 1e-6, 1e-30] {
+        Shape { size, rows: 20, attending: 20, ..PLAIN }.check(&[1, 16]);
+    }
 }

@@ -9,8 +9,8 @@ use orchestratord_engine::backend::cuda::{
     Absent, CudaBackend, Driver, Found, Kernels, Monitor, devices, engine_on, kv_blocks_in, plan,
 };
 use orchestratord_engine::{
-    AdmitError, AdmitInfo, BLOCK_LEN, DeviceError, Engine, EngineOptions, KvUsage, Model, NextRows, Progress,
-    SequenceRequest, SessionKv, StepReport, TokenSink,
+    AdmitError, AdmitInfo, BLOCK_LEN, CpuBackend, DeviceError, Engine, EngineOptions, KvUsage, Model, NextRows,
+    Progress, SequenceRequest, SessionKv, StepReport, TokenSink,
 };
 
 use super::decoder::Decoder;
@@ -62,7 +62,10 @@ pub fn open(kernels: &Kernels) -> Result<Driver, String> {
 ///
 /// When it is less than one block, or no share can be told.
 pub fn size_kv(config: &mut Config, model: &Arc<Model>) -> Result<(), String> {
-    let block_bytes = (model.info().kv_bytes_per_token * BLOCK_LEN) as u64;
+    let block_bytes = match config.engine {
+        EngineChoice::Cuda => model.kv_block_bytes::<CudaBackend<Driver>>(),
+        EngineChoice::Cpu | EngineChoice::Auto => model.kv_block_bytes::<CpuBackend>(),
+    } as u64;
     let blocks = match config.kv_memory {
         KvMemory::Blocks => return Ok(()),
         KvMemory::Bytes(bytes) => bytes / block_bytes,

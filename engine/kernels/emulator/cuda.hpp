@@ -112,6 +112,9 @@ inline uint16_t float_to_half(float wide) {
   magnitude += 0xfffu + (magnitude >> 13 & 1);
   return sign | (magnitude - (112u << 23)) >> 13;
 }
+inline uint32_t pack_halves(float first, float second) {
+  return float_to_half(first) | (uint32_t)float_to_half(second) << 16;
+}
 
 template <int EXPONENT>
 inline uint32_t scale_bf16_pair(uint32_t pair) {

@@ -220,6 +220,9 @@ pub trait Backend {
     /// When the device has no room for them.
     fn buffer(&self, len: usize) -> Result<Self::Buffer, DeviceError>;
 
+    /// Bytes of keys and values in a KV cache of this shape.
+    fn cache_bytes(shape: KvShape) -> usize;
+
     /// An empty KV cache.
     ///
     /// # Errors

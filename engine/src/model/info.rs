@@ -6,7 +6,6 @@ use super::DecoderWeights;
 use super::architecture::NetworkConfig;
 use super::tensors::Tensors;
 use crate::Pooling;
-use crate::backend::BLOCK_LEN;
 
 /// Facts about a model, for people and for planning.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,8 +35,6 @@ pub struct ModelInfo {
     /// Bytes of those that a decode step reads whole: without the embedding table, of which it reads a row per token, unless
     /// that is the output matrix, too.
     pub step_weights_bytes: u64,
-    /// Bytes of KV memory that one token takes.
-    pub kv_bytes_per_token: usize,
     /// How its authors make one vector of a text, if the files say; else it is that of the last token.
     pub pooling: Pooling,
     /// Tensor type that most weights have.
@@ -72,7 +69,6 @@ impl ModelInfo {
             parameter_count: tensors.infos().map(|t| t.len() as u64).sum(),
             weights_bytes,
             step_weights_bytes: weights_bytes - weights.lookup_bytes(),
-            kv_bytes_per_token: config.kv_block_bytes() / BLOCK_LEN,
             pooling,
             quantization: most.to_owned(),
         }

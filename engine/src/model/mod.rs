@@ -24,6 +24,7 @@ use tensors::Tensors;
 pub(crate) use weights::f16_to_f32;
 pub use weights::{Matrix, Vector};
 
+use crate::backend::Backend;
 use crate::constraint::{Constraint, Grammar, GrammarError, Grammars};
 use crate::gguf::{FileBytes, Gguf};
 use crate::text::{ChatTemplate, Tokenizer};
@@ -47,6 +48,11 @@ pub struct Model {
 }
 
 impl Model {
+    /// Bytes of one block of KV memory on a backend: keys and values of all layers.
+    pub fn kv_block_bytes<B: Backend>(&self) -> usize {
+        B::cache_bytes(self.config.kv_shape(1))
+    }
+
     /// Maps a GGUF file, or the safetensors files of a Hugging Face folder, checks everything, and begins
     /// to compute its digest.
     ///

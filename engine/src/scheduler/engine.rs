@@ -141,7 +141,7 @@ impl<B: Backend> Engine<B> {
     ///
     /// When the options contradict each other, ask for too much memory, or the device has no room.
     pub fn on_backend(model: Arc<Model>, options: EngineOptions, mut backend: B) -> Result<Engine<B>, EngineError> {
-        check_options(&model, &options)?;
+        check_options(&model, &options, model.kv_block_bytes::<B>())?;
         let o = &options;
         // A table is as long as the longest sequence can be.
         let table_len = model.config.context_length.div_ceil(BLOCK_LEN).min(o.kv_blocks_max);
@@ -217,7 +217,7 @@ impl<B: Backend> Engine<B> {
             blocks_used: self.kv.used_count(),
             blocks_cached: self.kv.idle_count(),
             blocks_max: self.kv.block_count(),
-            block_bytes: self.model.config.kv_block_bytes(),
+            block_bytes: self.model.kv_block_bytes::<B>(),
         }
     }
 
@@ -228,7 +228,7 @@ impl<B: Backend> Engine<B> {
 
     /// What a session has in the KV cache at this moment. While a sequence of it runs, that is what the sequence has.
     pub fn session_kv(&self, session: u128) -> SessionKv {
-        let block_bytes = self.model.config.kv_block_bytes();
+        let block_bytes = self.model.kv_block_bytes::<B>();
         let running = self.order.iter().rev().filter_map(|slot| self.slots[*slot].as_ref());
         match running.into_iter().find(|s| s.request.session == Some(session)) {
             None => self.sessions.kv(&self.kv, session, block_bytes),
@@ -337,7 +337,7 @@ fn samples_max(o: &EngineOptions) -> usize {
     o.step_rows_max.min(o.slots_max.saturating_add(SCORED_ROWS_MAX))
 }
 
-fn check_options(model: &Model, o: &EngineOptions) -> Result<(), EngineError> {
+fn check_options(model: &Model, o: &EngineOptions, block_bytes: usize) -> Result<(), EngineError> {
     let wrong = |text: String| Err(EngineError::Options(text));
     if o.slots_max == 0 || o.kv_blocks_max == 0 || o.threads > 1024 {
         return wrong(format!(
@@ -359,7 +359,6 @@ fn check_options(model: &Model, o: &EngineOptions) -> Result<(), EngineError> {
         3 * c.embedding_length + 2 * (c.head_count + c.head_count_kv) * c.head_len + 2 * c.feed_forward_length;
     let floats = o.step_rows_max as u64 * row_len as u64 + samples_max(o) as u64 * c.vocab_len as u64;
     let activation_bytes = floats.saturating_mul(4);
-    let block_bytes = c.kv_block_bytes();
     let kv_bytes = (o.kv_blocks_max as u64).saturating_mul(block_bytes as u64);
     if kv_bytes.saturating_add(activation_bytes) > o.memory_bytes_max {
         return Err(EngineError::TooMuchMemory {

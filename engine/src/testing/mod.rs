@@ -12,6 +12,14 @@ pub use shapes::SHAPES;
 
 use crate::gguf::TensorType;
 
+/// By how much logits of a CUDA engine may be off those of the CPU: 1e-3 for the order of sums, and what keys and values in
+/// half precision make. Each of those is off by up to 2^-12 of itself, in a random direction, in every layer; so what a layer
+/// adds, and in the end a logit, is off by a few times that share of the largest one. Twelve times is allowed; random models of the tests have up to seven.
+pub fn half_cells_error_max(logits: &[f32]) -> f64 {
+    let largest = logits.iter().fold(0.0f32, |most, logit| most.max(logit.abs()));
+    1e-3 + 12.0 * f64::from(largest) / 4096.0
+}
+
 /// A Llama-shaped model with random weights, written as a GGUF file. Same fields, same bytes.
 #[derive(Clone, Debug)]
 pub struct TinyModel {

@@ -11,6 +11,8 @@ pub struct Network {
     /// Elements i and i + half are a pair, and not 2i and 2i + 1.
     halves: bool,
     frequencies: Vec<f64>,
+    /// Keys and values are rounded to half precision.
+    half_cells: bool,
     embedding: Matrix,
     output: Matrix,
     output_norm: Vec<f64>,
@@ -51,6 +53,13 @@ fn add(x: &mut [f64], y: &[f64]) {
     x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
 }
 
+/// The nearest number of half precision, of two the even one; the largest for what is larger.
+fn to_half(x: f64) -> f64 {
+    let exponent = if x == 0.0 { 0.0 } else { x.abs().log2().floor().max(-14.0) };
+    let unit = (exponent - 10.0).exp2();
+    ((x / unit).round_ties_even() * unit).clamp(-65504.0, 65504.0)
+}
+
 impl Network {
     pub fn read(bytes: &[u8]) -> Network {
         let file = File::parse(bytes);
@@ -88,11 +97,17 @@ impl Network {
             eps: number("attention.layer_norm_rms_epsilon").expect("an epsilon"),
             halves: architecture == "qwen2",
             frequencies: frequencies.collect(),
+            half_cells: false,
             layers: layers.collect(),
             output: matrix("output.weight".into()).unwrap_or_else(|| embedding.clone()),
             output_norm: vector("output_norm.weight".into()).expect("a norm"),
             embedding,
         }
+    }
+
+    /// With keys and values in half precision, as a CUDA engine keeps them.
+    pub fn with_half_cells(self) -> Network {
+        Network { half_cells: true, ..self }
     }
 
     /// Logits after each token.
@@ -115,8 +130,9 @@ impl Network {
                 self.rotate(&mut q, position);
                 self.rotate(&mut k, position);
                 queries.push(q);
-                keys.push(k);
-                values.push(v);
+                let cell = |x: Vec<f64>| if self.half_cells { x.into_iter().map(to_half).collect() } else { x };
+                keys.push(cell(k));
+                values.push(cell(v));
             }
             for (position, x) in xs.iter_mut().enumerate() {
                 let attended = self.attend(&queries[position], &keys[..=position], &values[..=position]);

@@ -281,7 +281,7 @@ fn case(engine: &mut CudaEngine, driver: &Driver, load: &Load) -> Result<Case, F
         tokens_per_s: (decode > 0).then(|| (load.sequences * decode) as f64 / all.as_secs_f64()),
         step_us_p50: percentile_us(&steps, 50),
         step_us_p99: percentile_us(&steps, 99),
-        step_bytes: load.step_bytes(engine.model().info(), decode),
+        step_bytes: load.step_bytes(engine.model().info(), engine.kv_usage().block_bytes, decode),
         host_us: per_step(all.saturating_sub(waited)),
         idle_us: per_step(idle),
         device_bytes: Some(driver.allocated_bytes()),

@@ -74,6 +74,15 @@ impl Backend for CpuBackend {
         Ok(Buffer::zeros(len))
     }
 
+    fn cache_bytes(shape: KvShape) -> usize {
+        2 * shape.layer_count
+            * shape.block_count
+            * shape.head_count
+            * crate::BLOCK_LEN
+            * shape.head_len
+            * size_of::<f32>()
+    }
+
     fn cache(&self, shape: KvShape) -> Result<CpuCache, DeviceError> {
         Ok(CpuCache::new(shape))
     }

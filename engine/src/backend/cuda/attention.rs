@@ -5,31 +5,69 @@ use super::device::pair;
 use super::{Arguments, CudaBackend, CudaBuffer, CudaCache, Device, Memory, Use};
 use crate::backend::{Attention, BLOCK_LEN, Batch, DeviceError, KvShape, StepShape};
 
-/// Cells that one block of threads attends to. As in `engine/kernels/attend.cu`.
+/// Cells of a piece. As in `engine/kernels/attend.cu`.
 const SPLIT_LEN: usize = 256;
 /// Query heads that share a block of threads there.
 const GROUP_MAX: usize = 8;
-/// Queries of a run of rows there: heads of rows.
-const QUERIES_MAX: usize = 32;
-/// Kernels for one row and for runs of rows, by the longest head that they have room for.
-const ATTEND: [(usize, [&str; 2]); 3] = [
-    (64, ["attend_64", "attend_rows_64"]),
-    (128, ["attend_128", "attend_rows_128"]),
-    (HEAD_LEN_MAX, ["attend_256", "attend_rows_256"]),
+/// Threads of a block there.
+const THREADS: usize = 128;
+
+/// The kernels for heads of up to `head_len` elements, and what they need.
+struct Kind {
+    head_len: usize,
+    /// For one row, and for runs of rows.
+    names: [&'static str; 2],
+    /// Dynamic shared memory of each, as the kernels lay it out.
+    shared_bytes: [usize; 2],
+    /// Queries of a run: heads of rows.
+    queries_max: usize,
+}
+
+/// A block of 16 cells has 32 bytes an element, a query four; totals are four bytes an element of a query.
+const KINDS: [Kind; 3] = [
+    Kind {
+        head_len: 64,
+        names: ["attend_64", "attend_rows_64"],
+        shared_bytes: [64 * (16 * 32 + 8 * 4), 64 * (8 * 32 + 64 * 8)],
+        queries_max: 64,
+    },
+    Kind {
+        head_len: 128,
+        names: ["attend_128", "attend_rows_128"],
+        shared_bytes: [128 * (16 * 32 + 8 * 4), 128 * (8 * 32 + 64 * 8)],
+        queries_max: 64,
+    },
+    Kind {
+        head_len: HEAD_LEN_MAX,
+        names: ["attend_256", "attend_rows_256"],
+        shared_bytes: [HEAD_LEN_MAX * (8 * 32 + 8 * 4), HEAD_LEN_MAX * (4 * 32 + 32 * 8)],
+        queries_max: 32,
+    },
 ];
+
+/// The kernels for heads of this length.
+fn kind(head_len: usize) -> &'static Kind {
+    KINDS.iter().find(|kind| head_len <= kind.head_len).expect("`cache` has looked")
+}
+
 /// Elements of a head that attention can have.
 pub(super) const HEAD_LEN_MAX: usize = 256;
 /// Bytes of partial attention: with long contexts, rows of a prompt are attended to in portions.
 const PARTIAL_BYTES_MAX: usize = 64 << 20;
 /// Rows, or runs of them, that one launch can have: a grid's second and third extent.
 const SLOTS_MAX: usize = 65535;
+/// Pieces of a context up to which a block of threads may go through all of a lone row's: lest one long row outlast many short
+/// ones.
+const LONE_PIECES_MAX: usize = 8;
+/// Blocks of threads a processor from which on a lone row's pieces, and a run's, are one block's.
+const BLOCKS_ENOUGH: [usize; 2] = [6, 1];
 
 impl<D: Device> CudaBackend<D> {
     /// Makes room for the attention of any step of this shape.
     pub(super) fn room_for_attention(&mut self, shape: &StepShape) -> Result<(), DeviceError> {
         let row_bytes = partial_row_bytes(shape.head_count, shape.head_len, shape.context_max);
         let group = (shape.head_count / shape.head_count_kv).min(GROUP_MAX);
-        self.step.run_rows_max = (QUERIES_MAX / group).min(PARTIAL_BYTES_MAX / row_bytes.max(1)).max(1);
+        self.step.run_rows_max = kind(shape.head_len).queries_max / group;
         // What `attend` asks for with this context or a shorter one is never more.
         let slots = shape.rows_max.max(self.step.run_rows_max);
         self.room_for_partial(slots.saturating_mul(row_bytes).min(PARTIAL_BYTES_MAX.max(row_bytes)))
@@ -56,7 +94,8 @@ impl<D: Device> CudaBackend<D> {
         Ok(())
     }
 
-    /// As `Backend::attend`: the lone rows, then the runs of several, each in portions whose partial sums there is room for.
+    /// As `Backend::attend`: the lone rows, then the runs of several. Where there are enough of them, a block of threads goes
+    /// through all pieces of a context; else each piece has a block, in portions whose partial sums there is room for.
     pub(super) fn attend_runs(
         &mut self,
         out: &mut CudaBuffer<D>,
@@ -71,23 +110,29 @@ impl<D: Device> CudaBackend<D> {
         let heads = attention.head_count;
         let pieces = self.step.context.div_ceil(SPLIT_LEN);
         let row_bytes = partial_row_bytes(heads, head_len, self.step.context);
-        // A context of one piece needs no partial sums.
-        let slots_max = match pieces {
-            0 | 1 => SLOTS_MAX,
-            _ => {
-                (PARTIAL_BYTES_MAX / row_bytes).clamp(1, self.step.capacity.max(self.step.run_rows_max).min(SLOTS_MAX))
-            }
-        };
         let (lone_runs, all_runs) = (self.step.lone_runs, self.step.runs.len());
-        let kinds =
-            [(0..lone_runs, 1, 256, GROUP_MAX), (lone_runs..all_runs, self.step.run_rows_max, 512, QUERIES_MAX)];
-        let (head_len_max, kernels) = *ATTEND.iter().find(|(len, _)| head_len <= *len).expect("`cache` has looked");
+        let kind = kind(head_len);
         let [keys, values] = cache.layer(layer);
         let groups = (heads / heads_kv).div_ceil(GROUP_MAX);
-        for (kernel, (runs, run_rows, threads, queries)) in kernels.into_iter().zip(kinds) {
-            let portion = (slots_max / run_rows).clamp(1, runs.len().max(1));
+        for (which, (runs, run_rows)) in
+            [(0..lone_runs, 1), (lone_runs..all_runs, self.step.run_rows_max)].into_iter().enumerate()
+        {
+            if runs.is_empty() {
+                continue;
+            }
+            let enough = runs.len() * heads_kv * groups >= BLOCKS_ENOUGH[which] * self.device.processors();
+            let whole = match which {
+                0 => enough && pieces <= LONE_PIECES_MAX,
+                _ => enough || run_rows * row_bytes > PARTIAL_BYTES_MAX,
+            };
+            let whole = whole || pieces <= 1;
+            let slots_max = match whole {
+                true => SLOTS_MAX,
+                false => (PARTIAL_BYTES_MAX / row_bytes).clamp(1, self.step.capacity.max(run_rows).min(SLOTS_MAX)),
+            };
+            let portion = (slots_max / run_rows).clamp(1, runs.len());
             let (slots, end) = (portion * run_rows, runs.end);
-            if pieces > 1 && !runs.is_empty() {
+            if !whole {
                 let made = self.room_for_partial(slots * row_bytes);
                 if self.keep(made).is_none() {
                     return;
@@ -110,9 +155,9 @@ impl<D: Device> CudaBackend<D> {
                 ];
                 let arguments = Arguments::new().pointer(out.0.address()).pointer(partial).pointer(stats);
                 let arguments = arguments.pointer(query.0.address()).pointer(keys).pointer(values).structure(&shape);
-                let shared = attend_shared_bytes(head_len_max, threads, queries);
-                self.launch(kernel, [heads_kv * groups, pieces, count], threads, shared, arguments);
-                if pieces > 1 {
+                let grid = [heads_kv * groups, if whole { 1 } else { pieces }, count];
+                self.launch(kind.names[which], grid, THREADS, kind.shared_bytes[which], arguments);
+                if !whole {
                     let arguments = Arguments::new().pointer(out.0.address()).pointer(partial).pointer(stats);
                     let grid = [heads, count * run_rows, 1];
                     let threads = head_len.next_multiple_of(32);
@@ -123,24 +168,19 @@ impl<D: Device> CudaBackend<D> {
     }
 }
 
-/// Elements of a head in the cache and in partial sums: what sixteen bytes are read from at once.
+/// Elements of a head in the cache and in partial sums.
 fn cell_len(head_len: usize) -> usize {
-    head_len.next_multiple_of(4)
+    head_len.next_multiple_of(16)
 }
 
 /// Bytes of the keys, or of the values, of a cache.
 pub(super) fn cache_bytes(shape: KvShape) -> usize {
-    shape.layer_count * shape.block_count * shape.head_count * BLOCK_LEN * cell_len(shape.head_len) * 4
+    shape.layer_count * shape.block_count * shape.head_count * BLOCK_LEN * cell_len(shape.head_len) * 2
 }
 
 /// Bytes of partial attention of one row: sums and two statistics of each piece of each head.
 fn partial_row_bytes(heads: usize, head_len: usize, context: usize) -> usize {
     heads * context.div_ceil(SPLIT_LEN) * (cell_len(head_len) + 2) * 4
-}
-
-/// Dynamic shared memory of a kernel of attention, as `attend_piece` lays it out.
-fn attend_shared_bytes(head_len_max: usize, threads: usize, queries: usize) -> usize {
-    (queries * head_len_max * 4).max(threads * 64) + SPLIT_LEN * (queries + 4) * 4
 }
 
 /// First row and length of each run of rows that follow each other in a sequence, `rows_max` at most.

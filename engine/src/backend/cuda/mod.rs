@@ -69,7 +69,7 @@ pub struct CudaVector<D: Device> {
     len: usize,
 }
 
-/// Keys and values of all layers, `[layers, blocks, heads, BLOCK_LEN, cell_len]` each.
+/// Keys and values of all layers, `[layers, blocks, heads, BLOCK_LEN, cell_len]` of `f16` each.
 pub struct CudaCache<D: Device> {
     keys: Memory<D>,
     values: Memory<D>,
@@ -400,6 +400,10 @@ impl<D: Device> Backend for CudaBackend<D> {
         let memory = Memory::new(&self.device, len * 4, Use::Workspace)?;
         self.device.clear(memory.address(), memory.bytes())?;
         Ok(CudaBuffer(memory))
+    }
+
+    fn cache_bytes(shape: KvShape) -> usize {
+        2 * attention::cache_bytes(shape)
     }
 
     fn cache(&self, shape: KvShape) -> Result<CudaCache<D>, DeviceError> {

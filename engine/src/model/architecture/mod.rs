@@ -13,7 +13,7 @@ use super::rope::{self, Rope, RopeShape};
 use super::settings::{Key, Settings};
 use super::tensors::{Name, Tensors};
 use crate::LoadError;
-use crate::backend::{Attention, BLOCK_LEN, KvShape, RopePairs};
+use crate::backend::{Attention, KvShape, RopePairs};
 
 const CONTEXT: Key = Key { gguf: "context_length", hf: "max_position_embeddings" };
 const LAYERS: Key = Key { gguf: "block_count", hf: "num_hidden_layers" };
@@ -88,11 +88,6 @@ impl NetworkConfig {
     pub fn kv_shape(&self, block_count: usize) -> KvShape {
         let (layer_count, head_count, head_len) = (self.layer_count, self.head_count_kv, self.head_len);
         KvShape { layer_count, head_count, head_len, block_count }
-    }
-
-    /// Bytes of one block of KV memory: keys and values of all layers as `f32`.
-    pub fn kv_block_bytes(&self) -> usize {
-        2 * self.layer_count * self.head_count_kv * self.head_len * BLOCK_LEN * size_of::<f32>()
     }
 
     /// True when a sequence of which at most `cells_max` tokens are computed is rotated by the stretched frequencies.
