@@ -1,30 +1,72 @@
-// Elementwise operations, and rows that are copied.
+// Elementwise operations, and rows that are copied; the gates of a feed-forward unit also with the records (records.cuh) that
+// the product behind them takes.
 //
 // Idea: nothing but memory traffic. Mapping: a thread an element, blocks of 256; in `add_bias` and `gather` a block row a
-// row. Shapes: `x` and `y` `[len]`, `bias` `[width]`, rows `[rows, width]`, all f32.
-// Bytes moved: 8 an element for `scale` and `soft_cap`, 12 for the others. At decode these are a few kilobytes: what counts
-// is that they are launched at all.
-#include "device.cuh"
+// row. With records a warp a row and stage, four warps a block, as in `quantise`: a row of 14336 is 28 blocks or more.
+// Shapes: `x` and `y` `[len]`, `gate` and `up` `[rows, cols]`, `bias` `[width]`, rows `[rows, width]`, all f32.
+// Bytes moved: 8 an element for `scale` and `soft_cap`, 12 for the others; records are 2.5 or 4 more, and 4 less than if
+// `quantise` read the result again. At decode these are a few kilobytes: what counts is that they are launched at all.
+#include "records.cuh"
 
 __device__ __forceinline__ int element() { return blockIdx.x * blockDim.x + threadIdx.x; }
 
-// gate = silu(gate) * up
-extern "C" __global__ void __launch_bounds__(256) silu_mul(float* gate, const float* up, int len) {
-  wait_for_inputs();
-  int i = element();
-  if (i < len) gate[i] = gate[i] / (1.0f + exp_exact(-gate[i])) * up[i];
-}
-REGISTER(silu_mul)
+// Both are zero at zero, so what a stage has beyond the row is zero in its records, too.
+struct Silu {
+  static __device__ __forceinline__ float of(float x) { return x / (1.0f + exp_exact(-x)); }
+};
 
-// gate = gelu(gate) * up, with the approximation by tanh. Source: Hendrycks and Gimpel 2016.
-extern "C" __global__ void __launch_bounds__(256) gelu_mul(float* gate, const float* up, int len) {
-  wait_for_inputs();
-  int i = element();
-  if (i >= len) return;
-  float x = gate[i];
-  gate[i] = 0.5f * x * (1.0f + tanh_exact(0.7978846f * (x + 0.044715f * x * x * x))) * up[i];
+// With the approximation by tanh. Source: Hendrycks and Gimpel 2016.
+struct Gelu {
+  static __device__ __forceinline__ float of(float x) {
+    return 0.5f * x * (1.0f + tanh_exact(0.7978846f * (x + 0.044715f * x * x * x)));
+  }
+};
+
+template <class Activation, class Records>
+__device__ __forceinline__ void gate_stage(float* gate, const float* up, int cols, uint8_t* records) {
+  int stages = (cols + Records::LEN - 1) / Records::LEN;
+  int stage = blockIdx.x * 4 + (threadIdx.x >> 5), lane = threadIdx.x & 31, row = blockIdx.y;
+  if (stage >= stages) return;
+  int at = stage * Records::LEN + lane * Records::LANE_LEN;
+  gate += (size_t)row * cols;
+  float values[Records::LANE_LEN], factors[Records::LANE_LEN];
+  Records::load(values, gate, at, cols);
+  Records::load(factors, up + (size_t)row * cols, at, cols);
+#pragma unroll
+  for (int i = 0; i < Records::LANE_LEN; ++i) values[i] = Activation::of(values[i]) * factors[i];
+  Records::store(gate, values, at, cols);
+  Records::put(records, values, row, stage, stages, lane);
 }
-REGISTER(gelu_mul)
+
+// gate = activation(gate) * up; with records `[rows, cols]`, grid (stages / 4, rows)
+#define GATE(name, Activation)                                                                                     \
+  extern "C" __global__ void __launch_bounds__(256) name##_mul(float* gate, const float* up, int len) {            \
+    wait_for_inputs();                                                                                             \
+    int i = element();                                                                                             \
+    if (i < len) gate[i] = Activation::of(gate[i]) * up[i];                                                        \
+  }                                                                                                                \
+  REGISTER(name##_mul)                                                                                             \
+  extern "C" __global__ void __launch_bounds__(128) name##_mul_words(float* gate, const float* up, int cols,       \
+                                                                     uint8_t* records) {                           \
+    wait_for_inputs();                                                                                             \
+    gate_stage<Activation, Words>(gate, up, cols, records);                                                        \
+  }                                                                                                                \
+  REGISTER(name##_mul_words)                                                                                       \
+  extern "C" __global__ void __launch_bounds__(128) name##_mul_halves(float* gate, const float* up, int cols,      \
+                                                                      uint8_t* records) {                          \
+    wait_for_inputs();                                                                                             \
+    gate_stage<Activation, Halves>(gate, up, cols, records);                                                       \
+  }                                                                                                                \
+  REGISTER(name##_mul_halves)                                                                                      \
+  extern "C" __global__ void __launch_bounds__(128) name##_mul_scaled_halves(float* gate, const float* up,         \
+                                                                             int cols, uint8_t* records) {         \
+    wait_for_inputs();                                                                                             \
+    gate_stage<Activation, ScaledHalves>(gate, up, cols, records);                                                 \
+  }                                                                                                                \
+  REGISTER(name##_mul_scaled_halves)
+
+GATE(silu, Silu)
+GATE(gelu, Gelu)
 
 extern "C" __global__ void __launch_bounds__(256) scale(float* x, float factor, int len) {
   wait_for_inputs();

@@ -10,7 +10,7 @@ use common::{engine, model, tokens};
 use emulator::{Emulator, device, with_processors};
 use orchestratord_engine::backend::cuda::{Arguments, CudaBackend, Device, Use};
 use orchestratord_engine::gguf::TensorType;
-use orchestratord_engine::testing::{Dice, TinyModel, half_cells_error_max};
+use orchestratord_engine::testing::{Dice, TinyModel};
 use orchestratord_engine::{Engine, EngineOptions, Model};
 
 /// Runs a kernel of `engine/kernels/emulator/fragments.cpp` on one warp: what becomes of `c`, words by lanes.
@@ -208,6 +208,136 @@ fn activations_lose_next_to_nothing_as_two_halves_of_any_scale() {
     device.free(to, records.len());
 }
 
+/// Memory of a device that holds these bytes.
+fn uploaded(device: &Emulator, bytes: &[u8]) -> u64 {
+    let address = device.alloc(bytes.len(), Use::Workspace).expect("room");
+    device.upload(address, bytes).expect("it does not fail");
+    address
+}
+
+/// Gives memory back: what it held.
+fn taken(device: &Emulator, address: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    device.download(address, &mut bytes).expect("it does not fail");
+    device.free(address, len);
+    bytes
+}
+
+/// Rows of random numbers, some of them extreme; of `at` on there is a row of zeros, and others with what is infinite, no number,
+/// or so small that its square is nothing.
+fn rows_of(dice: &mut Dice, rows: usize, cols: usize, at: usize) -> Vec<f32> {
+    let mut x: Vec<f32> = (0..rows * cols).map(|_| (dice.below(2001) as f32 - 1000.0) / 300.0).collect();
+    for row in at..rows {
+        let row_of = &mut x[row * cols..(row + 1) * cols];
+        match (row - at) % 9 {
+            0 => row_of.fill(0.0),
+            1 => row_of[cols / 2] = f32::INFINITY,
+            2 => row_of[cols - 1] = f32::NEG_INFINITY,
+            3 => row_of[cols / 3] = f32::NAN,
+            4 => row_of.iter_mut().for_each(|x| *x *= 1e-38),
+            5 => row_of.iter_mut().for_each(|x| *x *= 1e-42),
+            6 => row_of.iter_mut().for_each(|x| *x *= 1e30),
+            // Units of which some are zero, and numbers of many sizes.
+            7 => row_of.iter_mut().enumerate().for_each(|(i, x)| *x *= if i / 32 % 2 == 0 { 0.0 } else { 1e20 }),
+            _ => row_of.iter_mut().enumerate().for_each(|(i, x)| *x *= 10f32.powi(i as i32 % 60 - 30)),
+        }
+    }
+    x
+}
+
+/// What makes records of its rows leaves the bits that it and `quantise` or `split` leave one after the other, whether rows
+/// end within a stage or not, in any order of threads.
+#[test]
+fn records_beside_the_rows_are_those_of_a_kernel_of_their_own() {
+    let Some(_) = device(0) else { return };
+    let mut dice = Dice::new(3);
+    let bytes_of = |x: &[f32]| x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    // Of an odd length, and longer than stays in registers, in `split` alone; 8192 and more is what registers do not hold.
+    let shapes = [
+        (1, 32),
+        (3, 96),
+        (70, 160),
+        (5, 288),
+        (2, 4096 + 32),
+        (12, 1024),
+        (1, 8192 + 96),
+        (1, 16384),
+        (6, 77),
+        (11, 130),
+    ];
+    let kinds: [(&str, [&str; 4], usize, usize); 3] = [
+        ("quantise", ["rms_norm_words", "add_rms_norm_words", "silu_mul_words", "gelu_mul_words"], 128, 1280),
+        ("split", ["rms_norm_halves", "add_rms_norm_halves", "silu_mul_halves", "gelu_mul_halves"], 64, 1024),
+        (
+            "split_f16",
+            [
+                "rms_norm_scaled_halves",
+                "add_rms_norm_scaled_halves",
+                "silu_mul_scaled_halves",
+                "gelu_mul_scaled_halves",
+            ],
+            64,
+            1040,
+        ),
+    ];
+    for (seed, (rows, cols)) in shapes.into_iter().enumerate() {
+        let device = device(seed as u64).expect("as before");
+        // A single row is an ordinary one.
+        let x = bytes_of(&rows_of(&mut dice, rows, cols, 1));
+        // Two numbers that are none have no order that devices agree about.
+        let y = bytes_of(&rows_of(&mut dice, rows, cols, rows));
+        let weight = bytes_of(&rows_of(&mut dice, 1, cols, 1));
+        let eps = [1e-5, 0.0, 1e-12, 10.0][seed % 4];
+        for (apart, beside, stage_len, record_bytes) in kinds {
+            if apart == "quantise" && cols % 32 != 0 {
+                continue;
+            }
+            let stages = cols.div_ceil(stage_len);
+            let records_len = rows.div_ceil(4) * stages * record_bytes;
+            for (index, plain) in ["rms_norm", "add_rms_norm", "silu_mul", "gelu_mul"].into_iter().enumerate() {
+                let run = |fused: bool| {
+                    let [x_at, y_at, weight_at] = [&x, &y, &weight].map(|bytes| uploaded(&device, bytes));
+                    let records = uploaded(&device, &vec![0xab; records_len]);
+                    let launch = |kernel, grid, threads, shared, arguments: Arguments| {
+                        device.launch(kernel, grid, threads, shared, &arguments).expect("the kernel is there");
+                    };
+                    let kernel = if fused { beside[index] } else { plain };
+                    let stages_grid = [stages.div_ceil(4) as u32, rows as u32, 1];
+                    let arguments = Arguments::new().pointer(x_at).pointer(y_at);
+                    let with_records = |arguments: Arguments| match fused {
+                        true => arguments.pointer(records),
+                        false => arguments,
+                    };
+                    if index < 2 {
+                        let arguments = with_records(arguments.pointer(weight_at).int(cols).float(eps));
+                        let threads = cols.div_ceil(4).next_multiple_of(32).min(1024) as u32;
+                        launch(kernel, [rows as u32, 1, 1], threads, if fused { cols * 4 } else { 0 }, arguments);
+                    } else if fused {
+                        launch(kernel, stages_grid, 128, 0, with_records(arguments.int(cols)));
+                    } else {
+                        let blocks = (rows * cols).div_ceil(256) as u32;
+                        launch(kernel, [blocks, 1, 1], 256, 0, arguments.int(rows * cols));
+                    }
+                    if !fused {
+                        let rows_at = if index == 1 { y_at } else { x_at };
+                        let arguments = Arguments::new().pointer(records).pointer(rows_at).int(cols).int(stages);
+                        launch(apart, stages_grid, 128, 0, arguments);
+                    }
+                    device.free(weight_at, weight.len());
+                    [(x_at, x.len()), (y_at, y.len()), (records, records_len)]
+                        .map(|(address, len)| taken(&device, address, len))
+                };
+                let (got, wanted) = (run(true), run(false));
+                assert!(wanted[2].iter().any(|byte| *byte != 0xab));
+                for (part, (got, wanted)) in got.iter().zip(&wanted).enumerate() {
+                    let first = got.iter().zip(wanted).position(|(g, w)| g != w);
+                    assert_eq!(first, None, "{} of {rows} x {cols}: x, y or records: {part}", beside[index]);
+                }
+            }
+        }
+    }
+}
+
 fn forward(device: Arc<Emulator>, model: &Arc<Model>, prompt: &[u32], rows: usize) -> Vec<f32> {
     let options =
         EngineOptions { slots_max: rows.min(4), step_rows_max: rows, kv_blocks_max: 128, ..EngineOptions::default() };
@@ -250,8 +380,7 @@ fn rows_have_the_same_bits_in_steps_of_any_size_and_by_any_kernel() {
             let processors = [1, 132, 3][step % 3];
             let device = with_processors(step as u64, processors).expect("as before");
             let got = forward(device, &model, part, rows);
-            let error_max = half_cells_error_max(&wanted);
-            let far = got.iter().zip(&wanted).any(|(g, w)| f64::from((g - w).abs()) > error_max || g.is_nan());
+            let far = got.iter().zip(&wanted).any(|(g, w)| (g - w).abs() > 1e-3 || g.is_nan());
             assert!(!far, "steps of {rows}: {tiny:?}");
             let bits: Vec<u32> = got.iter().map(|x| x.to_bits()).collect();
             let first = first.get_or_insert_with(|| bits.clone());

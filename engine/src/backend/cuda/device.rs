@@ -265,13 +265,19 @@ pub struct Launch<'a> {
 }
 
 impl<'a> Launch<'a> {
+    fn new(head: &'a Head, words: &'a [u64]) -> Launch<'a> {
+        let Head { kernel, grid, threads, shared_bytes, .. } = *head;
+        Launch { kernel, grid, threads, shared_bytes: shared_bytes as usize, head, words }
+    }
+
     /// The words of each argument, from its first one on.
     pub fn arguments(&self) -> impl Iterator<Item = &'a [u64]> + use<'a> {
         let (head, words) = (self.head, self.words);
         head.starts[..usize::from(head.count)].iter().map(move |start| &words[usize::from(*start)..])
     }
 
-    fn to_arguments(self) -> Arguments {
+    /// All of them, as they were given.
+    pub(super) fn to_arguments(self) -> Arguments {
         let Head { starts, len, count, .. } = *self.head;
         let mut words = [0; Arguments::WORDS_MAX];
         words[..self.words.len()].copy_from_slice(self.words);
@@ -330,9 +336,22 @@ impl Launches {
         self.heads.iter().map(move |head| {
             let (words, after) = rest.split_at(usize::from(head.len));
             rest = after;
-            let Head { kernel, grid, threads, shared_bytes, .. } = *head;
-            Launch { kernel, grid, threads, shared_bytes: shared_bytes as usize, head, words }
+            Launch::new(head, words)
         })
+    }
+
+    /// The one that was added last.
+    pub(super) fn last(&self) -> Option<Launch<'_>> {
+        let head = self.heads.last()?;
+        let words = &self.words[self.words.len() - usize::from(head.len)..];
+        Some(Launch::new(head, words))
+    }
+
+    /// Forgets the one that was added last.
+    pub(super) fn pop(&mut self) {
+        if let Some(head) = self.heads.pop() {
+            self.words.truncate(self.words.len() - usize::from(head.len));
+        }
     }
 
     /// How many there are.
@@ -431,5 +450,30 @@ impl<D: Device> Memory<D> {
 impl<D: Device> Drop for Memory<D> {
     fn drop(&mut self) {
         self.device.give_back(self.address, self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_launch_is_found_and_taken_back() {
+        let mut list = Launches::default();
+        assert!(list.last().is_none());
+        list.push("first", [1, 2, 3], 32, 0, &Arguments::new().pointer(7).structure(&[8, 9]));
+        let before = list.clone();
+        list.push("second", [4, 5, 6], 64, 16, &Arguments::new().int(10).pointer(11));
+        let last = list.last().expect("there are two");
+        assert_eq!((last.kernel, last.grid, last.threads, last.shared_bytes), ("second", [4, 5, 6], 64, 16));
+        assert_eq!(last.arguments().map(|words| words[0]).collect::<Vec<_>>(), [10, 11]);
+        let again = last.to_arguments().pointer(12);
+        list.pop();
+        assert_eq!(list, before);
+        list.push("third", [1, 1, 1], 32, 0, &again);
+        let words: Vec<Vec<u64>> = list.each().map(|l| l.arguments().map(|words| words[0]).collect()).collect();
+        assert_eq!(words, [vec![7, 8], vec![10, 11, 12]]);
+        (0..3).for_each(|_| list.pop());
+        assert!(list.is_empty() && list == Launches::default());
     }
 }

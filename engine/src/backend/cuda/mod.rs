@@ -18,6 +18,7 @@ mod nvrtc;
 mod packs;
 mod plan;
 mod product;
+mod records;
 mod repack;
 
 use std::ops::Range;
@@ -710,6 +711,7 @@ impl<D: Device> CudaCache<D> {
 mod tests {
     use std::sync::Mutex;
 
+    use super::records::ROW_LEN_MAX;
     use super::*;
 
     /// Writes down what it is asked.
@@ -816,6 +818,57 @@ mod tests {
         be.scale(&mut x, 2.0, 100);
         be.begin_step(&batch, &[]).expect("it does not fail");
         assert_eq!(diary.read_out(), "alloc 400, alloc 80, upload 80, alloc 16, upload 16, scale 400, upload 80");
+    }
+
+    #[test]
+    fn records_are_made_by_what_wrote_the_rows_where_nothing_lies_between() {
+        let diary = Arc::new(Diary::default());
+        let mut be = CudaBackend::new(diary.clone());
+        let (mut x, mut y) = (be.buffer(3 * 96).expect("room"), be.buffer(3 * 100).expect("room"));
+        let of = |len| CudaVector { memory: be.memory_of(&vec![0; len * 4], Use::Weights).expect("room"), len };
+        let [weight, long] = [of(96), of(ROW_LEN_MAX + 1)];
+        be.room_for_records(10_000).expect("room");
+        let asked = |be: &mut CudaBackend<Diary>, x: &CudaBuffer<Diary>, input| be.records(x, 3, 96, input);
+        let launched = |be: &mut CudaBackend<Diary>| {
+            diary.read_out();
+            be.run_list();
+            diary.read_out()
+        };
+        be.rms_norm(&mut x, &y, &weight, 3, 0.1);
+        assert_eq!(asked(&mut be, &x, Input::Words), Some(10_000));
+        // What has been made is there; another kind is not, and no longer the work of the last launch.
+        asked(&mut be, &x, Input::Words);
+        asked(&mut be, &x, Input::Halves);
+        be.add_rms_norm(&mut y, &mut x, &weight, 3, 0.1);
+        asked(&mut be, &x, Input::Halves);
+        assert_eq!(launched(&mut be), "rms_norm_words 1152, split 10000, add_rms_norm_halves 1200");
+        be.silu_mul(&mut x, &y, 3 * 96);
+        asked(&mut be, &x, Input::Words);
+        be.gelu_mul(&mut x, &y, 3 * 96);
+        asked(&mut be, &x, Input::Halves);
+        assert_eq!(launched(&mut be), "silu_mul_words 1152, gelu_mul_halves 1152");
+        // Other rows, a part of them, something in between, or a list that has been run.
+        be.rms_norm(&mut y, &x, &weight, 3, 0.1);
+        asked(&mut be, &x, Input::Words);
+        be.rms_norm(&mut x, &y, &weight, 2, 0.1);
+        asked(&mut be, &x, Input::Words);
+        be.silu_mul(&mut x, &y, 2 * 96);
+        asked(&mut be, &x, Input::Words);
+        be.silu_mul(&mut x, &y, 3 * 96);
+        be.scale(&mut x, 2.0, 96);
+        asked(&mut be, &x, Input::Words);
+        be.silu_mul(&mut x, &y, 3 * 96);
+        let first = launched(&mut be);
+        asked(&mut be, &x, Input::Words);
+        be.rms_norm(&mut x, &y, &long, 1, 0.1);
+        be.records(&x, 1, ROW_LEN_MAX + 1, Input::Halves);
+        assert_eq!(
+            first,
+            "rms_norm 1200, quantise 10000, rms_norm 1152, quantise 10000, silu_mul 1152, quantise 10000, silu_mul 1152, \
+             scale 1152, quantise 10000, silu_mul 1152"
+        );
+        let second = launched(&mut be);
+        assert!(second.starts_with("quantise 10000, rms_norm 1152, split "), "{second}");
     }
 
     #[test]

@@ -19,12 +19,16 @@ const SPLIT_ROWS_MAX: usize = 64;
 
 impl<D: Device> CudaBackend<D> {
     /// Makes records of activations, unless they have been made already: their address.
-    fn records(&mut self, x: &CudaBuffer<D>, rows: usize, cols: usize, input: Input) -> Option<u64> {
+    pub(super) fn records(&mut self, x: &CudaBuffer<D>, rows: usize, cols: usize, input: Input) -> Option<u64> {
         let made = self.room_for_records(input.bytes(rows, cols));
         self.keep(made)?;
         let address = self.records.as_ref().map_or(0, Memory::address);
         let wanted = Some((x.0.address(), rows, cols, input));
         if self.records_of != wanted {
+            self.records_of = wanted;
+            if self.make_records_beside(address, x.0.address(), rows, cols, input) {
+                return Some(address);
+            }
             let (kernel, len) = match input {
                 Input::Words => ("quantise", 128),
                 Input::Halves => ("split", 64),
@@ -34,7 +38,6 @@ impl<D: Device> CudaBackend<D> {
             let stages = cols.div_ceil(len);
             let arguments = Arguments::new().pointer(address).pointer(x.0.address()).int(cols).int(stages);
             self.launch(kernel, [stages.div_ceil(4), rows, 1], 128, 0, arguments);
-            self.records_of = wanted;
         }
         Some(address)
     }
