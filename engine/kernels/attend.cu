@@ -15,7 +15,7 @@
 // of them that reproduce every bit have it so.) Cells that nobody sees are zeros in shared memory, whatever lies there.
 // `attend`: one row; grid (key heads * groups of eight query heads, pieces or 1, rows). A warp has a tile of 64 cells, in its own
 // ring of blocks of 16 cells: keys, then values; four warps have a piece. With a grid that is one deep, a block goes
-// through all pieces of its row, otherwise it has one, and `attend_combine` puts them together.
+// through all pieces of its row, otherwise it has one, and the last block to be done puts them together.
 // `attend_rows`: rows of a sequence that follow each other, 64 queries (32 of heads above 128). A warp has 16 (8), all warps share
 // tiles of keys and of values, of which the next one is on its way while one is used. Grid as above, of runs.
 // Shapes: query and out `[rows, heads, head_len]` f32; cache `[blocks, heads_kv, BLOCK_LEN, cell_len]` f16; partial sums
@@ -55,6 +55,7 @@ struct Attention {
   const uint32_t* table_of_row;
   const uint32_t* tables;
   const uint32_t* runs;  // first row, and from bit 24 on how many there are
+  uint32_t* done;        // pieces of a run and group of heads, zero before and after
   int table_len;
   int heads;
   int heads_kv;
@@ -333,6 +334,87 @@ __device__ __forceinline__ float* out_of(float* out, const Attention& a, const R
   return out + ((size_t)(run.first + number / run.group) * a.heads + run.head + number % run.group) * a.head_len;
 }
 
+// One of several blocks that have a piece each of the same queries: true in the last one to come here, which then sees what
+// all of them have written.
+__device__ __forceinline__ bool last_of_pieces(const Attention& a, Range seen) {
+  __shared__ bool last;
+  uint32_t* done = a.done + blockIdx.z * gridDim.x + blockIdx.x;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    int blocks = (seen.to - 1) / SPLIT_LEN - seen.from / SPLIT_LEN + 1;
+    last = atomicAdd(done, 1) == blocks - 1;
+    if (last) *done = 0;
+  }
+  __syncthreads();
+  __threadfence();
+  return last;
+}
+
+// Puts a run's pieces together: half a warp a query, a thread fours of elements. The half finds the factors of sixteen pieces
+// at once.
+template <int LEN>
+__device__ __forceinline__ void combine(float* out, const float* partial, const float* stats, const Run& run,
+                                        const Attention& a, int len) {
+  constexpr int CHUNKS = Lay<LEN>::VALUE_CHUNKS;
+  int lane = threadIdx.x & 31, half = lane & 16, own = lane & 15, count = run.rows * run.group;
+#pragma unroll 1
+  for (int number = threadIdx.x / 16; number - threadIdx.x / 16 < count; number += THREADS / 16) {
+    int row = number / run.group, first = run.from(row, a.window) / SPLIT_LEN, last = (run.to(row) - 1) / SPLIT_LEN;
+    if (number >= count) last = first - 1;
+    // Both halves of a warp go on for as long as one of them.
+    int pieces = last - first + 1, longest = greater(pieces, __shfl_xor_sync(ALL_LANES, pieces, 16));
+    size_t item = partial_of(a, run, number, first);
+    float most = -infinity(), sum = 0.0f, totals[CHUNKS][4];
+#pragma unroll
+    for (int c = 0; c < CHUNKS; ++c) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) totals[c][i] = 0.0f;
+    }
+#pragma unroll 1
+    for (int start = 0; start < longest; start += 16) {
+      float2 piece = {-infinity(), 0.0f};
+      if (start + own < pieces) piece = load_shared_by_blocks(reinterpret_cast<const float2*>(stats) + item + start + own);
+      // The largest score up to each piece.
+      float greatest = fmaxf(most, piece.x);
+#pragma unroll
+      for (int step = 1; step < 16; step <<= 1) {
+        float other = __shfl_sync(ALL_LANES, greatest, half | ((own - step) & 15));
+        if (own >= step) greatest = fmaxf(greatest, other);
+      }
+      float left = __shfl_sync(ALL_LANES, greatest, half | ((own - 1) & 15)), before = own > 0 ? left : most;
+      Merge m = {exp_exact(before - greatest), exp_exact(piece.x - greatest)};
+      most = __shfl_sync(ALL_LANES, greatest, half | 15);
+#pragma unroll 4
+      for (int i = 0; i < lesser(16, longest - start); ++i) {
+        Merge next = {__shfl_sync(ALL_LANES, m.keep, half | i), __shfl_sync(ALL_LANES, m.take, half | i)};
+        float weight = __shfl_sync(ALL_LANES, piece.y, half | i);
+        if (start + i >= pieces) continue;
+        sum = merged(sum, weight, next);
+#pragma unroll
+        for (int c = 0; c < CHUNKS; ++c) {
+          if (64 * c + 4 * own >= len) continue;
+          const float* from = partial + (item + start + i) * len + 64 * c + 4 * own;
+          float4 value = load_shared_by_blocks(reinterpret_cast<const float4*>(from));
+          totals[c][0] = merged(totals[c][0], value.x, next);
+          totals[c][1] = merged(totals[c][1], value.y, next);
+          totals[c][2] = merged(totals[c][2], value.z, next);
+          totals[c][3] = merged(totals[c][3], value.w, next);
+        }
+      }
+    }
+    if (number >= count) continue;
+    float* to = out_of(out, a, run, number);
+#pragma unroll
+    for (int c = 0; c < CHUNKS; ++c) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (64 * c + 4 * own + i < a.head_len) to[64 * c + 4 * own + i] = totals[c][i] / sum;
+      }
+    }
+  }
+}
+
 template <int LEN>
 __device__ __forceinline__ void attend(float* out, float* partial, float* stats, const float* query, const uint16_t* keys,
                                        const uint16_t* values, const Attention& a) {
@@ -456,14 +538,16 @@ __device__ __forceinline__ void attend(float* out, float* partial, float* stats,
       }
     }
     if (!whole) {
-      if (mine >= run.group) return;
-      size_t place = partial_of(a, run, mine, piece);
-      if (quad == 0) *reinterpret_cast<float2*>(stats + 2 * place) = {piece_most, piece_sum};
+      if (mine < run.group) {
+        size_t place = partial_of(a, run, mine, piece);
+        if (quad == 0) *reinterpret_cast<float2*>(stats + 2 * place) = {piece_most, piece_sum};
 #pragma unroll
-      for (int c = 0; c < CHUNKS; ++c) {
-        if (64 * c + quad >= len) continue;
-        quad_at(partial + place * len + 64 * c + quad) = {pieces[c][0], pieces[c][1], pieces[c][2], pieces[c][3]};
+        for (int c = 0; c < CHUNKS; ++c) {
+          if (64 * c + quad >= len) continue;
+          quad_at(partial + place * len + 64 * c + quad) = {pieces[c][0], pieces[c][1], pieces[c][2], pieces[c][3]};
+        }
       }
+      if (last_of_pieces(a, seen)) combine<LEN>(out, partial, stats, run, a, len);
       return;
     }
     Merge m = merge(total_most, total_sum, piece_most, piece_sum);
@@ -662,6 +746,7 @@ __device__ __forceinline__ void attend_rows(float* out, float* partial, float* s
       if (d < len) quad_at(partial + place * len + d) = {s[i % 16], s[i % 16 + 1], s[i % 16 + 2], s[i % 16 + 3]};
     }
   }
+  if (!whole && last_of_pieces(a, seen)) combine<LEN>(out, partial, stats, run, a, len);
 }
 
 // Keys and values are no `__restrict__`: what the kernel before wrote is not to be read through the read-only path. BLOCKS are on
@@ -684,45 +769,3 @@ ATTEND(attend_256, attend<256>, 2)
 ATTEND(attend_rows_64, ROWS_64, 2)
 ATTEND(attend_rows_128, ROWS_128, 2)
 ATTEND(attend_rows_256, ROWS_256, 2)
-
-// Puts a row's pieces together. grid (query heads, slots); as many threads as a head has elements, in whole warps. A warp
-// finds the factors of 32 pieces at once.
-extern "C" __global__ void __launch_bounds__(256) attend_combine(float* out, const float* partial, const float* stats,
-                                                                 Attention a) {
-  wait_for_inputs();
-  int head = blockIdx.x, slot = blockIdx.y, d = threadIdx.x, lane = threadIdx.x & 31, len = cell_len(a.head_len);
-  uint32_t run = a.runs[a.first_run + slot / a.run_rows];
-  if (slot % a.run_rows >= run >> 24) return;
-  int row = (run & 0xffffff) + slot % a.run_rows;
-  int end = a.positions[row] + 1, begin = a.window > 0 ? greater(0, end - a.window) : 0;
-  int first = begin / SPLIT_LEN, last = (end - 1) / SPLIT_LEN;
-  size_t item = ((size_t)slot * a.heads + head) * a.pieces;
-  bool there = d < len;
-  float most = -infinity(), sum = 0.0f, total = 0.0f;
-#pragma unroll 1
-  for (int start = first; start <= last; start += 32) {
-    int here = lesser(32, last + 1 - start);
-    float2 own = lane < here ? *reinterpret_cast<const float2*>(stats + 2 * (item + start + lane)) : float2{-infinity(), 0.0f};
-    // The largest score up to each piece.
-    float greatest = fmaxf(most, own.x), before = most;
-#pragma unroll
-    for (int step = 1; step < 32; step <<= 1) {
-      float other = __shfl_sync(ALL_LANES, greatest, (lane - step) & 31);
-      if (lane >= step) greatest = fmaxf(greatest, other);
-    }
-    float left = __shfl_sync(ALL_LANES, greatest, (lane - 1) & 31);
-    if (lane > 0) before = left;
-    Merge m = {exp_exact(before - greatest), exp_exact(own.x - greatest)};
-    most = __shfl_sync(ALL_LANES, greatest, 31);
-#pragma unroll 4
-    for (int i = 0; i < here; ++i) {
-      Merge next = {__shfl_sync(ALL_LANES, m.keep, i), __shfl_sync(ALL_LANES, m.take, i)};
-      float weight = __shfl_sync(ALL_LANES, own.y, i);
-      float value = there ? partial[(item + start + i) * len + d] : 0.0f;
-      sum = fmaf(weight, next.take, sum * next.keep);
-      total = merged(total, value, next);
-    }
-  }
-  if (d < a.head_len) out[((size_t)row * a.heads + head) * a.head_len + d] = total / sum;
-}
-REGISTER(attend_combine)

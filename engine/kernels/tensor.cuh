@@ -67,5 +67,8 @@ __device__ __forceinline__ void copy_wait() {
 }
 
 // What other blocks of this launch have written, from where they meet: the second-level cache.
-__device__ __forceinline__ float load_shared_by_blocks(const float* from) { return __ldcg(from); }
+template <class T>
+__device__ __forceinline__ T load_shared_by_blocks(const T* from) {
+  return __ldcg(from);
+}
 #endif

@@ -397,7 +397,7 @@ fn every_grouping_of_heads_and_length_of_a_head_gives_what_the_slow_pass_gives_i
 
 #[test]
 fn contexts_of_several_pieces_windows_and_caps_are_no_different() {
-    Shape { rows: 270, attending: 270, ..PLAIN }.check(&[1, 3, 4, 16, 64]);
+    Shape { rows: 270, attending: 270, ..PLAIN }.check(&[1, 3, 16, 64]);
     Shape { rows: 523, attending: 270, heads: 3, heads_kv: 1, window: Some(262), ..PLAIN }.check(&[9, 64]);
     Shape {
         rows: 262,
@@ -415,9 +415,10 @@ fn contexts_of_several_pieces_windows_and_caps_are_no_different() {
 
 #[test]
 fn contexts_of_thousands_of_cells_are_no_different() {
-    let long = Shape { rows: 3100, attending: 20, heads: 2, heads_kv: 1, head_len: 64, ..PLAIN };
-    long.check(&[16]);
-    Shape { window: Some(2000), ..long }.check(&[64]);
+    let long = Shape { rows: 2200, attending: 20, heads: 2, heads_kv: 1, ..PLAIN };
+    // More pieces than are put together at once.
+    Shape { rows: 4400, attending: 4, ..long }.check(&[16]);
+    Shape { window: Some(1400), head_len: 64, ..long }.check(&[64]);
 }
 
 /// Partial sums of all rows would be more than there is room for.

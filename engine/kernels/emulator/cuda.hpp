@@ -171,7 +171,7 @@ inline void multiply_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uin
 
 // Blocks run one after the other.
 inline void __threadfence() {}
-inline float load_shared_by_blocks(const float* from) { return *from; }
+template <class T> inline T load_shared_by_blocks(const T* from) { return *from; }
 
 inline void copy_async(void* to, const void* from) { emulator::copy_later(to, from); }
 inline void copy_commit() { emulator::copy_commit(); }

@@ -70,7 +70,9 @@ impl<D: Device> CudaBackend<D> {
         self.step.run_rows_max = kind(shape.head_len).queries_max / group;
         // What `attend` asks for with this context or a shorter one is never more.
         let slots = shape.rows_max.max(self.step.run_rows_max);
-        self.room_for_partial(slots.saturating_mul(row_bytes).min(PARTIAL_BYTES_MAX.max(row_bytes)))
+        self.room_for_partial(slots.saturating_mul(row_bytes).min(PARTIAL_BYTES_MAX.max(row_bytes)))?;
+        let groups = shape.head_count_kv * (shape.head_count / shape.head_count_kv).div_ceil(GROUP_MAX);
+        self.room_for_done(slots.min(SLOTS_MAX) * groups * 4)
     }
 
     /// Finds the step's runs.
@@ -90,6 +92,15 @@ impl<D: Device> CudaBackend<D> {
     fn room_for_partial(&mut self, bytes: usize) -> Result<(), DeviceError> {
         if self.partial.as_ref().is_none_or(|m| m.bytes() < bytes) {
             self.partial = Some(Memory::new(&self.device, bytes, Use::Workspace)?);
+        }
+        Ok(())
+    }
+
+    fn room_for_done(&mut self, bytes: usize) -> Result<(), DeviceError> {
+        if self.pieces_done.as_ref().is_none_or(|m| m.bytes() < bytes) {
+            let memory = Memory::new(&self.device, bytes, Use::Workspace)?;
+            self.device.clear(memory.address(), bytes)?;
+            self.pieces_done = Some(memory);
         }
         Ok(())
     }
@@ -134,11 +145,13 @@ impl<D: Device> CudaBackend<D> {
             let (slots, end) = (portion * run_rows, runs.end);
             if !whole {
                 let made = self.room_for_partial(slots * row_bytes);
+                let made = made.and_then(|()| self.room_for_done(portion * heads_kv * groups * 4));
                 if self.keep(made).is_none() {
                     return;
                 }
             }
             let partial = self.partial.as_ref().map_or(0, Memory::address);
+            let done = self.pieces_done.as_ref().map_or(0, Memory::address);
             let stats = partial + (slots * heads * pieces * cell_len(head_len) * 4) as u64;
             for first in runs.step_by(portion) {
                 let count = portion.min(end - first);
@@ -147,6 +160,7 @@ impl<D: Device> CudaBackend<D> {
                     self.list(2),
                     self.tables(),
                     self.list(5),
+                    done,
                     pair(batch.table_len as u32, heads as u32),
                     pair(heads_kv as u32, head_len as u32),
                     pair(attention.scale.to_bits(), attention.window.unwrap_or(0).min(i32::MAX as u32)),
@@ -157,12 +171,6 @@ impl<D: Device> CudaBackend<D> {
                 let arguments = arguments.pointer(query.0.address()).pointer(keys).pointer(values).structure(&shape);
                 let grid = [heads_kv * groups, if whole { 1 } else { pieces }, count];
                 self.launch(kind.names[which], grid, THREADS, kind.shared_bytes[which], arguments);
-                if !whole {
-                    let arguments = Arguments::new().pointer(out.0.address()).pointer(partial).pointer(stats);
-                    let grid = [heads, count * run_rows, 1];
-                    let threads = head_len.next_multiple_of(32);
-                    self.launch("attend_combine", grid, threads, 0, arguments.structure(&shape));
-                }
             }
         }
     }

@@ -95,6 +95,8 @@ pub struct CudaBackend<D: Device> {
     outputs_max: AtomicUsize,
     /// Partial attention: sums, then statistics.
     partial: Option<Memory<D>>,
+    /// How many pieces of a run are done, zero between launches.
+    pieces_done: Option<Memory<D>>,
     /// Where tokens are chosen.
     choosing: Option<Workspace<D>>,
     /// What `read` gave last.
@@ -163,6 +165,7 @@ impl<D: Device> CudaBackend<D> {
             segments: None,
             outputs_max: AtomicUsize::new(0),
             partial: None,
+            pieces_done: None,
             choosing: None,
             host: None,
             lanes: [const { None }; LANES],
