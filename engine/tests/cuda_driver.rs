@@ -41,6 +41,27 @@ fn the_device_is_described_as_the_driver_says() {
     assert_eq!(found.processors, 132);
 }
 
+/// Norm and records, query with key and value, rotation and store, attention, records, its output, norm and records, gate with up,
+/// their gate and records, down. With plain floats each matrix is a launch, and there are no records.
+#[test]
+fn a_layer_is_ten_launches() {
+    let Some(found) = found() else { return };
+    let launches_of = |tiny: TinyModel| {
+        let mut engine = engine(&found, &model(tiny.to_bytes()));
+        let before = counts();
+        engine.forward_logits(&[5]).expect("it does not fail");
+        counts().launches - before.launches
+    };
+    let kinds = [(TensorType::Bf16, 10), (TensorType::F16, 10), (TensorType::Q8_0, 10), (TensorType::F32, 12)];
+    for (tensor_type, wanted) in kinds {
+        let [one, three] =
+            [1, 3].map(|layer_count| launches_of(TinyModel { tensor_type, layer_count, ..TinyModel::default() }));
+        assert_eq!(three - one, 2 * wanted, "{tensor_type:?}");
+        // Besides layers: angles, embedding, the first norm, the output's product, which needs records of none but plain rows.
+        assert_eq!(one - wanted, 4, "{tensor_type:?}");
+    }
+}
+
 /// Tiles and depths of grids follow the number of processors, and so does the memory for sums of segments; no bit does.
 #[test]
 fn a_device_of_any_size_has_the_same_bits_and_takes_what_was_planned_for_it() {

@@ -208,6 +208,65 @@ fn activations_lose_next_to_nothing_as_two_halves_of_any_scale() {
     device.free(to, records.len());
 }
 
+/// One tile of f16 and rows of every size against sums of exact products: what is left out of activations and what `f32` sums
+/// round is far below what bf16 leaves out.
+#[test]
+fn products_of_f16_are_those_of_floats_whatever_the_size_of_activations() {
+    let Some(device) = device(13) else { return };
+    let mut dice = Dice::new(14);
+    let (rows, outputs, cols, stages) = (4, 16, 320, 5);
+    let upload = |bytes: &[u8]| {
+        let address = device.alloc(bytes.len(), Use::Workspace).expect("room");
+        device.upload(address, bytes).expect("it does not fail");
+        (address, bytes.len())
+    };
+    // Numbers of f16 of every exponent; some have no leading one.
+    let halves: Vec<u16> = (0..outputs * cols).map(|_| (dice.below(31) << 10 | dice.below(1024)) as u16).collect();
+    let halves: Vec<u16> = halves.iter().map(|half| half | (dice.below(2) as u16) << 15).collect();
+    let weight = |output: usize, k: usize| f64::from(half_to_f32(halves[output * cols + k]));
+    let mut tile = vec![0; stages * 4 * 512];
+    for output in 0..outputs {
+        for k in 0..cols {
+            // Word i of a lane has row g + 8 * (i & 1), elements 2 * t + 8 * (i >> 1) and the next one, of sixteen.
+            let (word, t) = (output / 8 + k % 16 / 8 * 2, k % 8 / 2);
+            let at = k / 16 * 512 + (output % 8 * 4 + t) * 16 + word * 4 + k % 2 * 2;
+            tile[at..at + 2].copy_from_slice(&halves[output * cols + k].to_le_bytes());
+        }
+    }
+    // What a row's elements are multiplied with: the first is as large as a product of `f32` can be.
+    let powers = [100, -100, 17, 0];
+    let values: Vec<f32> = (0..rows * cols)
+        .map(|at| {
+            let power = powers[at / cols] + if at / cols == 2 { 20 - dice.below(40) as i32 } else { 0 };
+            (dice.below(1 << 24) as f32 / (1 << 23) as f32 - 1.0) * 2f32.powi(power)
+        })
+        .collect();
+    let (weights, x) = (upload(&tile), upload(&values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>()));
+    let (records, out) = (upload(&vec![0; stages * RECORD_BYTES]), upload(&vec![0; rows * outputs * 4]));
+    let arguments = Arguments::new().pointer(records.0).pointer(x.0).int(cols).int(stages);
+    device.launch("split_f16", [2, rows as u32, 1], 128, 0, &arguments).expect("the kernel is there");
+    let mut words = [0; 22];
+    words[..6].copy_from_slice(&[out.0, 0, weights.0, 0, stages as u64, outputs as u64]);
+    (words[18], words[21]) = (records.0, rows as u64);
+    let shared = 2 * 8 * (2048 + RECORD_BYTES);
+    let arguments = Arguments::new().structure(&words);
+    device.launch("few_f16_1", [1, 1, 1], 256, shared, &arguments).expect("the kernel is there");
+    let mut bytes = vec![0; out.1];
+    device.download(out.0, &mut bytes).expect("it does not fail");
+    let got: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    for row in 0..rows {
+        for output in 0..outputs {
+            let products = (0..cols).map(|k| weight(output, k) * f64::from(values[row * cols + k]));
+            let (wanted, sizes) = products.fold((0.0, 0.0), |(sum, sizes), p| (sum + p, sizes + p.abs()));
+            let off = (f64::from(got[row * outputs + output]) - wanted).abs();
+            assert!(off <= sizes * 2f64.powi(-21), "row {row}, output {output}: {off:e} of {sizes:e}");
+        }
+    }
+    for (address, len) in [weights, x, records, out] {
+        device.free(address, len);
+    }
+}
+
 /// Memory of a device that holds these bytes.
 fn uploaded(device: &Emulator, bytes: &[u8]) -> u64 {
     let address = device.alloc(bytes.len(), Use::Workspace).expect("room");
