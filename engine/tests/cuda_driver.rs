@@ -57,7 +57,7 @@ fn a_layer_is_ten_launches() {
         let [one, three] =
             [1, 3].map(|layer_count| launches_of(TinyModel { tensor_type, layer_count, ..TinyModel::default() }));
         assert_eq!(three - one, 2 * wanted, "{tensor_type:?}");
-        // Besides layers: angles, embedding, the first norm, the output's product, which needs records of none but plain rows.
+        // Besides layers: angles, embedding, the first norm, and the output's product, whose records the last layer's norm makes.
         assert_eq!(one - wanted, 4, "{tensor_type:?}");
     }
 }
