@@ -261,7 +261,8 @@ pub struct Launch<'a> {
     /// Dynamic memory of a block.
     pub shared_bytes: usize,
     head: &'a Head,
-    words: &'a [u64],
+    /// Of all arguments.
+    pub(super) words: &'a [u64],
 }
 
 impl<'a> Launch<'a> {
@@ -276,8 +277,7 @@ impl<'a> Launch<'a> {
         head.starts[..usize::from(head.count)].iter().map(move |start| &words[usize::from(*start)..])
     }
 
-    /// All of them, as they were given.
-    pub(super) fn to_arguments(self) -> Arguments {
+    fn to_arguments(self) -> Arguments {
         let Head { starts, len, count, .. } = *self.head;
         let mut words = [0; Arguments::WORDS_MAX];
         words[..self.words.len()].copy_from_slice(self.words);
@@ -347,11 +347,28 @@ impl Launches {
         Some(Launch::new(head, words))
     }
 
-    /// Forgets the one that was added last.
-    pub(super) fn pop(&mut self) {
-        if let Some(head) = self.heads.pop() {
-            self.words.truncate(self.words.len() - usize::from(head.len));
+    /// Makes another kernel of the one that was added last, with one argument more, where it lies.
+    pub(super) fn change_last(
+        &mut self,
+        kernel: &'static str,
+        grid: [u32; 3],
+        threads: u32,
+        shared_bytes: u32,
+        argument: u64,
+    ) {
+        if let Some(head) = self.heads.last_mut() {
+            head.starts[usize::from(head.count)] = head.len;
+            let (len, count) = (head.len + 1, head.count + 1);
+            *head = Head { kernel, grid, threads, shared_bytes, len, count, starts: head.starts };
+            self.words.push(argument);
         }
+    }
+
+    /// The words of the arguments of the one that was added last.
+    pub(super) fn last_words(&mut self) -> &mut [u64] {
+        let len = self.heads.last().map_or(0, |head| usize::from(head.len));
+        let start = self.words.len() - len;
+        &mut self.words[start..]
     }
 
     /// How many there are.
@@ -458,22 +475,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_launch_is_found_and_taken_back() {
+    fn the_last_launch_is_found_and_becomes_another() {
         let mut list = Launches::default();
-        assert!(list.last().is_none());
-        list.push("first", [1, 2, 3], 32, 0, &Arguments::new().pointer(7).structure(&[8, 9]));
-        let before = list.clone();
+        assert!(list.last().is_none() && list.last_words().is_empty());
+        let first = Arguments::new().pointer(7).structure(&[8, 9]);
+        list.push("first", [1, 2, 3], 32, 0, &first);
         list.push("second", [4, 5, 6], 64, 16, &Arguments::new().int(10).pointer(11));
         let last = list.last().expect("there are two");
         assert_eq!((last.kernel, last.grid, last.threads, last.shared_bytes), ("second", [4, 5, 6], 64, 16));
-        assert_eq!(last.arguments().map(|words| words[0]).collect::<Vec<_>>(), [10, 11]);
-        let again = last.to_arguments().pointer(12);
-        list.pop();
-        assert_eq!(list, before);
-        list.push("third", [1, 1, 1], 32, 0, &again);
-        let words: Vec<Vec<u64>> = list.each().map(|l| l.arguments().map(|words| words[0]).collect()).collect();
-        assert_eq!(words, [vec![7, 8], vec![10, 11, 12]]);
-        (0..3).for_each(|_| list.pop());
-        assert!(list.is_empty() && list == Launches::default());
+        assert_eq!(last.words, [10, 11]);
+        list.last_words()[0] = 13;
+        list.change_last("third", [1, 1, 7], 128, 32, 12);
+        list.push("fourth", [1, 1, 1], 32, 0, &Arguments::new().pointer(14));
+        let mut wanted = Launches::default();
+        wanted.push("first", [1, 2, 3], 32, 0, &first);
+        wanted.push("third", [1, 1, 7], 128, 32, &Arguments::new().int(13).pointer(11).pointer(12));
+        wanted.push("fourth", [1, 1, 1], 32, 0, &Arguments::new().pointer(14));
+        let shown = |list: &Launches| -> Vec<_> {
+            list.each().map(|l| (l.kernel, l.grid, l.arguments().map(|words| words[0]).collect::<Vec<_>>())).collect()
+        };
+        assert_eq!(shown(&list), shown(&wanted));
+        assert_eq!(list.words, wanted.words);
     }
 }

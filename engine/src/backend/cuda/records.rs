@@ -7,7 +7,7 @@
 
 use super::device::Launch;
 use super::repack::Input;
-use super::{Arguments, CudaBackend, Device};
+use super::{CudaBackend, Device};
 
 /// Elements of the longest row of which a norm makes records: it lies in 64 kB of shared memory, which every device has.
 pub(super) const ROW_LEN_MAX: usize = 16 * 1024;
@@ -58,13 +58,14 @@ const WRITERS: [Writer; 4] = [
 impl Writer {
     /// True when `launch` is this kernel and writes `rows` rows of `cols` at `x`, and nothing else there.
     fn wrote(&self, launch: &Launch<'_>, x: u64, rows: usize, cols: usize) -> bool {
-        let argument = |index: usize| launch.arguments().nth(index).expect("the kernel has it")[0];
-        let len = || argument(self.len_at) as usize;
+        // Each of its arguments is a word.
         launch.kernel == self.kernel
-            && argument(self.rows_at) == x
+            && launch.words[self.rows_at] == x
             && match self.is_norm {
-                true => launch.grid[0] as usize == rows && len() == cols && cols <= ROW_LEN_MAX,
-                false => len() == rows * cols,
+                true => {
+                    launch.grid[0] as usize == rows && launch.words[self.len_at] == cols as u64 && cols <= ROW_LEN_MAX
+                }
+                false => launch.words[self.len_at] == (rows * cols) as u64,
             }
     }
 }
@@ -79,16 +80,14 @@ impl<D: Device> CudaBackend<D> {
         let Some(((_, stage_len, _), kernel)) = kinds.into_iter().find(|((of, ..), _)| *of == input) else {
             return false;
         };
-        let (grid, threads, shared, arguments) = match writer.is_norm {
-            true => (last.grid.map(|n| n as usize), last.threads as usize, cols * 4, last.to_arguments()),
-            false => {
-                let up = last.arguments().nth(1).expect("the kernel has it")[0];
-                let stages = cols.div_ceil(*stage_len);
-                ([stages.div_ceil(4), rows, 1], 128, 0, Arguments::new().pointer(x).pointer(up).int(cols))
-            }
-        };
-        self.list.pop();
-        self.launch(kernel, grid, threads, shared, arguments.pointer(records));
+        let (grid, threads) = (last.grid, last.threads);
+        if writer.is_norm {
+            self.list.change_last(kernel, grid, threads, (cols * 4) as u32, records);
+        } else {
+            let blocks = cols.div_ceil(*stage_len).div_ceil(4) as u32;
+            self.list.last_words()[writer.len_at] = cols as u64;
+            self.list.change_last(kernel, [blocks, rows as u32, 1], 128, 0, records);
+        }
         true
     }
 }
