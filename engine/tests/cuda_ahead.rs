@@ -203,7 +203,7 @@ fn a_step_that_fails_after_it_was_begun_is_an_error_of_the_next_call_at_the_late
     }
 }
 
-/// An engine that goes while its device is busy takes nothing away that is still written to: the address sanitizer looks.
+/// An engine that goes while its device is busy waits for what still writes into its memory.
 #[test]
 fn an_engine_may_go_while_a_step_is_under_way() {
     let Some(found) = found() else { return };

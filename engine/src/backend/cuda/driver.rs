@@ -377,7 +377,8 @@ impl Driver {
         unsafe {
             check(sys::cuDeviceGet(&mut device, found.index as i32), "cuDeviceGet")?;
             // While the host waits it sleeps: the processor's other threads have work to do.
-            let flags = sys::CUctx_flags::CU_CTX_SCHED_BLOCKING_SYNC as u32;
+            // And kernels write to its memory.
+            let flags = sys::CUctx_flags::CU_CTX_SCHED_BLOCKING_SYNC as u32 | sys::CUctx_flags::CU_CTX_MAP_HOST as u32;
             check(create_context(&mut driver.context, flags, device), "cuCtxCreate")?;
             let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
             check(sys::cuStreamCreate(&mut driver.stream, flags), "cuStreamCreate")?;
