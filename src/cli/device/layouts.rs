@@ -20,7 +20,7 @@ pub fn with_arguments(command: Command) -> Command {
         .after_help(
             "A line a case: the largest difference of logits from the CPU's, the first digits of the SHA-256 of all logits' \
              bits, which must not depend on how a prompt is cut into steps, and those of the first token's logits, which \
-             sees one cell: but for weights of bf16 and FP8 they are the same on all devices. Exit code 1 when a case fails.",
+             sees one cell: but for weights of bf16, f16 and FP8 they are the same on all devices. Exit code 1 when a case fails.",
         )
         .arg(few)
 }

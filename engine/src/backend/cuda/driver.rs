@@ -291,7 +291,7 @@ struct Staging {
     done: sys::CUevent,
     /// The same for what was asked before a mark, by lane, and how much that was.
     marks: [(sys::CUevent, u64); LANES],
-    /// How long that took last time.
+    /// How long the last wait took.
     waited: Duration,
 }
 
@@ -376,8 +376,7 @@ impl Driver {
         // SAFETY: handles are written where they are kept; what was made when one call fails, `drop` gives back.
         unsafe {
             check(sys::cuDeviceGet(&mut device, found.index as i32), "cuDeviceGet")?;
-            // While the host waits it sleeps: the processor's other threads have work to do.
-            // And kernels write to its memory.
+            // While the host waits it sleeps, as the processor's other threads have work to do; and kernels write to its memory.
             let flags = sys::CUctx_flags::CU_CTX_SCHED_BLOCKING_SYNC as u32 | sys::CUctx_flags::CU_CTX_MAP_HOST as u32;
             check(create_context(&mut driver.context, flags, device), "cuCtxCreate")?;
             let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
