@@ -67,7 +67,7 @@ constexpr uint32_t ALL_LANES = 0xffffffffu;
 // Cells in one block of KV memory, as `BLOCK_LEN` in engine/src/backend/mod.rs.
 constexpr int BLOCK_LEN = 16;
 
-// Elements of a head at most, as in engine/src/backend/cuda/mod.rs.
+// Elements of a head at most, as in engine/src/backend/cuda/attention.rs.
 constexpr int HEAD_LEN_MAX = 256;
 
 // Elements of a head in the cache, which are halves: filled up with zeros to what one product of tensor cores takes.

@@ -38,32 +38,27 @@ __device__ __forceinline__ void gate_stage(float* gate, const float* up, int col
   Records::put(records, values, row, stage, stages, lane);
 }
 
-// gate = activation(gate) * up; with records `[rows, cols]`, grid (stages / 4, rows)
-#define GATE(name, Activation)                                                                                     \
-  extern "C" __global__ void __launch_bounds__(256) name##_mul(float* gate, const float* up, int len) {            \
-    wait_for_inputs();                                                                                             \
-    int i = element();                                                                                             \
-    if (i < len) gate[i] = Activation::of(gate[i]) * up[i];                                                        \
-  }                                                                                                                \
-  REGISTER(name##_mul)                                                                                             \
-  extern "C" __global__ void __launch_bounds__(128) name##_mul_words(float* gate, const float* up, int cols,       \
-                                                                     uint8_t* records) {                           \
-    wait_for_inputs();                                                                                             \
-    gate_stage<Activation, Words>(gate, up, cols, records);                                                        \
-  }                                                                                                                \
-  REGISTER(name##_mul_words)                                                                                       \
-  extern "C" __global__ void __launch_bounds__(128) name##_mul_halves(float* gate, const float* up, int cols,      \
-                                                                      uint8_t* records) {                          \
-    wait_for_inputs();                                                                                             \
-    gate_stage<Activation, Halves>(gate, up, cols, records);                                                       \
-  }                                                                                                                \
-  REGISTER(name##_mul_halves)                                                                                      \
-  extern "C" __global__ void __launch_bounds__(128) name##_mul_scaled_halves(float* gate, const float* up,         \
-                                                                             int cols, uint8_t* records) {         \
-    wait_for_inputs();                                                                                             \
-    gate_stage<Activation, ScaledHalves>(gate, up, cols, records);                                                 \
-  }                                                                                                                \
-  REGISTER(name##_mul_scaled_halves)
+// gate = activation(gate) * up, and its records; rows `[rows, cols]`, grid (stages / 4, rows)
+#define GATE_WITH(name, Activation, records_name, Records)                                     \
+  extern "C" __global__ void __launch_bounds__(128) name##_mul_##records_name(                 \
+      float* gate, const float* up, int cols, uint8_t* records) {                              \
+    wait_for_inputs();                                                                         \
+    gate_stage<Activation, Records>(gate, up, cols, records);                                  \
+  }                                                                                            \
+  REGISTER(name##_mul_##records_name)
+
+// gate = activation(gate) * up, alone and with each kind of records
+#define GATE(name, Activation)                                                                 \
+  extern "C" __global__ void __launch_bounds__(256) name##_mul(float* gate, const float* up,   \
+                                                               int len) {                      \
+    wait_for_inputs();                                                                         \
+    int i = element();                                                                         \
+    if (i < len) gate[i] = Activation::of(gate[i]) * up[i];                                    \
+  }                                                                                            \
+  REGISTER(name##_mul)                                                                         \
+  GATE_WITH(name, Activation, words, Words)                                                    \
+  GATE_WITH(name, Activation, halves, Halves)                                                  \
+  GATE_WITH(name, Activation, scaled_halves, ScaledHalves)
 
 GATE(silu, Silu)
 GATE(gelu, Gelu)

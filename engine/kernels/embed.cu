@@ -1,10 +1,10 @@
 // out[row] = table[token of row], for every layout of weights.
 //
-// Mapping: a block a row, a thread an element of f32 at a time, or a chunk of a row of f32.
 // A token that is not known yet when the step is asked for is one of those that the step before it has chosen: `CHOSEN` and
 // which of them (engine/src/backend/mod.rs).
-//
-// Shapes: tokens `[rows]`, chosen `[choices of the step before]`, out `[rows, cols]` f32; the table as in floats.cuh or formats.cuh.
+// Mapping: a block a row, a thread an element of f32 at a time, or a chunk of a row of f32.
+// Shapes: tokens `[rows]`, chosen `[choices of the step before]`, out `[rows, cols]` f32; the table as in floats.cuh or
+// formats.cuh.
 // Bytes moved: a row of weights and 4 * cols, for each row: next to nothing.
 #include "floats.cuh"
 #include "formats.cuh"

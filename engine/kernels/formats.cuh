@@ -9,7 +9,7 @@
 // scales and minima are bytes here, six bits there. What has no format of its own is `Scaled`: signed bytes, with an f32
 // scale and minimum for every sixteen.
 //
-// Activations lie by four rows and a stage, in records (quantise.cu): the columns of a B are the rows' high and low parts,
+// Activations lie by four rows and a stage, in records (records.cuh): the columns of a B are the rows' high and low parts,
 // one beside the other, so that one instruction has both, a lane finds the two in its own registers, and one row of eight
 // columns is not alone. Chunk p of the two in a record has what units 2p and 2p + 1 (of 32, floats: of 16) need of B. Behind
 // them: scales `[4 rows][4 units]`, scaled sums of units `[4][4]`, scaled sums of halves of units `[4][4][2]`, f32; in records

@@ -1,9 +1,9 @@
 // out = x · weightᵀ (+ bias) on tensor cores, for one row and for thousands, in one order.
 //
 // Idea: weights are A, sixteen outputs of them; activations are B, four rows with their high and low parts as eight columns
-// (formats.cuh). Weights that are whole numbers meet activations that are (quantise.cu), so a unit's product is exact and only
-// then scaled and rounded: decision 20 in ARCHITECTURE.md. bf16 meets two bf16,
-// f16 two f16 with a scale.
+// (formats.cuh). Weights that are whole numbers meet activations that are (records.cuh), so a unit's product is exact and only
+// then scaled and rounded: decision 20 in ARCHITECTURE.md. bf16 meets two bf16, f16 two f16
+// with a scale.
 // Order: K is cut into SEGMENTS by its length alone; a segment is summed unit by unit, then segments are added in order.
 // `few` has a warp a segment, `many` one warp for all of them: the same additions, so a row's bits depend neither on how many
 // stand beside it nor on which kernel took it.

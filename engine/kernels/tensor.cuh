@@ -1,4 +1,4 @@
-// Tensor cores and asynchronous copies: the few instructions that matmul.cu is made of, and where the elements of a product
+// Tensor cores and asynchronous copies: the few instructions that matmul.cu and attend.cu are made of, and where the elements of a product
 // lie in a warp.
 //
 // D = A · B + C with A `[16, K]`, B `[K, 8]`, C and D `[16, 8]`. Lane L has group g = L / 4 and place t = L % 4. A word is 32

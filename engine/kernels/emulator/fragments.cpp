@@ -22,26 +22,18 @@ extern "C" __global__ void show_mma_bytes_16(int* c, const uint32_t* a, const ui
 }
 REGISTER(show_mma_bytes_16)
 
-extern "C" __global__ void show_mma_bf16(float* c, const uint32_t* a, const uint32_t* b) {
-  wait_for_inputs();
-  int lane = threadIdx.x;
-  float sums[4];
-  uint32_t words[4];
-  for (int i = 0; i < 4; ++i) sums[i] = c[lane * 4 + i];
-  for (int i = 0; i < 4; ++i) words[i] = a[lane * 4 + i];
-  mma_bf16(sums, words, b[lane * 2], b[lane * 2 + 1]);
-  for (int i = 0; i < 4; ++i) c[lane * 4 + i] = sums[i];
-}
-REGISTER(show_mma_bf16)
+#define SHOW_FLOATS(multiply)                                                               \
+  extern "C" __global__ void show_##multiply(float* c, const uint32_t* a, const uint32_t* b) { \
+    wait_for_inputs();                                                                      \
+    int lane = threadIdx.x;                                                                 \
+    float sums[4];                                                                          \
+    uint32_t words[4];                                                                      \
+    for (int i = 0; i < 4; ++i) sums[i] = c[lane * 4 + i];                                  \
+    for (int i = 0; i < 4; ++i) words[i] = a[lane * 4 + i];                                 \
+    multiply(sums, words, b[lane * 2], b[lane * 2 + 1]);                                    \
+    for (int i = 0; i < 4; ++i) c[lane * 4 + i] = sums[i];                                  \
+  }                                                                                         \
+  REGISTER(show_##multiply)
 
-extern "C" __global__ void show_multiply_f16(float* c, const uint32_t* a, const uint32_t* b) {
-  wait_for_inputs();
-  int lane = threadIdx.x;
-  float sums[4];
-  uint32_t words[4];
-  for (int i = 0; i < 4; ++i) sums[i] = c[lane * 4 + i];
-  for (int i = 0; i < 4; ++i) words[i] = a[lane * 4 + i];
-  multiply_f16(sums, words, b[lane * 2], b[lane * 2 + 1]);
-  for (int i = 0; i < 4; ++i) c[lane * 4 + i] = sums[i];
-}
-REGISTER(show_multiply_f16)
+SHOW_FLOATS(mma_bf16)
+SHOW_FLOATS(multiply_f16)

@@ -13,7 +13,7 @@ use super::device::Launches;
 
 /// Kernels of all graphs that are kept. NVIDIA's own cache of graphs reckons with ten kilobytes of memory for each
 /// (cccl, `executable_graph_cache.cuh`), so these are 320 MB: 77 lists of a model with 423 launches a step. Not measured here.
-pub(super) const KERNELS_MAX: usize = 32 << 10;
+const KERNELS_MAX: usize = 32 << 10;
 /// Lists of which it is remembered that they were asked for. More than are kept, so that those which come back are found
 /// among the pieces of prompts, which seldom do.
 const SEEN_MAX: usize = 1024;
