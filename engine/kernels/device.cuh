@@ -40,6 +40,9 @@ __device__ __forceinline__ uint32_t pack_halves(float first, float second) {
   return pair;
 }
 
+// The compiler loads nothing from behind this before it.
+__device__ __forceinline__ void keep_order() { asm volatile("" ::: "memory"); }
+
 // A weight is read once a step: it must not drive activations out of the first-level cache.
 __device__ __forceinline__ uint4 load_once(const uint4* from) {
   uint4 v;

@@ -4,7 +4,7 @@
 // Idea: nothing but memory traffic. Mapping: a thread an element, blocks of 256; in `add_bias` and `gather` a block row a
 // row. With records a warp a row and stage, four warps a block, as in `quantise`: a row of 14336 is 28 blocks or more.
 // Shapes: `x` and `y` `[len]`, `gate` and `up` `[rows, cols]`, `bias` `[width]`, rows `[rows, width]`, all f32.
-// Bytes moved: 8 an element for `scale` and `soft_cap`, 12 for the others; records are 2.5 or 4 more, and 4 less than if
+// Bytes moved: 8 an element for `scale` and `soft_cap`, 12 for the others; records are 2.5 or 2.06 more, and 4 less than if
 // `quantise` read the result again. At decode these are a few kilobytes: what counts is that they are launched at all.
 #include "records.cuh"
 
@@ -57,8 +57,7 @@ __device__ __forceinline__ void gate_stage(float* gate, const float* up, int col
   }                                                                                            \
   REGISTER(name##_mul)                                                                         \
   GATE_WITH(name, Activation, words, Words)                                                    \
-  GATE_WITH(name, Activation, halves, Halves)                                                  \
-  GATE_WITH(name, Activation, scaled_halves, ScaledHalves)
+  GATE_WITH(name, Activation, halves, Halves)
 
 GATE(silu, Silu)
 GATE(gelu, Gelu)

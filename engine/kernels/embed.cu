@@ -43,7 +43,6 @@ __device__ __forceinline__ uint32_t token_of_row(const uint32_t* tokens, const u
 
 EMBED_FLOATS(f32, F32)
 EMBED_TILES(f16, F16)
-EMBED_TILES(bf16, Bf16)
 EMBED_TILES(f8, F8)
 EMBED_TILES(q8_0, Q8_0)
 EMBED_TILES(q4_0, Q4_0)

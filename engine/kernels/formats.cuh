@@ -9,21 +9,21 @@
 // scales and minima are bytes here, six bits there. What has no format of its own is `Scaled`: signed bytes, with an f32
 // scale and minimum for every sixteen.
 //
-// Activations lie by four rows and a stage, in records (records.cuh): the columns of a B are the rows' high and low parts,
-// one beside the other, so that one instruction has both, a lane finds the two in its own registers, and one row of eight
-// columns is not alone. Chunk p of the two in a record has what units 2p and 2p + 1 (of 32, floats: of 16) need of B. Behind
-// them: scales `[4 rows][4 units]`, scaled sums of units `[4][4]`, scaled sums of halves of units `[4][4][2]`, f32; in records
-// for f16 scales `[4 rows]`, f32.
+// Activations lie by a few rows and a stage, in records (records.cuh). Where weights are whole numbers, a record has four rows: the
+// columns of a B are the rows' high and low parts, one beside the other, so that one instruction has both, a lane finds the two in its
+// own registers, and one row of eight columns is not alone. Where they are floats, it has eight, a column each. Chunk p of the two in a
+// record has what units 2p and 2p + 1 (of 32, floats: of 16) need of B. Behind them: scales `[4 rows][4 units]`, scaled sums
+// of units `[4][4]`, scaled sums of halves of units `[4][4][2]`; or scales `[8 rows]`; all f32.
 #pragma once
 #include "tensor.cuh"
 
 constexpr int TILE = 16;
 constexpr int CHUNK_BYTES = 512;
-constexpr int RECORD_ROWS = 4;
-constexpr int RECORD_WORDS_BYTES = 2 * CHUNK_BYTES;
-constexpr int RECORD_SCALES = RECORD_WORDS_BYTES, RECORD_SUMS = RECORD_SCALES + 64, RECORD_HALF_SUMS = RECORD_SUMS + 64;
-constexpr int RECORD_END = RECORD_HALF_SUMS + 128;
-constexpr int HALVES_SCALES = RECORD_WORDS_BYTES, HALVES_END = HALVES_SCALES + 16;
+constexpr int RECORD_CHUNKS_BYTES = 2 * CHUNK_BYTES;
+constexpr int WORDS_ROWS = 4, HALVES_ROWS = 8;
+constexpr int WORDS_SCALES = RECORD_CHUNKS_BYTES, WORDS_SUMS = WORDS_SCALES + 64, WORDS_HALF_SUMS = WORDS_SUMS + 64;
+constexpr int WORDS_END = WORDS_HALF_SUMS + 128;
+constexpr int HALVES_SCALES = RECORD_CHUNKS_BYTES, HALVES_END = HALVES_SCALES + 4 * HALVES_ROWS;
 
 struct Weights {
   const uint8_t* elements;
@@ -50,6 +50,9 @@ __device__ __forceinline__ const uint8_t* stage_scales(const Weights& w, int til
   return w.scales + ((size_t)tile * (w.stages / Format::SPAN) + stage / Format::SPAN) * BYTES + within * Format::SCALE_BYTES;
 }
 
+// The scale of an output, where outputs have scales.
+__device__ __forceinline__ float output_scale(const Weights& w, int output) { return ((const float*)w.scales)[output]; }
+
 __device__ __forceinline__ float low_half(uint32_t pair) { return half_to_float((uint16_t)pair); }
 __device__ __forceinline__ float high_half(uint32_t pair) { return half_to_float((uint16_t)(pair >> 16)); }
 __device__ __forceinline__ float signed_byte(uint32_t word, int i) { return (float)(int8_t)(word >> 8 * i); }
@@ -69,11 +72,13 @@ struct Inputs {
 // Whole numbers: an element is scale * word - minimum, with a scale for each of the PARTS of a unit.
 template <int PARTS, bool LEAST>
 struct Integers {
-  // What a lane adds up for each tile and four rows.
-  static constexpr int SUMS = 2;
+  // Rows of a record, and those of which a lane has sums: of two outputs each, for a tile.
+  static constexpr int ROWS = WORDS_ROWS, LANE_ROWS = 1;
+  // True if an output has a scale of its own, which is applied to its sum: f32, in the plane of scales.
+  static constexpr bool SCALES_OUTPUTS = false;
   // Bytes of a record, and how many of them are read.
-  static constexpr int RECORD_BYTES = RECORD_END;
-  static constexpr int INPUT_BYTES = !LEAST ? RECORD_SUMS : PARTS == 1 ? RECORD_HALF_SUMS : RECORD_END;
+  static constexpr int RECORD_BYTES = WORDS_END;
+  static constexpr int INPUT_BYTES = !LEAST ? WORDS_SUMS : PARTS == 1 ? WORDS_HALF_SUMS : WORDS_END;
 
   // Two units of a tile: the words of A, scales and minima of the lane's two outputs.
   struct Pair {
@@ -86,16 +91,16 @@ struct Integers {
     Inputs<PARTS, LEAST> x;
     int t = lane & 3;
     x.words = read<uint4>(record + pair * CHUNK_BYTES + lane * 16);
-    float2 scales = read<float2>(record + RECORD_SCALES + t * 16 + pair * 8);
+    float2 scales = read<float2>(record + WORDS_SCALES + t * 16 + pair * 8);
     x.scales[0] = scales.x;
     x.scales[1] = scales.y;
     if constexpr (LEAST && PARTS == 1) {
-      float2 sums = read<float2>(record + RECORD_SUMS + t * 16 + pair * 8);
+      float2 sums = read<float2>(record + WORDS_SUMS + t * 16 + pair * 8);
       x.sums[0][0] = sums.x;
       x.sums[1][0] = sums.y;
     }
     if constexpr (LEAST && PARTS == 2) {
-      float4 sums = read<float4>(record + RECORD_HALF_SUMS + t * 32 + pair * 16);
+      float4 sums = read<float4>(record + WORDS_HALF_SUMS + t * 32 + pair * 16);
       x.sums[0][0] = sums.x;
       x.sums[0][1] = sums.y;
       x.sums[1][0] = sums.z;
@@ -123,8 +128,6 @@ struct Integers {
       }
     }
   }
-
-  static __device__ __forceinline__ float total(const float (&sums)[2], int o) { return sums[o]; }
 };
 
 __device__ __forceinline__ void words_of(uint32_t (&a)[4], const uint4& chunk) {
@@ -300,46 +303,39 @@ struct Scaled : Integers<2, true> {
   }
 };
 
-// A chunk is sixteen elements. An activation is the sum of two bf16, so its eight-bit products are exact and what is left out
-// is 2^-17 of it; the sums of the high and of the low parts are added once a segment.
-struct Bf16 {
-  static constexpr int CHUNKS = 4, SPAN = 1, SCALE_BYTES = 0, BLOCK_BYTES = 0;
-  static constexpr int SUMS = 4;
-  static constexpr int RECORD_BYTES = RECORD_WORDS_BYTES, INPUT_BYTES = RECORD_WORDS_BYTES;
-  struct Pair { uint32_t a[2][4]; };
-
-  static __device__ __forceinline__ Pair pair(const uint8_t* stage, int p, int lane) {
-    Pair w;
-    words_of(w.a[0], read<uint4>(stage + 2 * p * CHUNK_BYTES + lane * 16));
-    words_of(w.a[1], read<uint4>(stage + (2 * p + 1) * CHUNK_BYTES + lane * 16));
-    return w;
-  }
-  static __device__ __forceinline__ uint4 inputs(const uint8_t* record, int pair, int lane) {
-    return read<uint4>(record + pair * CHUNK_BYTES + lane * 16);
-  }
-  static __device__ __forceinline__ void multiply(float (&sums)[4], const Pair& w, const uint4& x) {
-    mma_bf16(sums, w.a[0], x.x, x.y);
-    mma_bf16(sums, w.a[1], x.z, x.w);
-  }
-  static __device__ __forceinline__ float total(const float (&sums)[4], int o) { return sums[2 * o] + sums[2 * o + 1]; }
-  static __device__ __forceinline__ float element(const Weights& w, int row, int k) {
-    const uint8_t* at = stage_elements<Bf16>(w, row / TILE, k / 64) + k / 16 % 4 * CHUNK_BYTES;
-    return __uint_as_float((uint32_t)read<uint16_t>(at + place_of(row % TILE, k % 16 * 2)) << 16);
-  }
-};
-
-// A chunk is sixteen elements. An activation is the sum of two f16, times a power of two that the row's 64 elements share: what is
-// left out of it is 2^-23, or 2^-39 of the largest of them where that is more, so whole f32 would be a bit better. Products are
-// exact; those of two units are summed, the high parts' and the low ones', and then scaled, which rounds nothing.
-struct F16 {
-  static constexpr int CHUNKS = 4, SPAN = 1, SCALE_BYTES = 0, BLOCK_BYTES = 0;
-  static constexpr int SUMS = 2;
+// Floats: f16 meet f16. Products are exact, and those of two units are summed before they are scaled: by the activations'
+// power of two, which rounds nothing, and by the weights' scale where a block has one.
+struct Halves16 {
+  static constexpr int ROWS = HALVES_ROWS, LANE_ROWS = 2;
   static constexpr int RECORD_BYTES = HALVES_END, INPUT_BYTES = HALVES_END;
-  struct Pair { uint32_t a[2][4]; };
   struct Input {
     uint4 words;
-    float scale;
+    float2 scales;
   };
+
+  static __device__ __forceinline__ Input inputs(const uint8_t* record, int pair, int lane) {
+    return {read<uint4>(record + pair * CHUNK_BYTES + lane * 16), read<float2>(record + HALVES_SCALES + (lane & 3) * 8)};
+  }
+  // Adds the scaled sums of two units: of both outputs, two rows each.
+  static __device__ __forceinline__ void add(float (&sums)[4], const uint32_t (&a)[2][4], const Input& x, float scale,
+                                             float scale_upper) {
+    float c[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    multiply_f16(c, a[0], x.words.x, x.words.y);
+    multiply_f16(c, a[1], x.words.z, x.words.w);
+    sums[0] = fmaf(scale * x.scales.x, c[0], sums[0]);
+    sums[1] = fmaf(scale * x.scales.y, c[1], sums[1]);
+    sums[2] = fmaf(scale_upper * x.scales.x, c[2], sums[2]);
+    sums[3] = fmaf(scale_upper * x.scales.y, c[3], sums[3]);
+  }
+};
+
+// A chunk is sixteen elements. f16 and bf16: a matrix of bf16 is stored as f16 times a power of two, one for each output, with which its
+// largest element is from 2^14 to 2^15. f16 has three bits of fraction more, so that is exact for whatever is not below
+// 2^-31 of the largest, and what is lost of smaller ones is below 2^-39 of it. Scales: f32 `[16 outputs]`, once a tile.
+struct F16 : Halves16 {
+  static constexpr int CHUNKS = 4, SPAN = 1, SCALE_BYTES = 0, BLOCK_BYTES = 0;
+  static constexpr bool SCALES_OUTPUTS = true;
+  struct Pair { uint32_t a[2][4]; };
 
   static __device__ __forceinline__ Pair pair(const uint8_t* stage, int p, int lane) {
     Pair w;
@@ -347,39 +343,30 @@ struct F16 {
     words_of(w.a[1], read<uint4>(stage + (2 * p + 1) * CHUNK_BYTES + lane * 16));
     return w;
   }
-  static __device__ __forceinline__ Input inputs(const uint8_t* record, int pair, int lane) {
-    return {read<uint4>(record + pair * CHUNK_BYTES + lane * 16), read<float>(record + HALVES_SCALES + (lane & 3) * 4)};
+  static __device__ __forceinline__ void multiply(float (&sums)[4], const Pair& w, const Input& x) {
+    add(sums, w.a, x, 1.0f, 1.0f);
   }
-  static __device__ __forceinline__ void multiply(float (&sums)[2], const Pair& w, const Input& x) {
-    float c[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    multiply_f16(c, w.a[0], x.words.x, x.words.y);
-    multiply_f16(c, w.a[1], x.words.z, x.words.w);
-#pragma unroll
-    for (int o = 0; o < 2; ++o) sums[o] = fmaf(x.scale, c[2 * o] + c[2 * o + 1], sums[o]);
-  }
-  static __device__ __forceinline__ float total(const float (&sums)[2], int o) { return sums[o]; }
   static __device__ __forceinline__ float element(const Weights& w, int row, int k) {
     const uint8_t* at = stage_elements<F16>(w, row / TILE, k / 64) + k / 16 % 4 * CHUNK_BYTES;
-    return half_to_float(read<uint16_t>(at + place_of(row % TILE, k % 16 * 2)));
+    return output_scale(w, row) * half_to_float(read<uint16_t>(at + place_of(row % TILE, k % 16 * 2)));
   }
 };
 
-// A chunk is two units of sixteen elements of eight bits (E4M3). They become bf16, which have all of them, and meet activations
-// as those do. Of a unit, place t has elements 2t, 2t + 1, 2t + 8 and 2t + 9 in a word, so that its halves are words of A. Scales:
-// the block's, f32 `[8 g][g, g + 8]`.
-struct F8 {
+// A chunk is two units of sixteen elements of eight bits (E4M3). They become f16, which have all of them: exponent and fraction
+// where f16 has them are 2^-8 of the number, subnormal ones included, and the scale makes up for that. Of a unit, place t has
+// elements 2t, 2t + 1, 2t + 8 and 2t + 9 in a word, so that its halves are words of A. Scales: the block's times 2^8, f32
+// `[8 g][g, g + 8]`.
+struct F8 : Halves16 {
   static constexpr int CHUNKS = 2, SPAN = 2, SCALE_BYTES = 0, BLOCK_BYTES = 64;
-  static constexpr int SUMS = 2;
-  static constexpr int RECORD_BYTES = RECORD_WORDS_BYTES, INPUT_BYTES = RECORD_WORDS_BYTES;
+  static constexpr bool SCALES_OUTPUTS = false;
   struct Pair {
     uint32_t a[2][4];
     float scales[2];
   };
 
-  // Two elements in the upper bytes of halves, as bf16: exponent and fraction where bf16 has them, then what the biases
-  // differ by.
-  static __device__ __forceinline__ uint32_t bf16_pair(uint32_t bytes) {
-    return scale_bf16_pair<120>((bytes & 0x80008000u) | (bytes >> 4 & 0x07f007f0u));
+  // Two elements in the upper bytes of halves.
+  static __device__ __forceinline__ uint32_t halves_of(uint32_t bytes) {
+    return (bytes & 0x80008000u) | (bytes >> 1 & 0x3f803f80u);
   }
 
   static __device__ __forceinline__ Pair pair(const uint8_t* stage, int p, int lane) {
@@ -391,28 +378,20 @@ struct F8 {
     w.scales[1] = scales.y;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      w.a[i >> 1][i & 1] = bf16_pair((raw[i] << 8 & 0xff00u) | (raw[i] << 16 & 0xff000000u));
-      w.a[i >> 1][2 + (i & 1)] = bf16_pair((raw[i] >> 8 & 0xff00u) | (raw[i] & 0xff000000u));
+      w.a[i >> 1][i & 1] = halves_of((raw[i] << 8 & 0xff00u) | (raw[i] << 16 & 0xff000000u));
+      w.a[i >> 1][2 + (i & 1)] = halves_of((raw[i] >> 8 & 0xff00u) | (raw[i] & 0xff000000u));
     }
     return w;
   }
-  static __device__ __forceinline__ uint4 inputs(const uint8_t* record, int pair, int lane) {
-    return Bf16::inputs(record, pair, lane);
+  static __device__ __forceinline__ void multiply(float (&sums)[4], const Pair& w, const Input& x) {
+    add(sums, w.a, x, w.scales[0], w.scales[1]);
   }
-  static __device__ __forceinline__ void multiply(float (&sums)[2], const Pair& w, const uint4& x) {
-    float c[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    mma_bf16(c, w.a[0], x.x, x.y);
-    mma_bf16(c, w.a[1], x.z, x.w);
-#pragma unroll
-    for (int o = 0; o < 2; ++o) sums[o] = fmaf(w.scales[o], c[2 * o] + c[2 * o + 1], sums[o]);
-  }
-  static __device__ __forceinline__ float total(const float (&sums)[2], int o) { return sums[o]; }
   static __device__ __forceinline__ float element(const Weights& w, int row, int k) {
     int tile = row / TILE, within = row % TILE, stage = k / 64, block, i = k % 16;
     const uint8_t* scales = stage_scales<F8>(w, tile, stage, block) + block;
     int at = k % 32 / 16 * 16 + i % 8 / 2 * 4 + i / 8 * 2 + i % 2;
     uint8_t byte = stage_elements<F8>(w, tile, stage)[k / 32 % 2 * CHUNK_BYTES + place_of(within, at)];
     float value = half_to_float((uint16_t)((byte & 0x80) << 8 | (byte & 0x7f) << 7));
-    return read<float>(scales + (within & 7) * 8 + (within >> 3) * 4) * 256.0f * value;
+    return read<float>(scales + (within & 7) * 8 + (within >> 3) * 4) * value;
   }
 };

@@ -1,35 +1,43 @@
 // out = x · weightᵀ (+ bias) on tensor cores, for one row and for thousands, in one order.
 //
-// Idea: weights are A, sixteen outputs of them; activations are B, four rows with their high and low parts as eight columns
-// (formats.cuh). Weights that are whole numbers meet activations that are (records.cuh), so a unit's product is exact and only
-// then scaled and rounded: decision 20 in ARCHITECTURE.md. bf16 meets two bf16, f16 two f16
-// with a scale.
-// Order: K is cut into SEGMENTS by its length alone; a segment is summed unit by unit, then segments are added in order.
+// Idea: weights are A, sixteen outputs of them; activations are B (formats.cuh). Weights that are whole numbers meet activations
+// that are (records.cuh), four rows with their high and low parts as eight columns, so a unit's product is exact and only then scaled and
+// rounded: decision 20 in ARCHITECTURE.md. Floats meet f16 with a scale for 64 of a row, eight rows as eight columns.
+// Order: K is cut into SEGMENTS by its length alone; a segment is summed stage by stage, then segments are added in order.
 // `few` has a warp a segment, `many` one warp for all of them: the same additions, so a row's bits depend neither on how many
 // stand beside it nor on which kernel took it.
 //
-// `few`, up to 8 rows: a block of 8 warps has one tile of 16 outputs, so weights are read once and by as many warps as there
-// can be: 4096 outputs are 256 blocks, two on each of 132 processors. A lane copies its own sixteen bytes to shared memory,
-// one to three stages ahead of where it multiplies: registers hold nothing that is under way. With Q4_K and three blocks on
-// a processor, two stages of 1.2 kB of 24 warps are 58 kB, where 4.5 TB/s times some 800 ns of latency over 132 processors
-// are 27 kB. Of activations only rows that there are, are copied: 256 bytes of one row to 1216 of Q4_K.
+// `few`, up to two records of rows (8, floats: 16): a block of 8 warps has one tile of 16 outputs, so weights are read once and by as many
+// warps as there can be: 4096 outputs are 256 blocks, two on each of 132 processors. A lane copies its own sixteen bytes to
+// shared memory, one to three stages ahead of where it multiplies: registers hold nothing that is under way. With Q4_K and three
+// blocks on a processor, two stages of 1.2 kB of 24 warps are 58 kB, where 4.5 TB/s times some 800 ns of latency over 132
+// processors are 27 kB. Of activations only rows that there are, are copied: 160 bytes of one row of floats to 1216 of Q4_K.
 // Instructions a stage and warp, for 128 elements of 16 outputs and 4 rows: 4 products with 8 instructions behind each (12
 // with minima), some 40 to decode and 15 to copy and read: about 110 for 1216 bytes of Q4_K; four schedulers of 132
 // processors at 1.7 GHz have some 240 for what 4.5 TB/s bring in that time.
-// `many`, from 9 rows on: a block of 4 warps has 64 or 128 outputs and 16 or 32 rows. Activations are copied once for all
-// four warps, weights by each warp for itself; while one stage is multiplied, the next ones are under way. A unit of 32
-// elements of 16 outputs and 4 rows costs one product and 8 to 12 other instructions: those bound it, not the tensor cores.
-// With two tiles a warp, what is read of shared memory (5 wavefronts for two units and four rows) takes half of that time.
+// `many`, above that: a block of 4 warps has 64 or 128 outputs and 16 or 32 rows, of floats 32 or 64. Activations are copied once for all
+// warps, weights by each warp for itself; while one stage is multiplied, the next ones are under way. A unit of 32
+// elements of 16 outputs and 4 rows of whole numbers costs one product and 8 to 12 other instructions: those bound it, not the
+// tensor cores. With two tiles a warp, what is read of shared memory (5 wavefronts for two units and four rows) takes half of that
+// time.
+// Floats have few other instructions: 64 products, 32 loads and 128 additions a stage of two tiles and 64 rows; what bounds them is how often
+// a byte is read. So 8 warps, two by rows, have 128 outputs and 128 rows where that is enough blocks: 32 kB a stage for a million
+// products, 38 bytes a cycle at the 1250 products a cycle that a processor of an H100 does by `mma.sync` (62 % of its peak), where the
+// second-level cache has some 30 to 40; 64 rows would be half as much again. From shared memory to registers it is 192 bytes
+// a product of 16 x 8 x 16, 1.5 cycles beside the 1.6 of the product itself. Sums of ended segments stay in registers.
+// Blocks of rows come first in a grid, so those that run at one time share few weights' tiles and all rows: a matrix larger than
+// the second-level cache is read from memory once.
 // Where that were too few blocks (16 rows and 4096 outputs are 64, each of which would walk through all of K at the pace of
 // memory's latency), the grid is eight deep: a block has one segment, its sums go to memory, and the last block to come adds
 // them, the first segment first.
-// Which one runs is the launcher's choice (engine/src/backend/cuda/mod.rs), by how many blocks there will be.
+// Which one runs is the launcher's choice (engine/src/backend/cuda/product.rs), by how many blocks there will be.
 //
-// Shapes: x in records, `[rows / 4][stages]`; out `[rows, outputs]` f32; up to three weights share x and one launch, their
-// blocks one after the other. Grid: (blocks of all weights, blocks of rows, 1 or SEGMENTS in `many`).
+// Shapes: x in records, `[rows / ROWS][stages]`; out `[rows, outputs]` f32; up to three weights share x and one launch, their
+// blocks one after the other. Grid: `few` (blocks of all weights); `many` (blocks of rows, blocks of all weights, 1 or SEGMENTS).
 #include "formats.cuh"
 
 constexpr int SEGMENTS = 8;
+// By outputs, in `many`.
 constexpr int MANY_WARPS = 4;
 
 struct Matrix {
@@ -48,9 +56,8 @@ struct Product {
   int rows;
 };
 
-// The matrix that this block works on, and its block within it; blocks have `width` outputs.
+// The matrix that block `block` of all of them works on, which becomes its block within it; blocks have `width` outputs.
 __device__ __forceinline__ Matrix chosen(const Product& p, int width, int& block) {
-  block = blockIdx.x;
   int first = (p.matrices[0].outputs + width - 1) / width, second = (p.matrices[1].outputs + width - 1) / width;
   if (block < first) return p.matrices[0];
   block -= first;
@@ -87,9 +94,13 @@ __device__ __forceinline__ const uint8_t* record_of(const Product& p, int stages
   return p.x + ((size_t)group * stages + stage) * Format::RECORD_BYTES;
 }
 
-// Adds a stage to the sums of TILES tiles and GROUPS times four rows.
+// What a lane adds up of a tile and a record's rows: outputs g and g + 8 of its rows, one after the other.
+template <class Format>
+constexpr int SUMS = 2 * Format::LANE_ROWS;
+
+// Adds a stage to the sums of TILES tiles and GROUPS records of rows.
 template <class Format, int TILES, int GROUPS>
-__device__ __forceinline__ void add_stage(float (&sums)[TILES][GROUPS][Format::SUMS], const uint8_t* weights,
+__device__ __forceinline__ void add_stage(float (&sums)[TILES][GROUPS][SUMS<Format>], const uint8_t* weights,
                                           const uint8_t* inputs, int lane) {
   // Code and registers of large tiles are enough for one pair.
 #pragma unroll(TILES* GROUPS > 2 ? 1 : 2)
@@ -99,6 +110,8 @@ __device__ __forceinline__ void add_stage(float (&sums)[TILES][GROUPS][Format::S
     for (int tile = 0; tile < TILES; ++tile) pairs[tile] = Format::pair(weights + tile * WEIGHT_BYTES<Format>, p, lane);
 #pragma unroll
     for (int group = 0; group < GROUPS; ++group) {
+      // Else the inputs of all groups would be loaded before the first is multiplied, and registers would not suffice.
+      if (TILES * GROUPS > 8 && group % 4 == 0) keep_order();
       auto x = Format::inputs(inputs + group * Format::INPUT_BYTES, p, lane);
 #pragma unroll
       for (int tile = 0; tile < TILES; ++tile) Format::multiply(sums[tile][group], pairs[tile], x);
@@ -106,20 +119,32 @@ __device__ __forceinline__ void add_stage(float (&sums)[TILES][GROUPS][Format::S
   }
 }
 
-template <int TILES, int GROUPS, int SUMS>
-__device__ __forceinline__ void clear(float (&sums)[TILES][GROUPS][SUMS]) {
+template <int TILES, int GROUPS, int COUNT>
+__device__ __forceinline__ void clear(float (&sums)[TILES][GROUPS][COUNT]) {
 #pragma unroll
   for (int tile = 0; tile < TILES; ++tile) {
 #pragma unroll
     for (int group = 0; group < GROUPS; ++group) {
 #pragma unroll
-      for (int i = 0; i < SUMS; ++i) sums[tile][group][i] = 0.0f;
+      for (int i = 0; i < COUNT; ++i) sums[tile][group][i] = 0.0f;
     }
   }
 }
 
+// Where sum `i` of a lane belongs: the row from a first one on, and the output of a tile.
+template <class Format>
+__device__ __forceinline__ int lane_row(int group, int i, int lane) {
+  return group * Format::ROWS + (lane & 3) * Format::LANE_ROWS + i % Format::LANE_ROWS;
+}
+template <class Format>
+__device__ __forceinline__ int lane_output(int i, int lane) {
+  return (lane >> 2) + 8 * (i / Format::LANE_ROWS);
+}
+
+template <class Format>
 __device__ __forceinline__ void put(const Matrix& m, int row, int rows, int output, float sum) {
   if (row >= rows || output >= m.outputs) return;
+  if constexpr (Format::SCALES_OUTPUTS) sum *= output_scale(m.weights, output);
   m.out[(size_t)row * m.outputs + output] = m.bias ? sum + m.bias[output] : sum;
 }
 
@@ -127,7 +152,7 @@ __device__ __forceinline__ void put(const Matrix& m, int row, int rows, int outp
 template <class Format, int GROUPS>
 struct Few {
   static constexpr int STAGE_BYTES = WEIGHT_BYTES<Format> + GROUPS * Format::INPUT_BYTES;
-  static constexpr int FIT = 72 * 1024 / (SEGMENTS * STAGE_BYTES);
+  static constexpr int FIT = 73 * 1024 / (SEGMENTS * STAGE_BYTES);
   static constexpr int DEPTH = FIT < 2 ? 2 : FIT > 4 ? 4 : FIT;
 };
 
@@ -139,12 +164,12 @@ __device__ __forceinline__ void copy_inputs(uint8_t* to, const Product& p, int s
   for (int group = 0; group < GROUPS; ++group) {
     const uint8_t* from = record_of<Format>(p, stages, group, stage);
     uint8_t* record = to + group * Format::INPUT_BYTES;
-    if (group * RECORD_ROWS + (lane >> 3) < p.rows) {
+    if (group * Format::ROWS + lane / (32 / Format::ROWS) < p.rows) {
       copy_async(record + lane * 16, from + lane * 16);
       copy_async(record + CHUNK_BYTES + lane * 16, from + CHUNK_BYTES + lane * 16);
     }
-    int at = RECORD_WORDS_BYTES + lane * 16;
-    if (at < Format::INPUT_BYTES && group * RECORD_ROWS < p.rows) copy_async(record + at, from + at);
+    int at = RECORD_CHUNKS_BYTES + lane * 16;
+    if (at < Format::INPUT_BYTES && group * Format::ROWS < p.rows) copy_async(record + at, from + at);
   }
 }
 
@@ -152,8 +177,7 @@ template <class Format, int GROUPS>
 __device__ __forceinline__ void few(const Product& p) {
   constexpr int DEPTH = Few<Format, GROUPS>::DEPTH, STAGE_BYTES = Few<Format, GROUPS>::STAGE_BYTES;
   SHARED_DYNAMIC(uint8_t, shared);
-  __shared__ float partial[SEGMENTS][GROUPS * RECORD_ROWS][TILE];
-  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, tile;
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, tile = blockIdx.x;
   Matrix m = chosen(p, TILE, tile);
   int stages = m.weights.stages, stage = segment_start(stages, warp), end = segment_start(stages, warp + 1);
   uint8_t* ring = shared + warp * DEPTH * STAGE_BYTES;
@@ -170,7 +194,7 @@ __device__ __forceinline__ void few(const Product& p) {
     }
     copy_commit();
   }
-  float sums[1][GROUPS][Format::SUMS];
+  float sums[1][GROUPS][SUMS<Format>];
   clear(sums);
   int slot = 0, free_slot = DEPTH - 1;
   for (; stage < end; ++stage) {
@@ -188,19 +212,23 @@ __device__ __forceinline__ void few(const Product& p) {
     free_slot = slot;
     slot = slot + 1 == DEPTH ? 0 : slot + 1;
   }
+  // All of the ring has been read, so a segment's sums go where it was: `[rows][TILE]`.
+  __syncwarp();
 #pragma unroll
   for (int group = 0; group < GROUPS; ++group) {
-    int row = group * RECORD_ROWS + (lane & 3);
-    partial[warp][row][lane >> 2] = Format::total(sums[0][group], 0);
-    partial[warp][row][(lane >> 2) + 8] = Format::total(sums[0][group], 1);
+#pragma unroll
+    for (int i = 0; i < SUMS<Format>; ++i) {
+      ((float*)ring)[lane_row<Format>(group, i, lane) * TILE + lane_output<Format>(i, lane)] = sums[0][group][i];
+    }
   }
   __syncthreads();
-  if (threadIdx.x >= GROUPS * RECORD_ROWS * TILE) return;
-  int row = threadIdx.x / TILE, output = threadIdx.x % TILE;
+  if (threadIdx.x >= GROUPS * Format::ROWS * TILE) return;
   float sum = 0.0f;
 #pragma unroll
-  for (int segment = 0; segment < SEGMENTS; ++segment) sum += partial[segment][row][output];
-  put(m, row, p.rows, tile * TILE + output, sum);
+  for (int segment = 0; segment < SEGMENTS; ++segment) {
+    sum += ((const float*)(shared + segment * DEPTH * STAGE_BYTES))[threadIdx.x];
+  }
+  put<Format>(m, threadIdx.x / TILE, p.rows, tile * TILE + threadIdx.x % TILE, sum);
 }
 
 // One of several blocks that have a segment each of the same outputs and rows: true in the last one to come here, which then
@@ -218,34 +246,45 @@ __device__ __forceinline__ bool last_of_segments(uint32_t* done) {
   return last;
 }
 
-template <class Format, int TILES, int GROUPS>
+// ROW_WARPS warps by rows, each with GROUPS records of them.
+template <class Format, int TILES, int GROUPS, int ROW_WARPS>
 __device__ __forceinline__ void many(const Product& p) {
-  constexpr int WARP_BYTES = TILES * WEIGHT_BYTES<Format>, INPUT_BYTES = GROUPS * Format::INPUT_BYTES;
-  constexpr int STAGE_BYTES = MANY_WARPS * WARP_BYTES + INPUT_BYTES;
-  constexpr int DEPTH = TILES == 1 ? 3 : 2;
-  constexpr int THREADS = MANY_WARPS * 32, VALUES = TILES * GROUPS * 2;
+  constexpr int TILE_BYTES = WEIGHT_BYTES<Format>, BLOCK_GROUPS = ROW_WARPS * GROUPS;
+  constexpr int INPUTS_AT = MANY_WARPS * TILES * TILE_BYTES, STAGE_BYTES = INPUTS_AT + BLOCK_GROUPS * Format::INPUT_BYTES;
+  constexpr bool FLOATS = Format::LANE_ROWS == 2;
+  constexpr int DEPTH = TILES == 1 || FLOATS ? 3 : 2;
+  constexpr int THREADS = MANY_WARPS * ROW_WARPS * 32, VALUES = TILES * GROUPS * SUMS<Format>;
   SHARED_DYNAMIC(uint8_t, shared);
-  // What a thread has of ended segments. Touched eight times, so registers are for what is touched always.
-  __shared__ float totals[VALUES][THREADS];
-  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, block;
+  // What a thread has of ended segments. Touched eight times, so where registers are scarce they are for what is touched always.
+  __shared__ float totals_shared[FLOATS ? 1 : VALUES][THREADS];
+  float totals_kept[FLOATS ? VALUES : 1];
+  auto total = [&](int i) -> float& {
+    if constexpr (FLOATS) return totals_kept[i];
+    else return totals_shared[i][threadIdx.x];
+  };
+  int warp = (threadIdx.x >> 5) % MANY_WARPS, lane = threadIdx.x & 31;
+  int row_warp = ROW_WARPS == 1 ? 0 : (threadIdx.x >> 5) / MANY_WARPS;
+  int block = blockIdx.y;
   Matrix m = chosen(p, MANY_WARPS * TILES * TILE, block);
   int stages = m.weights.stages, first_tile = (block * MANY_WARPS + warp) * TILES, last_tile = (m.outputs - 1) / TILE;
-  int first_group = blockIdx.y * GROUPS, last_group = (p.rows - 1) / RECORD_ROWS;
-  bool alone = gridDim.z == 1;
-  int segment = blockIdx.z, segments_end = alone ? SEGMENTS : segment + 1;
+  int first_group = blockIdx.x * BLOCK_GROUPS, last_group = (p.rows - 1) / Format::ROWS;
+  // With two tiles a warp there always are blocks enough.
+  bool alone = TILES > 1 || gridDim.z == 1;
+  int segment = alone ? 0 : blockIdx.z, segments_end = alone ? SEGMENTS : segment + 1;
   int stage = segment_start(stages, segment), stages_end = segment_start(stages, segments_end);
   auto copy = [&](int stage, int slot) {
     uint8_t* to = shared + slot * STAGE_BYTES;
 #pragma unroll
-    for (int i = 0; i < TILES; ++i) {
-      uint8_t* tile = to + warp * WARP_BYTES + i * WEIGHT_BYTES<Format>;
+    for (int i = row_warp; i < TILES; i += ROW_WARPS) {
+      uint8_t* tile = to + (warp * TILES + i) * TILE_BYTES;
       copy_weights<Format>(tile, m.weights, lesser(first_tile + i, last_tile), stage, lane);
     }
-    constexpr int PIECES = Format::INPUT_BYTES / 16;
-    for (int i = threadIdx.x; i < GROUPS * PIECES; i += THREADS) {
-      int group = i / PIECES, at = i % PIECES * 16;
+#pragma unroll 1
+    for (int group = row_warp * MANY_WARPS + warp; group < BLOCK_GROUPS; group += MANY_WARPS * ROW_WARPS) {
       const uint8_t* from = record_of<Format>(p, stages, lesser(first_group + group, last_group), stage);
-      copy_async(to + MANY_WARPS * WARP_BYTES + group * Format::INPUT_BYTES + at, from + at);
+      uint8_t* record = to + INPUTS_AT + group * Format::INPUT_BYTES;
+#pragma unroll
+      for (int at = lane * 16; at < Format::INPUT_BYTES; at += 512) copy_async(record + at, from + at);
     }
   };
 #pragma unroll
@@ -254,12 +293,15 @@ __device__ __forceinline__ void many(const Product& p) {
     copy_commit();
   }
 #pragma unroll
-  for (int i = 0; i < VALUES; ++i) totals[i][threadIdx.x] = 0.0f;
-  float sums[TILES][GROUPS][Format::SUMS];
+  for (int i = 0; i < VALUES; ++i) total(i) = 0.0f;
+  float sums[TILES][GROUPS][SUMS<Format>];
+  // Value `i` of a thread.
+  auto sum_of = [&](int i) -> float& { return sums[i / (SUMS<Format> * GROUPS)][i / SUMS<Format> % GROUPS][i % SUMS<Format>]; };
   int slot = 0, free_slot = DEPTH - 1;
 #pragma unroll 1
   for (; segment < segments_end; ++segment) {
     clear(sums);
+#pragma unroll 1
     for (int end = segment_start(stages, segment + 1); stage < end; ++stage) {
       // This stage is there for all, and all are done with the one before.
       copy_wait<DEPTH - 2>();
@@ -267,33 +309,33 @@ __device__ __forceinline__ void many(const Product& p) {
       if (stage + DEPTH - 1 < stages_end) copy(stage + DEPTH - 1, free_slot);
       copy_commit();
       const uint8_t* from = shared + slot * STAGE_BYTES;
-      add_stage<Format, TILES, GROUPS>(sums, from + warp * WARP_BYTES, from + MANY_WARPS * WARP_BYTES, lane);
+      add_stage<Format, TILES, GROUPS>(sums, from + warp * TILES * TILE_BYTES,
+                                       from + INPUTS_AT + row_warp * GROUPS * Format::INPUT_BYTES, lane);
       free_slot = slot;
       slot = slot + 1 == DEPTH ? 0 : slot + 1;
     }
 #pragma unroll
-    for (int i = 0; i < VALUES; ++i) {
-      totals[i][threadIdx.x] += Format::total(sums[i / (2 * GROUPS)][i / 2 % GROUPS], i % 2);
-    }
+    for (int i = 0; i < VALUES; ++i) total(i) += sum_of(i);
   }
   if (!alone) {
     int place = blockIdx.y * gridDim.x + blockIdx.x;
     float* partial = p.partial + (size_t)place * (SEGMENTS * VALUES * THREADS) + threadIdx.x;
 #pragma unroll
-    for (int i = 0; i < VALUES; ++i) partial[(blockIdx.z * VALUES + i) * THREADS] = totals[i][threadIdx.x];
+    for (int i = 0; i < VALUES; ++i) partial[(blockIdx.z * VALUES + i) * THREADS] = total(i);
     if (!last_of_segments(p.done + place)) return;
-#pragma unroll 2
+#pragma unroll(FLOATS ? VALUES : 2)
     for (int i = 0; i < VALUES; ++i) {
       float sum = 0.0f;
 #pragma unroll
       for (int s = 0; s < SEGMENTS; ++s) sum += load_shared_by_blocks(partial + (s * VALUES + i) * THREADS);
-      totals[i][threadIdx.x] = sum;
+      total(i) = sum;
     }
   }
 #pragma unroll
   for (int i = 0; i < VALUES; ++i) {
-    int row = (first_group + i / 2 % GROUPS) * RECORD_ROWS + (lane & 3);
-    put(m, row, p.rows, (first_tile + i / (2 * GROUPS)) * TILE + (lane >> 2) + 8 * (i % 2), totals[i][threadIdx.x]);
+    int group = first_group + row_warp * GROUPS + i / SUMS<Format> % GROUPS, tile = first_tile + i / (SUMS<Format> * GROUPS);
+    int output = tile * TILE + lane_output<Format>(i % SUMS<Format>, lane);
+    put<Format>(m, lane_row<Format>(group, i % SUMS<Format>, lane), p.rows, output, total(i));
   }
 }
 
@@ -303,28 +345,34 @@ __device__ __forceinline__ void many(const Product& p) {
   }                                                                                              \
   REGISTER(few_##name##_##GROUPS)
 
-// BLOCKS of four warps are on a processor at once: registers are for so many.
-#define MANY(name, Format, TILES, GROUPS, BLOCKS)                         \
-  extern "C" __global__ void __launch_bounds__(MANY_WARPS * 32, BLOCKS)   \
-      many_##name##_##TILES##_##GROUPS(Product p) {                       \
-    wait_for_inputs();                                                    \
-    many<Format, TILES, GROUPS>(p);                                       \
-  }                                                                       \
-  REGISTER(many_##name##_##TILES##_##GROUPS)
+// BLOCKS are on a processor at once: registers are for so many.
+#define MANY(name, Format, TILES, GROUPS, ROW_WARPS, BLOCKS)                      \
+  extern "C" __global__ void __launch_bounds__(MANY_WARPS * ROW_WARPS * 32, BLOCKS) \
+      many_##name##_##TILES##_##GROUPS##_##ROW_WARPS(Product p) {                 \
+    wait_for_inputs();                                                            \
+    many<Format, TILES, GROUPS, ROW_WARPS>(p);                                    \
+  }                                                                               \
+  REGISTER(many_##name##_##TILES##_##GROUPS##_##ROW_WARPS)
 
 // What has a scale and a minimum for every sixteen elements takes more registers.
-#define ALL(name, Format, BLOCKS)  \
-  FEW(name, Format, 1)             \
-  FEW(name, Format, 2)             \
-  MANY(name, Format, 1, 4, 4)      \
-  MANY(name, Format, 1, 8, 3)      \
-  MANY(name, Format, 2, 8, BLOCKS)
+#define WORDS(name, Format, BLOCKS) \
+  FEW(name, Format, 1)              \
+  FEW(name, Format, 2)              \
+  MANY(name, Format, 1, 4, 1, 4)    \
+  MANY(name, Format, 1, 8, 1, 3)    \
+  MANY(name, Format, 2, 8, 1, BLOCKS)
 
-ALL(bf16, Bf16, 3)
-ALL(f16, F16, 3)
-ALL(f8, F8, 2)
-ALL(q8_0, Q8_0, 3)
-ALL(q4_0, Q4_0, 3)
-ALL(q4_k, Q4_K, 3)
-ALL(q6_k, Q6_K, 3)
-ALL(scaled, Scaled, 2)
+#define FLOATS(name, Format)     \
+  FEW(name, Format, 1)           \
+  FEW(name, Format, 2)           \
+  MANY(name, Format, 1, 4, 1, 4) \
+  MANY(name, Format, 2, 8, 1, 2) \
+  MANY(name, Format, 2, 8, 2, 1)
+
+FLOATS(f16, F16)
+FLOATS(f8, F8)
+WORDS(q8_0, Q8_0, 3)
+WORDS(q4_0, Q4_0, 3)
+WORDS(q4_k, Q4_K, 3)
+WORDS(q6_k, Q6_K, 3)
+WORDS(scaled, Scaled, 2)

@@ -1,15 +1,14 @@
-// Activations as tensor cores take them: records of four rows and a stage, the layout of formats.cuh. Whoever has a stage of a
+// Activations as tensor cores take them: records of a few rows and a stage, the layout of formats.cuh. Whoever has a stage of a
 // row in the registers of a warp puts it there: quantise.cu from rows in memory, norm.cu and elementwise.cu as they make them.
 //
 // `Words`, for weights that are whole numbers: words of fifteen bits, by units of 32. A unit is scaled so that its largest
 // element becomes 16383; the word is kept as two signed bytes, word = 128 * high + low with low from 0 to 127, two columns of
 // a B. Decision 20 in ARCHITECTURE.md: the words are those of the CPU backend. Units beyond the row are zeros.
-// `Halves`, for bf16: high is the nearest bf16, low the nearest to what is left, so that 2^-17 of an element is lost.
-// `ScaledHalves`, for f16: the same with f16, of a stage that is scaled by a power of two so that its largest element is from
-// 2^14 to 2^15: none is too large, and the smallest number of f16 is 2^-38 of it. So 2^-23 of an element is lost, or 2^-39 of
-// the largest.
+// `Halves`, for weights that are floats: the nearest f16 of an element times a power of two, one for a stage of a row, with which
+// its largest element is from 2^14 to 2^15: none is too large, and the smallest number of f16 is 2^-38 of it. So at most 2^-11 of
+// an element is lost, or 2^-39 of the largest; on average 2^-13.
 // Mapping: a warp a row and stage, LANE_LEN elements a lane that are neighbours, those beyond the row zeros.
-// Bytes written: 2.5 an element of `Words`, 4 of the others.
+// Bytes written: 2.5 an element of `Words`, 2.06 of `Halves`.
 #pragma once
 #include "formats.cuh"
 
@@ -21,15 +20,8 @@ __device__ __forceinline__ uint32_t lanes_max(uint32_t x, int count) {
   return x;
 }
 
-// The nearest bf16, ties to even; what is no number stays so.
-__device__ __forceinline__ uint32_t to_bf16(float x) {
-  uint32_t bits = __float_as_uint(x);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return bits >> 16 | 64;
-  return (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
-}
-
 struct Words {
-  static constexpr int LANE_LEN = 4, LEN = 32 * LANE_LEN;
+  static constexpr int LANE_LEN = 4, LEN = 32 * LANE_LEN, ROWS = WORDS_ROWS;
 
   // Rows that become these have whole units, so four elements are in the row or none is, and lie at sixteen bytes.
   static __device__ __forceinline__ void load(float (&values)[4], const float* row, int at, int cols) {
@@ -73,25 +65,25 @@ struct Words {
     int half_sum = sum + __shfl_xor_sync(ALL_LANES, sum, 2);
     int unit_sum = half_sum + __shfl_xor_sync(ALL_LANES, half_sum, 4);
 
-    uint8_t* record = records + ((size_t)(row / RECORD_ROWS) * stages + stage) * RECORD_END;
-    int within = row % RECORD_ROWS;
+    uint8_t* record = records + ((size_t)(row / ROWS) * stages + stage) * WORDS_END;
+    int within = row % ROWS;
     // Word `four >> 2` of the lane of column 2 * within (high) or 2 * within + 1 (low) and place `four & 3`.
     uint8_t* words = record + (unit >> 1) * CHUNK_BYTES + (within * 8 + (four & 3)) * 16 + (unit & 1) * 8 + (four >> 2) * 4;
     *(uint32_t*)words = high;
     *(uint32_t*)(words + 64) = low;
     int place = within * 4 + unit;
     if ((four & 3) == 0) {
-      ((float*)(record + RECORD_HALF_SUMS))[place * 2 + (four >> 2)] = scale * (float)half_sum;
+      ((float*)(record + WORDS_HALF_SUMS))[place * 2 + (four >> 2)] = scale * (float)half_sum;
     }
     if (four == 0) {
-      ((float*)(record + RECORD_SCALES))[place] = scale;
-      ((float*)(record + RECORD_SUMS))[place] = scale * (float)unit_sum;
+      ((float*)(record + WORDS_SCALES))[place] = scale;
+      ((float*)(record + WORDS_SUMS))[place] = scale * (float)unit_sum;
     }
   }
 };
 
 struct Halves {
-  static constexpr int LANE_LEN = 2, LEN = 32 * LANE_LEN;
+  static constexpr int LANE_LEN = 2, LEN = 32 * LANE_LEN, ROWS = HALVES_ROWS;
 
   // Rows of an odd length do not lie at eight bytes.
   static __device__ __forceinline__ void load(float (&values)[2], const float* row, int at, int cols) {
@@ -114,30 +106,7 @@ struct Halves {
     }
   }
 
-  static __device__ __forceinline__ void put(uint8_t* records, const float (&values)[2], int row, int stage, int stages,
-                                             int lane) {
-    uint32_t high = 0, low = 0;
-    for (int i = 0; i < 2; ++i) {
-      uint32_t above = to_bf16(values[i]);
-      // Nothing is left of what is infinite.
-      bool finite = (above & 0x7f80u) != 0x7f80u;
-      uint32_t below = finite ? to_bf16(values[i] - __uint_as_float(above << 16)) : 0;
-      high |= above << 16 * i;
-      low |= below << 16 * i;
-    }
-    place(records + ((size_t)(row / RECORD_ROWS) * stages + stage) * RECORD_WORDS_BYTES, row, lane, high, low);
-  }
-
-  // Eight lanes are the sixteen elements of an instruction.
-  static __device__ __forceinline__ void place(uint8_t* record, int row, int lane, uint32_t high, uint32_t low) {
-    int within = row % RECORD_ROWS, part = lane >> 3, pair = lane & 7;
-    uint8_t* words = record + (part >> 1) * CHUNK_BYTES + (within * 8 + (pair & 3)) * 16 + (part & 1) * 8 + (pair >> 2) * 4;
-    *(uint32_t*)words = high;
-    *(uint32_t*)(words + 64) = low;
-  }
-};
-
-struct ScaledHalves : Halves {
+  // All lanes of a warp together. Eight of them are the sixteen elements of an instruction.
   static __device__ __forceinline__ void put(uint8_t* records, const float (&values)[2], int row, int stage, int stages,
                                              int lane) {
     uint32_t first = __float_as_uint(values[0]) & 0x7fffffffu, second = __float_as_uint(values[1]) & 0x7fffffffu;
@@ -146,20 +115,12 @@ struct ScaledHalves : Halves {
     int exponent = lanes_max(first > second ? first : second, 32) >> 23;
     exponent = exponent == 255 ? 127 + 14 : greater(exponent, 15);
     float factor = __uint_as_float((uint32_t)(254 + 14 - exponent) << 23);
-    uint32_t high = 0, low = 0;
-    for (int i = 0; i < 2; ++i) {
-      float value = values[i] * factor;
-      uint32_t above = float_to_half(value);
-      // Nothing is left of what is infinite.
-      bool finite = (above & 0x7c00u) != 0x7c00u;
-      uint32_t below = finite ? float_to_half(value - half_to_float(above)) : 0;
-      high |= above << 16 * i;
-      low |= below << 16 * i;
-    }
-    uint8_t* record = records + ((size_t)(row / RECORD_ROWS) * stages + stage) * HALVES_END;
-    place(record, row, lane, high, low);
+    uint8_t* record = records + ((size_t)(row / ROWS) * stages + stage) * HALVES_END;
+    int within = row % ROWS, part = lane >> 3, pair = lane & 7;
+    uint8_t* word = record + (part >> 1) * CHUNK_BYTES + (within * 4 + (pair & 3)) * 16 + (part & 1) * 8 + (pair >> 2) * 4;
+    *(uint32_t*)word = pack_halves(values[0] * factor, values[1] * factor);
     if (lane == 0) {
-      ((float*)(record + HALVES_SCALES))[row % RECORD_ROWS] = __uint_as_float((uint32_t)(exponent - 14) << 23);
+      ((float*)(record + HALVES_SCALES))[within] = __uint_as_float((uint32_t)(exponent - 14) << 23);
     }
   }
 };

@@ -2,7 +2,7 @@
 // lie in a warp.
 //
 // D = A · B + C with A `[16, K]`, B `[K, 8]`, C and D `[16, 8]`. Lane L has group g = L / 4 and place t = L % 4. A word is 32
-// bits, W elements of it: 4 signed bytes, 2 bf16 or 2 f16.
+// bits, W elements of it: 4 signed bytes or 2 f16.
 //   A  word i: row g + 8 * (i & 1), elements W * t + (0 .. W - 1) + (K / 2) * (i >> 1)     K = 4 * W * (1 or 2)
 //   B  word i: column g, elements W * t + (0 .. W - 1) + (K / 2) * i
 //   C  word i: row g + 8 * (i >> 1), column 2 * t + (i & 1)
@@ -13,15 +13,6 @@
 #include "device.cuh"
 
 #ifndef EMULATED
-// Two bf16 times 2^EXPONENT, subnormal ones included.
-template <int EXPONENT>
-__device__ __forceinline__ uint32_t scale_bf16_pair(uint32_t pair) {
-  constexpr uint32_t FACTOR = (EXPONENT + 127) << 7;
-  uint32_t scaled;
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(scaled) : "r"(pair), "r"(FACTOR << 16 | FACTOR), "r"(0x80008000u));
-  return scaled;
-}
-
 // Signed bytes, K = 32. The sum is exact.
 __device__ __forceinline__ void mma_bytes(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -36,14 +27,7 @@ __device__ __forceinline__ void mma_bytes(int (&c)[4], uint32_t a0, uint32_t a1,
       : "r"(a0), "r"(a1), "r"(b));
 }
 
-// bf16, K = 16. Products are exact; in what order and how they are added and rounded is the device's own.
-__device__ __forceinline__ void mma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// f16, K = 16. As above: products are exact, the sum is the device's own.
+// f16, K = 16. Products are exact; in what order and how they are added and rounded is the device's own.
 __device__ __forceinline__ void multiply_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])

@@ -116,11 +116,7 @@ inline uint32_t pack_halves(float first, float second) {
   return float_to_half(first) | (uint32_t)float_to_half(second) << 16;
 }
 
-template <int EXPONENT>
-inline uint32_t scale_bf16_pair(uint32_t pair) {
-  auto scaled = [](uint32_t upper) { return __float_as_uint(ldexpf(__uint_as_float(upper), EXPONENT)); };
-  return (scaled(pair << 16) >> 16) | (scaled(pair & 0xffff0000u) & 0xffff0000u);
-}
+inline void keep_order() {}
 
 // Tensor cores, by the fragment map of tensor.cuh: what a lane holds of A and B is given to all others, and each computes its
 // own four elements. Words of A are the first four that a lane gives, those of B the next two.
@@ -145,10 +141,6 @@ inline int add_bytes(int sum, uint32_t a, uint32_t b) {
   return sum;
 }
 // A device adds in an order of its own; this is one of them.
-inline float add_bf16(float sum, uint32_t a, uint32_t b) {
-  sum += __uint_as_float(a << 16) * __uint_as_float(b << 16);
-  return sum + __uint_as_float(a & 0xffff0000u) * __uint_as_float(b & 0xffff0000u);
-}
 inline float add_f16(float sum, uint32_t a, uint32_t b) {
   sum += half_to_float((uint16_t)a) * half_to_float((uint16_t)b);
   return sum + half_to_float((uint16_t)(a >> 16)) * half_to_float((uint16_t)(b >> 16));
@@ -161,9 +153,6 @@ inline void mma_bytes(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t
 }
 inline void mma_bytes(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
   emulator::mma(c, {a0, a1, 0, 0, b, 0}, 1, emulator::add_bytes);
-}
-inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  emulator::mma(c, {a[0], a[1], a[2], a[3], b0, b1}, 2, emulator::add_bf16);
 }
 inline void multiply_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   emulator::mma(c, {a[0], a[1], a[2], a[3], b0, b1}, 2, emulator::add_f16);

@@ -35,5 +35,4 @@ REGISTER(show_mma_bytes_16)
   }                                                                                         \
   REGISTER(show_##multiply)
 
-SHOW_FLOATS(mma_bf16)
 SHOW_FLOATS(multiply_f16)

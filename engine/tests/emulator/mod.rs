@@ -3,9 +3,10 @@
 #![allow(unsafe_code, reason = "the emulation is a library with C's calling convention")]
 #![allow(dead_code, reason = "each test file uses a part")]
 
+use std::collections::BTreeSet;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use libloading::{Library, Symbol};
 use orchestratord_engine::DeviceError;
@@ -29,6 +30,7 @@ pub struct Emulator {
     breaks_after: Option<std::sync::atomic::AtomicI64>,
     processors: usize,
     downloaded: std::sync::atomic::AtomicUsize,
+    launched: Mutex<BTreeSet<&'static str>>,
     _library: &'static Library,
 }
 
@@ -72,11 +74,27 @@ fn emulator(seed: u64, breaks_after: Option<std::sync::atomic::AtomicI64>) -> Op
             symbol(library, "emulator_copy"),
         )
     };
-    let downloaded = Default::default();
-    Some(Emulator { launch, alloc, free, copy, seed, breaks_after, processors: 132, downloaded, _library: library })
+    let (downloaded, launched) = Default::default();
+    Some(Emulator {
+        launch,
+        alloc,
+        free,
+        copy,
+        seed,
+        breaks_after,
+        processors: 132,
+        downloaded,
+        launched,
+        _library: library,
+    })
 }
 
 impl Emulator {
+    /// The kernels that have been launched.
+    pub fn launched(&self) -> BTreeSet<&'static str> {
+        self.launched.lock().expect("nobody panicked").clone()
+    }
+
     /// Bytes that have been copied to the host.
     pub fn downloaded(&self) -> usize {
         self.downloaded.load(std::sync::atomic::Ordering::Relaxed)
@@ -140,6 +158,7 @@ impl Device for Emulator {
         {
             return Err(DeviceError("the emulated device was told to break".to_owned()));
         }
+        self.launched.lock().expect("nobody panicked").insert(kernel);
         let name = CString::new(kernel).expect("names of kernels have no zeros");
         let pointers: Vec<*const c_void> = arguments.each().map(|words| words.as_ptr().cast()).collect();
         // SAFETY: each pointer leads to as many words as the kernel's parameter has, which the tests of every kernel show.

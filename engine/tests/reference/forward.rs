@@ -13,6 +13,8 @@ pub struct Network {
     frequencies: Vec<f64>,
     /// Keys and values are rounded to half precision.
     half_cells: bool,
+    /// What meets a matrix is rounded to half precision.
+    half_activations: bool,
     embedding: Matrix,
     output: Matrix,
     output_norm: Vec<f64>,
@@ -60,6 +62,13 @@ fn to_half(x: f64) -> f64 {
     ((x / unit).round_ties_even() * unit).clamp(-65504.0, 65504.0)
 }
 
+/// Numbers in half precision times the power of two with which the largest is from 2^14 to 2^15.
+fn to_halves(x: &[f64]) -> Vec<f64> {
+    let largest = x.iter().fold(0.0, |most: f64, x| most.max(x.abs()));
+    let factor = if largest > 0.0 { (14.0 - largest.log2().floor()).exp2() } else { 1.0 };
+    x.iter().map(|x| to_half(x * factor) / factor).collect()
+}
+
 impl Network {
     pub fn read(bytes: &[u8]) -> Network {
         let file = File::parse(bytes);
@@ -98,6 +107,7 @@ impl Network {
             halves: architecture == "qwen2",
             frequencies: frequencies.collect(),
             half_cells: false,
+            half_activations: false,
             layers: layers.collect(),
             output: matrix("output.weight".into()).unwrap_or_else(|| embedding.clone()),
             output_norm: vector("output_norm.weight".into()).expect("a norm"),
@@ -110,9 +120,21 @@ impl Network {
         Network { half_cells: true, ..self }
     }
 
+    /// With activations in half precision where they meet a matrix, as a CUDA engine has them for weights that are floats.
+    pub fn with_half_activations(self) -> Network {
+        Network { half_activations: true, ..self }
+    }
+
+    fn times(&self, matrix: &Matrix, x: &[f64]) -> Vec<f64> {
+        match self.half_activations {
+            true => matrix.times(&x.chunks(64).flat_map(to_halves).collect::<Vec<f64>>()),
+            false => matrix.times(x),
+        }
+    }
+
     /// Logits after each token.
     pub fn logits(&self, tokens: &[u32]) -> Vec<Vec<f64>> {
-        self.hidden_states(tokens).iter().map(|x| self.output.times(x)).collect()
+        self.hidden_states(tokens).iter().map(|x| self.times(&self.output, x)).collect()
     }
 
     /// What the output matrix is multiplied with, after each token.
@@ -123,7 +145,7 @@ impl Network {
             for (position, x) in xs.iter().enumerate() {
                 let y = norm(x, &layer.attention_norm, self.eps);
                 let [mut q, mut k, v] = [0, 1, 2].map(|i| {
-                    let mut out = layer.qkv[i].times(&y);
+                    let mut out = self.times(&layer.qkv[i], &y);
                     layer.biases[i].iter().for_each(|bias| add(&mut out, bias));
                     out
                 });
@@ -136,11 +158,11 @@ impl Network {
             }
             for (position, x) in xs.iter_mut().enumerate() {
                 let attended = self.attend(&queries[position], &keys[..=position], &values[..=position]);
-                add(x, &layer.attention_output.times(&attended));
+                add(x, &self.times(&layer.attention_output, &attended));
                 let y = norm(x, &layer.ffn_norm, self.eps);
-                let gate = layer.gate.times(&y).into_iter().map(|g| g / (1.0 + (-g).exp()));
-                let product: Vec<f64> = gate.zip(layer.up.times(&y)).map(|(g, u)| g * u).collect();
-                add(x, &layer.down.times(&product));
+                let gate = self.times(&layer.gate, &y).into_iter().map(|g| g / (1.0 + (-g).exp()));
+                let product: Vec<f64> = gate.zip(self.times(&layer.up, &y)).map(|(g, u)| g * u).collect();
+                add(x, &self.times(&layer.down, &product));
             }
         }
         xs.iter().map(|x| norm(x, &self.output_norm, self.eps)).collect()

@@ -56,7 +56,7 @@ fn cases(few: bool) -> Vec<Case> {
     let long = TinyModel { head_count: 10, head_count_kv: 1, layer_count: 1, ..base };
     all.push(case("long-context", 530, long));
     all.extend(TensorType::all().map(|tensor_type| {
-        case(&format!("wide-{}", tensor_type.name().to_lowercase()), 9, TinyModel { tensor_type, ..wide.clone() })
+        case(&format!("wide-{}", tensor_type.name().to_lowercase()), 150, TinyModel { tensor_type, ..wide.clone() })
     }));
     all
 }
@@ -76,8 +76,8 @@ pub fn run(arguments: &ArgMatches) -> Result<(), Failure> {
         let wanted = logits(Engine::new(model.clone(), options(4)), &prompt).map_err(Failure::Failed)?;
         let mut bits: Vec<String> = Vec::new();
         let (mut error, mut first_bits) = (0f64, String::new());
-        // A prompt in steps of one, of four and of sixteen rows.
-        for rows in [1, 4, 16] {
+        // Steps of so many rows that each kernel has its turn, as long as the prompt has them.
+        for rows in [1, 4, 16, 64, 150].into_iter().filter(|rows| *rows <= prompt_len.max(16)) {
             let engine = engine_on(model.clone(), options(rows), super::open(&device)?);
             let got = logits(engine, &prompt).map_err(|e| Failure::Failed(format!("{name}: {e}")))?;
             for (g, w) in got.iter().zip(&wanted) {

@@ -46,7 +46,7 @@ use crate::model::{Matrix, Rope, Vector};
 /// Bytes of weights that are repacked and copied at once.
 const PORTION_BYTES: usize = 8 << 20;
 /// Goes up when a kernel gives other bits than before, or the same logits become other tokens.
-const ARITHMETIC_VERSION: u32 = 3;
+const ARITHMETIC_VERSION: u32 = 4;
 
 /// Activations, `f32`.
 pub struct CudaBuffer<D: Device>(Memory<D>);
@@ -513,7 +513,7 @@ impl<D: Device> Backend for CudaBackend<D> {
             return self.product(x, rows, &[Projection { out, weight, bias: None }]);
         }
         self.written(out);
-        let (kernel, of_block) = weight.layout.floats(rows);
+        let (kernel, of_block) = Layout::floats(rows);
         let arguments = Arguments::new()
             .pointer(out.0.address())
             .pointer(x.0.address())
@@ -844,7 +844,7 @@ mod tests {
         asked(&mut be, &x, Input::Halves);
         be.add_rms_norm(&mut y, &mut x, &weight, 3, 0.1);
         asked(&mut be, &x, Input::Halves);
-        assert_eq!(launched(&mut be), "rms_norm_words 1152, split 10000, add_rms_norm_halves 1200");
+        assert_eq!(launched(&mut be), "rms_norm_words 1152, halve 10000, add_rms_norm_halves 1200");
         be.silu_mul(&mut x, &y, 3 * 96);
         asked(&mut be, &x, Input::Words);
         be.gelu_mul(&mut x, &y, 3 * 96);
@@ -871,7 +871,7 @@ mod tests {
              scale 1152, quantise 10000, silu_mul 1152"
         );
         let second = launched(&mut be);
-        assert!(second.starts_with("quantise 10000, rms_norm 1152, split "), "{second}");
+        assert!(second.starts_with("quantise 10000, rms_norm 1152, halve "), "{second}");
     }
 
     #[test]

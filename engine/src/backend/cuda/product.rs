@@ -29,13 +29,9 @@ impl<D: Device> CudaBackend<D> {
             if self.make_records_beside(address, x.0.address(), rows, cols, input) {
                 return Some(address);
             }
-            let (kernel, len) = match input {
-                Input::Words => ("quantise", 128),
-                Input::Halves => ("split", 64),
-                Input::ScaledHalves => ("split_f16", 64),
-                Input::Floats => unreachable!("they are multiplied as they are"),
-            };
-            let stages = cols.div_ceil(len);
+            let records = Input::RECORDS.iter().find(|(of, ..)| *of == input);
+            let (_, kernel, [len, ..]) = records.expect("floats are multiplied as they are");
+            let stages = cols.div_ceil(*len);
             let arguments = Arguments::new().pointer(address).pointer(x.0.address()).int(cols).int(stages);
             self.launch(kernel, [stages.div_ceil(4), rows, 1], 128, 0, arguments);
         }
@@ -54,7 +50,9 @@ impl<D: Device> CudaBackend<D> {
     pub(super) fn product(&mut self, x: &CudaBuffer<D>, rows: usize, parts: &[Projection<'_, Self>]) {
         let CudaMatrix { layout, cols, .. } = *parts[0].weight;
         let Some(records) = self.records(x, rows, cols, layout.input()) else { return };
-        let (tensor, grid) = tensor_for(self.device.processors(), rows, parts);
+        let outputs: Vec<usize> = parts.iter().map(|part| part.weight.rows).collect();
+        let tensors = parts[0].weight.tensors.as_ref().expect("it is multiplied on tensor cores");
+        let (tensor, grid) = tensor_for(tensors, self.device.processors(), rows, &outputs);
         let segments = match grid[2] {
             1 => Some([0; 2]),
             _ => {
@@ -91,33 +89,69 @@ impl<D: Device> CudaBackend<D> {
     }
 }
 
-/// Blocks that keep this many processors busy.
+/// Blocks of four warps that keep this many processors busy.
 fn blocks_enough(processors: usize) -> usize {
     processors * 3 / 2
 }
 
-/// The kernel for so many rows, and its grid: the largest tiles that still are enough blocks, else small ones with a block for
-/// each segment. All of them give the same bits.
-fn tensor_for<D: Device>(
+/// The kernel for so many rows and so many outputs of each matrix, and its grid: the largest tiles that still are enough
+/// blocks, else small ones with a block for each segment. All of them give the same bits.
+fn tensor_for(
+    Tensors { few, many }: &Tensors,
     processors: usize,
     rows: usize,
-    parts: &[Projection<'_, CudaBackend<D>>],
+    outputs: &[usize],
 ) -> (Tensor, [usize; 3]) {
-    let Tensors { few, many: [large, middle, small] } =
-        parts[0].weight.tensors.as_ref().expect("it is multiplied on tensor cores");
-    let grid = |t: &Tensor, depth| {
-        let of_outputs = parts.iter().map(|p| p.weight.rows.div_ceil(t.outputs)).sum();
-        [of_outputs, rows.div_ceil(t.rows), depth]
-    };
+    let of_outputs = |t: &Tensor| outputs.iter().map(|count| count.div_ceil(t.outputs)).sum();
     if let Some(tensor) = few.iter().find(|t| rows <= t.rows) {
+        return (*tensor, [of_outputs(tensor), 1, 1]);
+    }
+    let grid = |t: &Tensor, depth| [rows.div_ceil(t.rows), of_outputs(t), depth];
+    let is_enough = |t: &Tensor| {
+        // One block of eight warps is all that a processor has room for; an eighth of them without one is no loss beside smaller tiles.
+        let enough = if t.threads > 128 { processors - processors / 8 } else { blocks_enough(processors) };
+        grid(t, 1).into_iter().product::<usize>() >= enough
+    };
+    let has_segments = |t: &Tensor| t.outputs <= SPLIT_TILE[0] && t.rows <= SPLIT_TILE[1];
+    let least = many.last().expect("there are some");
+    // Rows that there are not, are multiplied all the same.
+    let is_filled = |t: &Tensor| rows.next_multiple_of(t.rows) * 3 <= rows.next_multiple_of(least.rows) * 4;
+    if let Some(tensor) = many.iter().find(|t| !has_segments(t) && is_enough(t) && is_filled(t)) {
         return (*tensor, grid(tensor, 1));
     }
-    let is_enough = |t: &Tensor| grid(t, 1).into_iter().product::<usize>() >= blocks_enough(processors);
-    if is_enough(large) {
-        return (*large, grid(large, 1));
+    let mut with_segments = many.iter().filter(|t| has_segments(t));
+    let tensor = if rows <= least.rows { least } else { with_segments.next().expect("the last one has") };
+    let depth = if is_enough(tensor) || rows > SPLIT_ROWS_MAX { 1 } else { SEGMENTS };
+    (*tensor, grid(tensor, depth))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cuda::repack::Layout;
+
+    fn chosen(layout: Layout, rows: usize, outputs: &[usize]) -> (String, [usize; 3]) {
+        let (tensor, grid) = tensor_for(&layout.tensors().expect("it has some"), 132, rows, outputs);
+        (tensor.kernel.to_owned(), grid)
     }
-    let tensor = if rows <= small.rows { *small } else { *middle };
-    assert!(tensor.outputs <= SPLIT_TILE[0] && tensor.rows <= SPLIT_TILE[1], "there is no room for its segments");
-    let depth = if is_enough(&tensor) || rows > SPLIT_ROWS_MAX { 1 } else { SEGMENTS };
-    (tensor, grid(&tensor, depth))
+
+    /// Blocks of a published shape on an H100: as many as keep it busy, as large as that leaves them.
+    #[test]
+    fn tiles_are_as_large_as_leave_every_processor_its_work() {
+        let cases: [(Layout, usize, &[usize], &str, [usize; 3]); 10] = [
+            (Layout::F16, 8, &[4096, 1024, 1024], "few_f16_1", [384, 1, 1]),
+            (Layout::F16, 16, &[4096], "few_f16_2", [256, 1, 1]),
+            (Layout::F16, 32, &[4096], "many_f16_1_4_1", [1, 64, 8]),
+            (Layout::F16, 64, &[14336, 14336], "many_f16_2_8_1", [1, 224, 1]),
+            (Layout::F16, 70, &[14336, 14336], "many_f16_2_8_2", [1, 224, 1]),
+            (Layout::F16, 128, &[4096], "many_f16_1_4_1", [4, 64, 1]),
+            (Layout::F16, 512, &[4096], "many_f16_2_8_2", [4, 32, 1]),
+            (Layout::F8, 512, &[2048], "many_f8_1_4_1", [16, 32, 1]),
+            (Layout::Q8_0, 8, &[4096], "few_q8_0_2", [256, 1, 1]),
+            (Layout::Q4K, 512, &[4096], "many_q4_k_2_8_1", [16, 32, 1]),
+        ];
+        for (layout, rows, outputs, kernel, grid) in cases {
+            assert_eq!(chosen(layout, rows, outputs), (kernel.to_owned(), grid), "{rows} x {outputs:?}");
+        }
+    }
 }

@@ -15,8 +15,8 @@ pub(super) const ROW_LEN_MAX: usize = 16 * 1024;
 /// A kernel that writes rows.
 struct Writer {
     kernel: &'static str,
-    /// Its variants with records of words, of halves and of scaled halves.
-    with_records: [&'static str; 3],
+    /// Its variants with records of words and of halves.
+    with_records: [&'static str; 2],
     /// Which of its arguments is the address of the rows.
     rows_at: usize,
     /// Which of them is the length: a norm's is a row's, a gate's that of all rows.
@@ -27,28 +27,28 @@ struct Writer {
 const WRITERS: [Writer; 4] = [
     Writer {
         kernel: "rms_norm",
-        with_records: ["rms_norm_words", "rms_norm_halves", "rms_norm_scaled_halves"],
+        with_records: ["rms_norm_words", "rms_norm_halves"],
         rows_at: 0,
         len_at: 3,
         is_norm: true,
     },
     Writer {
         kernel: "add_rms_norm",
-        with_records: ["add_rms_norm_words", "add_rms_norm_halves", "add_rms_norm_scaled_halves"],
+        with_records: ["add_rms_norm_words", "add_rms_norm_halves"],
         rows_at: 1,
         len_at: 3,
         is_norm: true,
     },
     Writer {
         kernel: "silu_mul",
-        with_records: ["silu_mul_words", "silu_mul_halves", "silu_mul_scaled_halves"],
+        with_records: ["silu_mul_words", "silu_mul_halves"],
         rows_at: 0,
         len_at: 2,
         is_norm: false,
     },
     Writer {
         kernel: "gelu_mul",
-        with_records: ["gelu_mul_words", "gelu_mul_halves", "gelu_mul_scaled_halves"],
+        with_records: ["gelu_mul_words", "gelu_mul_halves"],
         rows_at: 0,
         len_at: 2,
         is_norm: false,
@@ -77,7 +77,7 @@ impl<D: Device> CudaBackend<D> {
         let Some(last) = self.list.last() else { return false };
         let Some(writer) = WRITERS.iter().find(|writer| writer.wrote(&last, x, rows, cols)) else { return false };
         let kinds = Input::RECORDS.iter().zip(writer.with_records);
-        let Some(((_, stage_len, _), kernel)) = kinds.into_iter().find(|((of, ..), _)| *of == input) else {
+        let Some(((_, _, [stage_len, ..]), kernel)) = kinds.into_iter().find(|((of, ..), _)| *of == input) else {
             return false;
         };
         let (grid, threads) = (last.grid, last.threads);

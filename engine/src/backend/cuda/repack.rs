@@ -13,8 +13,8 @@ const CHUNK_BYTES: usize = 512;
 const CHUNK_ROW_BYTES: usize = 32;
 /// Warps of `few` in `engine/kernels/matmul.cu`, and bytes of shared memory for their rings.
 const FEW_WARPS: usize = 8;
-const FEW_RING_BYTES: usize = 72 * 1024;
-/// Warps of `many` there.
+const FEW_RING_BYTES: usize = 73 * 1024;
+/// Warps of `many` there, by outputs.
 const MANY_WARPS: usize = 4;
 
 /// Bytes that are worth a thread.
@@ -24,8 +24,8 @@ const THREAD_BYTES: usize = 256 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Layout {
     F32,
+    /// f16, and bf16 as f16 with a scale for each output.
     F16,
-    Bf16,
     F8,
     Q8_0,
     Q4_0,
@@ -42,10 +42,8 @@ pub(super) enum Input {
     Floats,
     /// Records of whole numbers (`quantise` in `engine/kernels/quantise.cu`).
     Words,
-    /// Records of pairs of bf16 (`split` there).
+    /// Records of f16 with a scale for each row (`halve` there).
     Halves,
-    /// Records of pairs of f16 with a scale for each row (`split_f16` there).
-    ScaledHalves,
 }
 
 /// A kernel on tensor cores, and how it is launched.
@@ -63,9 +61,9 @@ pub(super) struct Tensor {
 /// The kernels on tensor cores for one layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tensors {
-    /// For a few rows: up to four, and up to eight.
+    /// For a few rows: up to one record of them, and up to two.
     pub few: [Tensor; 2],
-    /// For any number of them, the largest tiles first.
+    /// For any number of them, the largest tiles first; sums of segments have room for the last one at least.
     pub many: [Tensor; 3],
 }
 
@@ -73,49 +71,65 @@ pub(super) struct Tensors {
 struct Stages {
     /// Elements of each output in a stage.
     len: usize,
+    /// Rows of a record.
+    rows: usize,
     /// Chunks of a stage.
     chunks: usize,
     /// Stages of a block, bytes of scales of a stage and further ones of a block, of sixteen outputs.
     span: usize,
     scale_bytes: usize,
     block_bytes: usize,
+    /// Bytes of scales of sixteen outputs.
+    output_scale_bytes: usize,
     /// Bytes of a record that are read.
     input_bytes: usize,
 }
 
-macro_rules! names {
-    ($name:literal) => {
-        Names {
-            floats: [
-                concat!("matmul_", $name, "_1"),
-                concat!("matmul_", $name, "_2"),
-                concat!("matmul_", $name, "_4"),
-                concat!("matmul_", $name, "_8"),
-            ],
-            few: [concat!("few_", $name, "_1"), concat!("few_", $name, "_2")],
-            many: [concat!("many_", $name, "_2_8"), concat!("many_", $name, "_1_8"), concat!("many_", $name, "_1_4")],
-            embed: concat!("embed_", $name),
-        }
-    };
-}
+/// A shape of `many`: tiles of a warp, records of rows of a warp, and warps by rows.
+type Shape = [usize; 3];
+const WORDS_SHAPES: [Shape; 3] = [[2, 8, 1], [1, 8, 1], [1, 4, 1]];
+const FLOATS_SHAPES: [Shape; 3] = [[2, 8, 2], [2, 8, 1], [1, 4, 1]];
 
-/// Names of kernels: `floats` for 1, 2, 4 and 8 rows, or `few` and `many`, the largest tiles first.
+/// Names of kernels on tensor cores: `few`, and `many` of the layout's shapes.
 struct Names {
-    floats: [&'static str; 4],
     few: [&'static str; 2],
     many: [&'static str; 3],
     embed: &'static str,
 }
 
+macro_rules! names {
+    ($name:literal, $($shape:literal),*) => {
+        Names {
+            few: [concat!("few_", $name, "_1"), concat!("few_", $name, "_2")],
+            many: [$(concat!("many_", $name, "_", $shape)),*],
+            embed: concat!("embed_", $name),
+        }
+    };
+}
+
+/// Names for weights that are whole numbers.
+macro_rules! names_words {
+    ($name:literal) => {
+        const { &names!($name, "2_8_1", "1_8_1", "1_4_1") }
+    };
+}
+
+/// Names for weights that are floats.
+macro_rules! names_floats {
+    ($name:literal) => {
+        const { &names!($name, "2_8_2", "2_8_1", "1_4_1") }
+    };
+}
+
 impl Input {
-    /// Elements of a row in a record, and bytes of a record of four rows.
-    pub const RECORDS: [(Input, usize, usize); 3] =
-        [(Input::Words, 128, 1280), (Input::Halves, 64, 1024), (Input::ScaledHalves, 64, 1040)];
+    /// Every kind of records: its kernel, elements of a row in a record, rows of a record and its bytes.
+    pub const RECORDS: [(Input, &'static str, [usize; 3]); 2] =
+        [(Input::Words, "quantise", [128, 4, 1280]), (Input::Halves, "halve", [64, 8, 1056])];
 
     /// Bytes of all records of so many rows.
     pub fn bytes(self, rows: usize, cols: usize) -> usize {
         let record = Self::RECORDS.iter().find(|(input, ..)| *input == self);
-        record.map_or(0, |(_, len, bytes)| rows.div_ceil(4) * cols.div_ceil(*len) * bytes)
+        record.map_or(0, |(_, _, [len, of_rows, bytes])| rows.div_ceil(*of_rows) * cols.div_ceil(*len) * bytes)
     }
 }
 
@@ -123,8 +137,7 @@ impl Layout {
     pub fn of(tensor_type: TensorType) -> Layout {
         match tensor_type {
             TensorType::F32 => Layout::F32,
-            TensorType::F16 => Layout::F16,
-            TensorType::Bf16 => Layout::Bf16,
+            TensorType::F16 | TensorType::Bf16 => Layout::F16,
             TensorType::F8 => Layout::F8,
             TensorType::Q8_0 => Layout::Q8_0,
             TensorType::Q4_0 => Layout::Q4_0,
@@ -134,48 +147,59 @@ impl Layout {
         }
     }
 
-    fn names(self) -> &'static Names {
-        match self {
-            Layout::F32 => const { &names!("f32") },
-            Layout::F16 => const { &names!("f16") },
-            Layout::Bf16 => const { &names!("bf16") },
-            Layout::F8 => const { &names!("f8") },
-            Layout::Q8_0 => const { &names!("q8_0") },
-            Layout::Q4_0 => const { &names!("q4_0") },
-            Layout::Q4K => const { &names!("q4_k") },
-            Layout::Q6K => const { &names!("q6_k") },
-            Layout::Scaled => const { &names!("scaled") },
-        }
+    fn names(self) -> Option<&'static Names> {
+        Some(match self {
+            Layout::F32 => return None,
+            Layout::F16 => names_floats!("f16"),
+            Layout::F8 => names_floats!("f8"),
+            Layout::Q8_0 => names_words!("q8_0"),
+            Layout::Q4_0 => names_words!("q4_0"),
+            Layout::Q4K => names_words!("q4_k"),
+            Layout::Q6K => names_words!("q6_k"),
+            Layout::Scaled => names_words!("scaled"),
+        })
     }
 
     /// The kernel that looks up rows.
     pub fn embed(self) -> &'static str {
-        self.names().embed
+        self.names().map_or("embed_f32", |names| names.embed)
     }
 
-    /// The kernel without tensor cores for so many rows, and how many a block of it has.
-    pub fn floats(self, rows: usize) -> (&'static str, usize) {
-        let index = rows.next_power_of_two().trailing_zeros().min(3) as usize;
-        (self.names().floats[index], 1 << index)
+    /// The kernel without tensor cores, that of `f32`, for so many rows, and how many a block of it has.
+    pub fn floats(rows: usize) -> (&'static str, usize) {
+        let index = rows.next_power_of_two().trailing_zeros().min(3);
+        (["matmul_f32_1", "matmul_f32_2", "matmul_f32_4", "matmul_f32_8"][index as usize], 1 << index)
     }
 
     /// The kernels on tensor cores, if it is multiplied there.
     pub fn tensors(self) -> Option<Tensors> {
-        let stages = self.stages()?;
+        let (stages, names) = (self.stages()?, self.names()?);
         let weight_bytes = stages.chunks * CHUNK_BYTES + stages.scale_bytes + stages.block_bytes;
         let few = [1, 2].map(|groups| {
             let stage_bytes = FEW_WARPS * (weight_bytes + groups * stages.input_bytes);
             let depth = (FEW_RING_BYTES / stage_bytes).clamp(2, 4);
-            let kernel = self.names().few[groups - 1];
-            Tensor { kernel, outputs: TILE, rows: 4 * groups, threads: FEW_WARPS * 32, shared: depth * stage_bytes }
+            let kernel = names.few[groups - 1];
+            Tensor {
+                kernel,
+                outputs: TILE,
+                rows: stages.rows * groups,
+                threads: FEW_WARPS * 32,
+                shared: depth * stage_bytes,
+            }
         });
-        let many = [(0, 2, 8), (1, 1, 8), (2, 1, 4)].map(|(index, tiles, groups)| Tensor {
-            kernel: self.names().many[index],
-            outputs: MANY_WARPS * tiles * TILE,
-            rows: 4 * groups,
-            threads: MANY_WARPS * 32,
+        let is_floats = self.input() == Input::Halves;
+        let shapes = if is_floats { FLOATS_SHAPES } else { WORDS_SHAPES };
+        let many = [0, 1, 2].map(|index| {
+            let [tiles, groups, row_warps] = shapes[index];
             // Stages under way or at work, as `DEPTH` there.
-            shared: if tiles == 1 { 3 } else { 2 } * (MANY_WARPS * tiles * weight_bytes + groups * stages.input_bytes),
+            let depth = if tiles == 1 || is_floats { 3 } else { 2 };
+            Tensor {
+                kernel: names.many[index],
+                outputs: MANY_WARPS * tiles * TILE,
+                rows: stages.rows * groups * row_warps,
+                threads: MANY_WARPS * row_warps * 32,
+                shared: depth * (MANY_WARPS * tiles * weight_bytes + groups * row_warps * stages.input_bytes),
+            }
         });
         Some(Tensors { few, many })
     }
@@ -184,26 +208,43 @@ impl Layout {
     pub fn input(self) -> Input {
         match self {
             Layout::F32 => Input::Floats,
-            Layout::F16 => Input::ScaledHalves,
-            Layout::Bf16 | Layout::F8 => Input::Halves,
+            Layout::F16 | Layout::F8 => Input::Halves,
             _ => Input::Words,
         }
     }
 
     fn stages(self) -> Option<Stages> {
-        let stages = |len, chunks, [span, scale_bytes, block_bytes]: [usize; 3], input_bytes| {
-            Some(Stages { len, chunks, span, scale_bytes, block_bytes, input_bytes })
+        let stages = |chunks, [span, scale_bytes, block_bytes]: [usize; 3], input_bytes| {
+            Some(Stages {
+                len: 128,
+                rows: 4,
+                chunks,
+                span,
+                scale_bytes,
+                block_bytes,
+                output_scale_bytes: 0,
+                input_bytes,
+            })
+        };
+        let floats = Stages {
+            len: 64,
+            rows: 8,
+            chunks: 4,
+            span: 1,
+            scale_bytes: 0,
+            block_bytes: 0,
+            output_scale_bytes: 64,
+            input_bytes: 1056,
         };
         match self {
             Layout::F32 => None,
-            Layout::F16 => stages(64, 4, [1, 0, 0], 1040),
-            Layout::Bf16 => stages(64, 4, [1, 0, 0], 1024),
-            Layout::F8 => stages(64, 2, [2, 0, 64], 1024),
-            Layout::Q8_0 => stages(128, 4, [1, 128, 0], 1088),
-            Layout::Q4_0 => stages(128, 2, [1, 128, 0], 1088),
-            Layout::Q4K => stages(128, 2, [2, 128, 64], 1152),
-            Layout::Q6K => stages(128, 3, [2, 128, 32], 1088),
-            Layout::Scaled => stages(128, 4, [1, 1024, 0], 1280),
+            Layout::F16 => Some(floats),
+            Layout::F8 => Some(Stages { chunks: 2, span: 2, block_bytes: 64, output_scale_bytes: 0, ..floats }),
+            Layout::Q8_0 => stages(4, [1, 128, 0], 1088),
+            Layout::Q4_0 => stages(2, [1, 128, 0], 1088),
+            Layout::Q4K => stages(2, [2, 128, 64], 1152),
+            Layout::Q6K => stages(3, [2, 128, 32], 1088),
+            Layout::Scaled => stages(4, [1, 1024, 0], 1280),
         }
     }
 
@@ -218,7 +259,7 @@ impl Layout {
             Some(stages) => {
                 let count = cols.div_ceil(stages.len);
                 let block_bytes = stages.span * stages.scale_bytes + stages.block_bytes;
-                [count * stages.chunks * CHUNK_BYTES, count / stages.span * block_bytes]
+                [count * stages.chunks * CHUNK_BYTES, count / stages.span * block_bytes + stages.output_scale_bytes]
             }
             None => [(cols * 4).next_multiple_of(LANE_BYTES), 0],
         }
@@ -265,9 +306,7 @@ fn repack_tile(matrix: &Matrix, tile: usize, elements: &mut [u8], scales: &mut [
         let mut to = TileRow { row: row - first, elements, scales };
         match layout {
             Layout::F32 => to.elements[..bytes.len()].copy_from_slice(bytes),
-            Layout::F16 | Layout::Bf16 => {
-                bytes.chunks(CHUNK_ROW_BYTES).enumerate().for_each(|(chunk, bytes)| to.put(chunk, bytes));
-            }
+            Layout::F16 => put_f16(&mut to, matrix.tensor_type, bytes),
             Layout::F8 => bytes.chunks_exact(132).enumerate().for_each(|(i, block)| put_f8(&mut to, i, block)),
             Layout::Q8_0 => bytes.chunks_exact(34).enumerate().for_each(|(unit, block)| {
                 to.put(unit, &block[2..]);
@@ -307,7 +346,51 @@ impl TileRow<'_> {
     }
 }
 
-/// Elements 2t, 2t + 1, 2t + 8 and 2t + 9 of sixteen are neighbours: those that one lane has, see `F8` in `formats.cuh`.
+/// What is bf16 becomes f16 times a power of two: the largest is from 2^14 to 2^15, unless that were less than 2^-98.
+fn put_f16(to: &mut TileRow<'_>, tensor_type: TensorType, bytes: &[u8]) {
+    let mut scale = 1.0f32;
+    if tensor_type == TensorType::F16 {
+        bytes.chunks(CHUNK_ROW_BYTES).enumerate().for_each(|(chunk, bytes)| to.put(chunk, bytes));
+    } else {
+        let largest = bytes.as_chunks::<2>().0.iter().map(|half| u16::from_le_bytes(*half) & 0x7fff);
+        let largest = largest.filter(|magnitude| *magnitude < INFINITE_BF16).max().unwrap_or(0);
+        // By how much an exponent with its bias is less: 29 stands for 2^14. Nothing is scaled up so far that a factor leaves f32.
+        let less = (largest >> 7).saturating_sub(29);
+        for (chunk, bytes) in bytes.chunks(CHUNK_ROW_BYTES).enumerate() {
+            let mut halves = [0; CHUNK_ROW_BYTES];
+            for (bf16, half) in bytes.as_chunks::<2>().0.iter().zip(halves.as_chunks_mut::<2>().0) {
+                *half = half_of_bf16(u16::from_le_bytes(*bf16), less).to_le_bytes();
+            }
+            to.put(chunk, &halves[..bytes.len()]);
+        }
+        scale = f32::from_bits(u32::from(less + 15) << 23);
+    }
+    // The last of the plane, behind no stages.
+    to.scales[to.row * 4..][..4].copy_from_slice(&scale.to_le_bytes());
+}
+
+/// Infinity, and above it what is no number.
+const INFINITE_BF16: u16 = 0x7f80;
+
+/// The f16 nearest to a bf16 times 2^(112 - less).
+fn half_of_bf16(bf16: u16, less: u16) -> u16 {
+    let (sign, magnitude) = (bf16 & 0x8000, bf16 & 0x7fff);
+    if magnitude >= INFINITE_BF16 {
+        return sign | 0x7c00 | u16::from(magnitude > INFINITE_BF16) << 9;
+    }
+    // Exponent and fraction are side by side in both.
+    let moved = i32::from(magnitude) - (i32::from(less) << 7);
+    if moved >= 1 << 7 {
+        return sign | (moved as u16) << 3;
+    }
+    // Below the least exponent, multiples of 2^-24; the sum's last digit is one of them, ties to even.
+    let factor = f32::from_bits((127 + 112 - u32::from(less)) << 23);
+    let multiple = f32::from_bits(u32::from(magnitude) << 16) * factor * 16_777_216.0 + 8_388_608.0;
+    sign | multiple.to_bits() as u16
+}
+
+/// Elements 2t, 2t + 1, 2t + 8 and 2t + 9 of sixteen are neighbours: those that one lane has, see `F8` in `formats.cuh`. As f16 their
+/// bits stand for 2^-8 of them, which the scale makes up for.
 fn put_f8(to: &mut TileRow<'_>, index: usize, block: &[u8]) {
     let (scale, elements) = block.split_at(4);
     for (i, elements) in elements.chunks_exact(CHUNK_ROW_BYTES).enumerate() {
@@ -318,7 +401,8 @@ fn put_f8(to: &mut TileRow<'_>, index: usize, block: &[u8]) {
         to.put(index * 4 + i, &moved);
     }
     let at = index * 64 + to.row % 8 * 8 + to.row / 8 * 4;
-    to.scales[at..at + 4].copy_from_slice(scale);
+    let scale = f32::from_le_bytes(scale.try_into().expect("four bytes")) * 256.0;
+    to.scales[at..at + 4].copy_from_slice(&scale.to_le_bytes());
 }
 
 /// Two units are a chunk, one below the other. A nibble stands for itself less 8: with its upper bit turned, it is that number.
@@ -464,4 +548,51 @@ fn six_bits(block: &[u8], unit: usize) -> (u8, u8) {
     }
     let (low, at) = (packed[unit + 4], unit - 4);
     (low & 15 | packed[at] >> 6 << 4, low >> 4 | packed[at + 4] >> 6 << 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every bf16 against the nearest multiple of what f16 can tell apart there, in `f64`.
+    #[test]
+    fn a_bf16_becomes_the_nearest_half_of_its_multiple() {
+        for less in [0, 1, 60, 98, 112, 127, 200, 225] {
+            for magnitude in 0..INFINITE_BF16.min((less + 31) << 7) {
+                let exact = f64::from(f32::from_bits(u32::from(magnitude) << 16)) * 2f64.powi(112 - i32::from(less));
+                // Where the exponent of f16 ends, its numbers are multiples of 2^-24.
+                let step = 2f64.powi((exact.log2().floor() as i32).max(-14) - 10);
+                let wanted = if exact == 0.0 { 0.0 } else { (exact / step).round_ties_even() * step };
+                for sign in [0, 0x8000] {
+                    let half = half_of_bf16(magnitude | sign, less);
+                    let got = f64::from(f16_to_f32(half));
+                    assert_eq!(got.abs(), wanted, "{magnitude:x} less {less}: {exact:e}");
+                    assert_eq!(half & 0x8000, sign);
+                }
+            }
+        }
+        assert_eq!([0x7f80, 0xff80].map(|infinite| half_of_bf16(infinite, 100)), [0x7c00, 0xfc00]);
+        assert!(f16_to_f32(half_of_bf16(0x7f81, 100)).is_nan() && f16_to_f32(half_of_bf16(0xffc0, 0)).is_nan());
+    }
+
+    /// Rows of any size come back as they were, from as far below their largest as 2^-31.
+    #[test]
+    fn rows_of_bf16_are_exact_as_halves_with_a_scale() {
+        for largest in [-126, -100, -98, -20, 0, 15, 16, 90, 127] {
+            let values: Vec<f32> = (0..32).map(|down| 1.984_375 * 2f32.powi((largest - down).max(-126))).collect();
+            let bytes: Vec<u8> = values.iter().flat_map(|x| ((x.to_bits() >> 16) as u16).to_le_bytes()).collect();
+            let [element_bytes, scale_bytes] = Layout::F16.tile_bytes(values.len());
+            let (mut elements, mut scales) = (vec![0; element_bytes], vec![0; scale_bytes]);
+            let mut to = TileRow { row: 9, elements: &mut elements, scales: &mut scales };
+            put_f16(&mut to, TensorType::Bf16, &bytes);
+            let scale = f32::from_le_bytes(scales[36..40].try_into().expect("four bytes"));
+            for (k, value) in values.iter().enumerate() {
+                // By the formula of a fragment of A: row g + 8, elements 2 * t and 2 * t + 8 of sixteen, and the next ones.
+                let at = k / 16 * 512 + (4 + k % 8 / 2) * 16 + (1 + k % 16 / 8 * 2) * 4 + k % 2 * 2;
+                let half = f16_to_f32(u16::from_le_bytes([elements[at], elements[at + 1]]));
+                assert_eq!(half * scale, *value, "{k} below 2^{largest}");
+                assert!(half < 32768.0 && (k > 0 || largest < -98 || half >= 16384.0));
+            }
+        }
+    }
 }
