@@ -1,19 +1,20 @@
 // How weights lie on the device for tensor cores, and how activations do.
 //
 // At load, a matrix is cut into tiles of sixteen outputs, and a tile into stages: 128 elements of each output, 64 of floats
-// (engine/src/backend/cuda/repack.rs). A stage is `CHUNKS` chunks of 512 bytes and what scales them. A chunk has 32 bytes of
-// each output in the order of a fragment (tensor.cuh): a lane's sixteen bytes are the four words of A, so a warp reads and
-// writes whole lines, whatever the file's blocks look like. Outputs and elements beyond the matrix are zeros.
-// Scales lie by groups g of lanes, for outputs g and g + 8; formats whose blocks have 256 elements keep what is the block's
-// behind the scales of its two stages (`SPAN`). Q8_0, Q4_0 and Q6_K take as many bytes as in the file, Q4_K 2.8 % more: its
-// scales and minima are bytes here, six bits there. What has no format of its own is `Scaled`: signed bytes, with an f32
-// scale and minimum for every sixteen.
+// (engine/src/backend/cuda/repack.rs). A stage is `CHUNKS` chunks of 512 bytes and what scales them. A chunk has 32 bytes
+// of each output in the order of a fragment (tensor.cuh): a lane's sixteen bytes are the four words of A, so a warp reads
+// and writes whole lines, whatever the file's blocks look like. Outputs and elements beyond the matrix are zeros. Scales
+// lie by groups g of lanes, for outputs g and g + 8; formats whose blocks have 256 elements keep what is the block's behind
+// the scales of its two stages (`SPAN`). Q8_0, Q4_0 and Q6_K take as many bytes as in the file, Q4_K 2.8 % more: its scales
+// and minima are bytes here, six bits there. What has no format of its own is `Scaled`: signed bytes, with an f32 scale and
+// minimum for every sixteen.
 //
-// Activations lie by a few rows and a stage, in records (records.cuh). Where weights are whole numbers, a record has four rows: the
-// columns of a B are the rows' high and low parts, one beside the other, so that one instruction has both, a lane finds the two in its
-// own registers, and one row of eight columns is not alone. Where they are floats, it has eight, a column each. Chunk p of the two in a
-// record has what units 2p and 2p + 1 (of 32, floats: of 16) need of B. Behind them: scales `[4 rows][4 units]`, scaled sums
-// of units `[4][4]`, scaled sums of halves of units `[4][4][2]`; or scales `[8 rows]`; all f32.
+// Activations lie by a few rows and a stage, in records (records.cuh). Where weights are whole numbers, a record has four
+// rows: the columns of a B are the rows' high and low parts, one beside the other, so that one instruction has both, a lane
+// finds the two in its own registers, and one row of eight columns is not alone. Where they are floats, it has eight, a
+// column each. Chunk p of the two in a record has what units 2p and 2p + 1 (of 32, floats: of 16) need of B. Behind them:
+// scales `[4 rows][4 units]`, scaled sums of units `[4][4]`, scaled sums of halves of units `[4][4][2]`; or scales `[8
+// rows]`; all f32.
 #pragma once
 #include "tensor.cuh"
 
@@ -160,8 +161,9 @@ struct Q8_0 : Integers<1, false> {
   }
 };
 
-// A chunk is two units, one in the low nibbles, one in the high ones, as signed numbers of four bits. In the upper half of a
-// byte they are sixteen times what they stand for: a sixteenth in the scale makes up for that, exactly. Scales as in Q8_0.
+// A chunk is two units, one in the low nibbles, one in the high ones, as signed numbers of four bits. In the upper half of
+// a byte they are sixteen times what they stand for: a sixteenth in the scale makes up for that, exactly. Scales as in
+// Q8_0.
 struct Q4_0 : Integers<1, false> {
   static constexpr int CHUNKS = 2, SPAN = 1, SCALE_BYTES = 128, BLOCK_BYTES = 0;
   static __device__ __forceinline__ Pair pair(const uint8_t* stage, int p, int lane) {
@@ -229,10 +231,10 @@ struct Q4_K : Integers<1, true> {
   }
 };
 
-// Three chunks are four units of signed numbers of six bits: the lower four bits of units 0 and 2 are the nibbles of the first
-// chunk, those of units 1 and 3 of the second, the upper two bits of all four are the third. In the upper part of a byte they
-// are four times what they stand for. Scales: signed bytes `[8 g][8 halves of units][g, g + 8]`; the block's: halves
-// `[8 g][g, g + 8]`.
+// Three chunks are four units of signed numbers of six bits: the lower four bits of units 0 and 2 are the nibbles of the
+// first chunk, those of units 1 and 3 of the second, the upper two bits of all four are the third. In the upper part of a
+// byte they are four times what they stand for. Scales: signed bytes `[8 g][8 halves of units][g, g + 8]`; the block's:
+// halves `[8 g][g, g + 8]`.
 struct Q6_K : Integers<2, false> {
   static constexpr int CHUNKS = 3, SPAN = 2, SCALE_BYTES = 128, BLOCK_BYTES = 32;
   static __device__ __forceinline__ Pair pair(const uint8_t* stage, int p, int lane) {
@@ -273,8 +275,8 @@ struct Q6_K : Integers<2, false> {
   }
 };
 
-// A chunk is a unit of signed bytes. Scales: f32 `[8 halves of units][8 g][scale of g, minimum of g, scale of g + 8, minimum of
-// g + 8]`.
+// A chunk is a unit of signed bytes. Scales: f32 `[8 halves of units][8 g][scale of g, minimum of g, scale of g + 8,
+// minimum of g + 8]`.
 struct Scaled : Integers<2, true> {
   static constexpr int CHUNKS = 4, SPAN = 1, SCALE_BYTES = 1024, BLOCK_BYTES = 0;
   static __device__ __forceinline__ Pair pair(const uint8_t* stage, int p, int lane) {
@@ -329,9 +331,10 @@ struct Halves16 {
   }
 };
 
-// A chunk is sixteen elements. f16 and bf16: a matrix of bf16 is stored as f16 times a power of two, one for each output, with which its
-// largest element is from 2^14 to 2^15. f16 has three bits of fraction more, so that is exact for whatever is not below
-// 2^-31 of the largest, and what is lost of smaller ones is below 2^-39 of it. Scales: f32 `[16 outputs]`, once a tile.
+// A chunk is sixteen elements. f16 and bf16: a matrix of bf16 is stored as f16 times a power of two, one for each output,
+// with which its largest element is from 2^14 to 2^15. f16 has three bits of fraction more, so that is exact for whatever
+// is not below 2^-31 of the largest, and what is lost of smaller ones is below 2^-39 of it. Scales: f32 `[16 outputs]`,
+// once a tile.
 struct F16 : Halves16 {
   static constexpr int CHUNKS = 4, SPAN = 1, SCALE_BYTES = 0, BLOCK_BYTES = 0;
   static constexpr bool SCALES_OUTPUTS = true;
@@ -352,10 +355,10 @@ struct F16 : Halves16 {
   }
 };
 
-// A chunk is two units of sixteen elements of eight bits (E4M3). They become f16, which have all of them: exponent and fraction
-// where f16 has them are 2^-8 of the number, subnormal ones included, and the scale makes up for that. Of a unit, place t has
-// elements 2t, 2t + 1, 2t + 8 and 2t + 9 in a word, so that its halves are words of A. Scales: the block's times 2^8, f32
-// `[8 g][g, g + 8]`.
+// A chunk is two units of sixteen elements of eight bits (E4M3). They become f16, which have all of them: exponent and
+// fraction where f16 has them are 2^-8 of the number, subnormal ones included, and the scale makes up for that. Of a unit,
+// place t has elements 2t + 8, 2t, 2t + 9 and 2t + 1 in a word, so that every other byte is a word of A. Scales: the
+// block's times 2^8, f32 `[8 g][g, g + 8]`.
 struct F8 : Halves16 {
   static constexpr int CHUNKS = 2, SPAN = 2, SCALE_BYTES = 0, BLOCK_BYTES = 64;
   static constexpr bool SCALES_OUTPUTS = false;
@@ -364,7 +367,7 @@ struct F8 : Halves16 {
     float scales[2];
   };
 
-  // Two elements in the upper bytes of halves.
+  // Two elements in the upper bytes of halves; whatever is in the lower ones.
   static __device__ __forceinline__ uint32_t halves_of(uint32_t bytes) {
     return (bytes & 0x80008000u) | (bytes >> 1 & 0x3f803f80u);
   }
@@ -378,8 +381,8 @@ struct F8 : Halves16 {
     w.scales[1] = scales.y;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      w.a[i >> 1][i & 1] = halves_of((raw[i] << 8 & 0xff00u) | (raw[i] << 16 & 0xff000000u));
-      w.a[i >> 1][2 + (i & 1)] = halves_of((raw[i] >> 8 & 0xff00u) | (raw[i] & 0xff000000u));
+      w.a[i >> 1][i & 1] = halves_of(raw[i]);
+      w.a[i >> 1][2 + (i & 1)] = halves_of(raw[i] << 8);
     }
     return w;
   }
@@ -389,7 +392,7 @@ struct F8 : Halves16 {
   static __device__ __forceinline__ float element(const Weights& w, int row, int k) {
     int tile = row / TILE, within = row % TILE, stage = k / 64, block, i = k % 16;
     const uint8_t* scales = stage_scales<F8>(w, tile, stage, block) + block;
-    int at = k % 32 / 16 * 16 + i % 8 / 2 * 4 + i / 8 * 2 + i % 2;
+    int at = k % 32 / 16 * 16 + i % 8 / 2 * 4 + i % 2 * 2 + 1 - i / 8;
     uint8_t byte = stage_elements<F8>(w, tile, stage)[k / 32 % 2 * CHUNK_BYTES + place_of(within, at)];
     float value = half_to_float((uint16_t)((byte & 0x80) << 8 | (byte & 0x7f) << 7));
     return read<float>(scales + (within & 7) * 8 + (within >> 3) * 4) * value;

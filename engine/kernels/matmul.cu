@@ -1,39 +1,44 @@
 // out = x · weightᵀ (+ bias) on tensor cores, for one row and for thousands, in one order.
 //
-// Idea: weights are A, sixteen outputs of them; activations are B (formats.cuh). Weights that are whole numbers meet activations
-// that are (records.cuh), four rows with their high and low parts as eight columns, so a unit's product is exact and only then scaled and
-// rounded: decision 20 in ARCHITECTURE.md. Floats meet f16 with a scale for 64 of a row, eight rows as eight columns.
+// Idea: weights are A, sixteen outputs of them; activations are B (formats.cuh). Weights that are whole numbers meet
+// activations that are (records.cuh), four rows with their high and low parts as eight columns, so a unit's product is
+// exact and only then scaled and rounded: decision 20 in ARCHITECTURE.md. Floats meet f16 with a scale for 64 of a row,
+// eight rows as eight columns.
 // Order: K is cut into SEGMENTS by its length alone; a segment is summed stage by stage, then segments are added in order.
-// `few` has a warp a segment, `many` one warp for all of them: the same additions, so a row's bits depend neither on how many
-// stand beside it nor on which kernel took it.
+// `few` has a warp a segment, `many` one warp for all of them: the same additions, so a row's bits depend neither on how
+// many stand beside it nor on which kernel took it.
 //
-// `few`, up to two records of rows (8, floats: 16): a block of 8 warps has one tile of 16 outputs, so weights are read once and by as many
-// warps as there can be: 4096 outputs are 256 blocks, two on each of 132 processors. A lane copies its own sixteen bytes to
-// shared memory, one to three stages ahead of where it multiplies: registers hold nothing that is under way. With Q4_K and three
-// blocks on a processor, two stages of 1.2 kB of 24 warps are 58 kB, where 4.5 TB/s times some 800 ns of latency over 132
-// processors are 27 kB. Of activations only rows that there are, are copied: 160 bytes of one row of floats to 1216 of Q4_K.
-// Instructions a stage and warp, for 128 elements of 16 outputs and 4 rows: 4 products with 8 instructions behind each (12
-// with minima), some 40 to decode and 15 to copy and read: about 110 for 1216 bytes of Q4_K; four schedulers of 132
-// processors at 1.7 GHz have some 240 for what 4.5 TB/s bring in that time.
-// `many`, above that: a block of 4 warps has 64 or 128 outputs and 16 or 32 rows, of floats 32 or 64. Activations are copied once for all
-// warps, weights by each warp for itself; while one stage is multiplied, the next ones are under way. A unit of 32
-// elements of 16 outputs and 4 rows of whole numbers costs one product and 8 to 12 other instructions: those bound it, not the
-// tensor cores. With two tiles a warp, what is read of shared memory (5 wavefronts for two units and four rows) takes half of that
-// time.
-// Floats have few other instructions: 64 products, 32 loads and 128 additions a stage of two tiles and 64 rows; what bounds them is how often
-// a byte is read. So 8 warps, two by rows, have 128 outputs and 128 rows where that is enough blocks: 32 kB a stage for a million
-// products, 38 bytes a cycle at the 1250 products a cycle that a processor of an H100 does by `mma.sync` (62 % of its peak), where the
-// second-level cache has some 30 to 40; 64 rows would be half as much again. From shared memory to registers it is 192 bytes
-// a product of 16 x 8 x 16, 1.5 cycles beside the 1.6 of the product itself. Sums of ended segments stay in registers.
-// Blocks of rows come first in a grid, so those that run at one time share few weights' tiles and all rows: a matrix larger than
-// the second-level cache is read from memory once.
+// `few`, up to two records of rows (8, floats: 16): a block of 8 warps has one tile of 16 outputs, so weights are read once
+// and by as many warps as there can be: 4096 outputs are 256 blocks, two on each of 132 processors. A lane copies its own
+// sixteen bytes to shared memory, one to three stages ahead of where it multiplies: registers hold nothing that is under
+// way. With Q4_K and three blocks on a processor, two stages of 1.2 kB of 24 warps are 58 kB, where 4.5 TB/s times some 800
+// ns of latency over 132 processors are 27 kB. Of activations only rows that there are, are copied: 160 bytes of one row of
+// floats to 1216 of Q4_K.
+// Instructions a stage and warp for up to one record of rows, as compiled for sm_90 (loops.py): 189 for the 1216 bytes of
+// Q4_K, 133 for the 1088 of FP8, 250 for the 1680 of Q6_K, 112 for the 2176 of Q8_0, 74 for the 2048 of bf16. While 4.5
+// TB/s bring 1216 bytes to one of 132 processors at 1.75 GHz, its four schedulers have time for 250: Q4_K comes nearest to
+// it.
+// `many`, above that: a block of 4 warps has 64 or 128 outputs and 16 or 32 rows, of floats 32 or 64. Activations are
+// copied once for all warps, and so are weights; while one stage is multiplied, the next ones are under way. A unit of 32
+// elements of 16 outputs and 4 rows of whole numbers costs one product and 9 (Q8_0) to 14 (Q4_K) other instructions: those
+// bound it, not the tensor cores. With two tiles a warp, what is read of shared memory (5 wavefronts for two units and four
+// rows) takes half of that time.
+// Floats have few others: 343 instructions a stage of two tiles and 64 rows, of which 64 are products and 128 scaled
+// additions (FP8: 581); what bounds them is how often a byte is read. So 8 warps, two by rows, have 128 outputs and 128
+// rows where that is enough blocks: 32 kB a stage for a million products, 38 bytes a cycle at the 1250 products a cycle
+// that a processor of an H100 does by `mma.sync` (62 % of its peak), where the second-level cache has some 30 to 40; 64
+// rows would be half as much again. From shared memory to registers it is 192 bytes a product of 16 x 8 x 16, 1.5 cycles
+// beside the 1.6 of the product itself. Sums of ended segments stay in registers.
+// Blocks of rows come first in a grid, so those that run at one time share few weights' tiles and all rows: a matrix larger
+// than the second-level cache is read from memory once.
 // Where that were too few blocks (16 rows and 4096 outputs are 64, each of which would walk through all of K at the pace of
-// memory's latency), the grid is eight deep: a block has one segment, its sums go to memory, and the last block to come adds
-// them, the first segment first.
+// memory's latency), the grid is eight deep: a block has one segment, its sums go to memory, and the last block to come
+// adds them, the first segment first.
 // Which one runs is the launcher's choice (engine/src/backend/cuda/product.rs), by how many blocks there will be.
 //
-// Shapes: x in records, `[rows / ROWS][stages]`; out `[rows, outputs]` f32; up to three weights share x and one launch, their
-// blocks one after the other. Grid: `few` (blocks of all weights); `many` (blocks of rows, blocks of all weights, 1 or SEGMENTS).
+// Shapes: x in records, `[rows / ROWS][stages]`; out `[rows, outputs]` f32; up to three weights share x and one launch,
+// their blocks one after the other. Grid: `few` (blocks of all weights); `many` (blocks of rows, blocks of all weights, 1
+// or SEGMENTS).
 #include "formats.cuh"
 
 constexpr int SEGMENTS = 8;
@@ -71,28 +76,70 @@ __device__ __forceinline__ int segment_start(int stages, int segment) { return s
 template <class Format>
 constexpr int WEIGHT_BYTES = Format::CHUNKS * CHUNK_BYTES + Format::SCALE_BYTES + Format::BLOCK_BYTES;
 
-// Asks for a stage of a tile; each lane for what it multiplies itself, scales aside.
+// What a lane copies of a tile: the words that it multiplies itself, and a part of the scales. It goes from stage to stage
+// by additions: an address made anew for each is half of a loop's instructions.
 template <class Format>
-__device__ __forceinline__ void copy_weights(uint8_t* to, const Weights& w, int tile, int stage, int lane) {
-  const uint8_t* elements = stage_elements<Format>(w, tile, stage);
-#pragma unroll
-  for (int c = 0; c < Format::CHUNKS; ++c) {
-    copy_async(to + c * CHUNK_BYTES + lane * 16, elements + c * CHUNK_BYTES + lane * 16);
-  }
-  if constexpr (Format::SCALE_BYTES + Format::BLOCK_BYTES > 0) {
-    int block;
-    const uint8_t* scales = stage_scales<Format>(w, tile, stage, block);
-    for (int at = lane * 16; at < Format::SCALE_BYTES + Format::BLOCK_BYTES; at += 512) {
-      const uint8_t* from = at < Format::SCALE_BYTES ? scales + at : scales + block + at - Format::SCALE_BYTES;
-      copy_async(to + Format::CHUNKS * CHUNK_BYTES + at, from);
+struct TileSource {
+  static constexpr int SCALES = Format::SCALE_BYTES + Format::BLOCK_BYTES;
+  const uint8_t *elements, *scales;
+  // From a stage's part of the scales to the next one's within a block, and whether that is what comes next.
+  int scales_step;
+  bool begins_block;
+
+  __device__ __forceinline__ void begin(const Weights& w, int tile, int stage, int lane) {
+    elements = stage_elements<Format>(w, tile, stage) + lane * 16;
+    if constexpr (SCALES > 0) {
+      int block;
+      scales = stage_scales<Format>(w, tile, stage, block);
+      bool of_stage = lane * 16 < Format::SCALE_BYTES;
+      scales += of_stage ? lane * 16 : block + lane * 16 - Format::SCALE_BYTES;
+      scales_step = of_stage ? Format::SCALE_BYTES : 0;
+      begins_block = stage % Format::SPAN == 0;
     }
   }
-}
 
+  // Asks for a stage.
+  __device__ __forceinline__ void copy(uint8_t* to, int lane) {
+    to += lane * 16;
+#pragma unroll
+    for (int c = 0; c < Format::CHUNKS; ++c) copy_async(to + c * CHUNK_BYTES, elements + c * CHUNK_BYTES);
+    elements += Format::CHUNKS * CHUNK_BYTES;
+    if constexpr (SCALES > 0) {
+#pragma unroll
+      for (int at = 0; at < SCALES; at += 512) {
+        if (SCALES - at >= 512 || lane * 16 < SCALES - at) copy_async(to + Format::CHUNKS * CHUNK_BYTES + at, scales + at);
+      }
+      if constexpr (Format::SPAN == 1) scales += Format::SCALE_BYTES;
+      else {
+        scales += begins_block ? scales_step : 2 * Format::SCALE_BYTES + Format::BLOCK_BYTES - scales_step;
+        begins_block = !begins_block;
+      }
+    }
+  }
+};
+
+// What a lane copies of a record.
 template <class Format>
-__device__ __forceinline__ const uint8_t* record_of(const Product& p, int stages, int group, int stage) {
-  return p.x + ((size_t)group * stages + stage) * Format::RECORD_BYTES;
-}
+struct RecordSource {
+  const uint8_t* record;
+
+  __device__ __forceinline__ void begin(const Product& p, int stages, int group, int stage, int lane) {
+    record = p.x + ((size_t)group * stages + stage) * Format::RECORD_BYTES + lane * 16;
+  }
+
+  // Asks for a stage; of a record that has `rows` rows for theirs alone: the columns of others hold anything, and no other column
+  // sees it.
+  __device__ __forceinline__ void copy(uint8_t* to, int lane, int rows) {
+    to += lane * 16;
+    bool has_row = lane / (32 / Format::ROWS) < rows;
+#pragma unroll
+    for (int at = 0; at < Format::INPUT_BYTES; at += 512) {
+      bool is_there = at < RECORD_CHUNKS_BYTES ? has_row : lane * 16 < Format::INPUT_BYTES - at && rows > 0;
+      if (is_there) copy_async(to + at, record + at);
+    }
+    record += Format::RECORD_BYTES;
+  }
+};
 
 // What a lane adds up of a tile and a record's rows: outputs g and g + 8 of its rows, one after the other.
 template <class Format>
@@ -156,23 +203,6 @@ struct Few {
   static constexpr int DEPTH = FIT < 2 ? 2 : FIT > 4 ? 4 : FIT;
 };
 
-// Asks for what a warp reads of the activations of a stage. Rows that there are not, are not copied: their columns hold
-// anything, and no other column sees it.
-template <class Format, int GROUPS>
-__device__ __forceinline__ void copy_inputs(uint8_t* to, const Product& p, int stages, int stage, int lane) {
-#pragma unroll
-  for (int group = 0; group < GROUPS; ++group) {
-    const uint8_t* from = record_of<Format>(p, stages, group, stage);
-    uint8_t* record = to + group * Format::INPUT_BYTES;
-    if (group * Format::ROWS + lane / (32 / Format::ROWS) < p.rows) {
-      copy_async(record + lane * 16, from + lane * 16);
-      copy_async(record + CHUNK_BYTES + lane * 16, from + CHUNK_BYTES + lane * 16);
-    }
-    int at = RECORD_CHUNKS_BYTES + lane * 16;
-    if (at < Format::INPUT_BYTES && group * Format::ROWS < p.rows) copy_async(record + at, from + at);
-  }
-}
-
 template <class Format, int GROUPS>
 __device__ __forceinline__ void few(const Product& p) {
   constexpr int DEPTH = Few<Format, GROUPS>::DEPTH, STAGE_BYTES = Few<Format, GROUPS>::STAGE_BYTES;
@@ -181,36 +211,43 @@ __device__ __forceinline__ void few(const Product& p) {
   Matrix m = chosen(p, TILE, tile);
   int stages = m.weights.stages, stage = segment_start(stages, warp), end = segment_start(stages, warp + 1);
   uint8_t* ring = shared + warp * DEPTH * STAGE_BYTES;
+  TileSource<Format> weights;
+  weights.begin(m.weights, tile, stage, lane);
   // Weights are there before anything else is: they are asked for first.
 #pragma unroll
   for (int i = 0; i < DEPTH - 1; ++i) {
-    if (stage + i < end) copy_weights<Format>(ring + i * STAGE_BYTES, m.weights, tile, stage + i, lane);
+    if (stage + i < end) weights.copy(ring + i * STAGE_BYTES, lane);
   }
   wait_for_inputs();
+  RecordSource<Format> inputs[GROUPS];
+#pragma unroll
+  for (int group = 0; group < GROUPS; ++group) inputs[group].begin(p, stages, group, stage, lane);
+  auto copy_inputs = [&](uint8_t* to) {
+#pragma unroll
+    for (int group = 0; group < GROUPS; ++group) {
+      inputs[group].copy(to + WEIGHT_BYTES<Format> + group * Format::INPUT_BYTES, lane, p.rows - group * Format::ROWS);
+    }
+  };
 #pragma unroll
   for (int i = 0; i < DEPTH - 1; ++i) {
-    if (stage + i < end) {
-      copy_inputs<Format, GROUPS>(ring + i * STAGE_BYTES + WEIGHT_BYTES<Format>, p, stages, stage + i, lane);
-    }
+    if (stage + i < end) copy_inputs(ring + i * STAGE_BYTES);
     copy_commit();
   }
   float sums[1][GROUPS][SUMS<Format>];
   clear(sums);
-  int slot = 0, free_slot = DEPTH - 1;
+  uint8_t *at = ring, *free = ring + (DEPTH - 1) * STAGE_BYTES, *ring_end = ring + DEPTH * STAGE_BYTES;
   for (; stage < end; ++stage) {
     // This stage is there, and all lanes are done with the one before.
     copy_wait<DEPTH - 2>();
     __syncwarp();
     if (stage + DEPTH - 1 < end) {
-      uint8_t* to = ring + free_slot * STAGE_BYTES;
-      copy_weights<Format>(to, m.weights, tile, stage + DEPTH - 1, lane);
-      copy_inputs<Format, GROUPS>(to + WEIGHT_BYTES<Format>, p, stages, stage + DEPTH - 1, lane);
+      weights.copy(free, lane);
+      copy_inputs(free);
     }
     copy_commit();
-    const uint8_t* weights = ring + slot * STAGE_BYTES;
-    add_stage<Format, 1, GROUPS>(sums, weights, weights + WEIGHT_BYTES<Format>, lane);
-    free_slot = slot;
-    slot = slot + 1 == DEPTH ? 0 : slot + 1;
+    add_stage<Format, 1, GROUPS>(sums, at, at + WEIGHT_BYTES<Format>, lane);
+    free = at;
+    at = at + STAGE_BYTES == ring_end ? ring : at + STAGE_BYTES;
   }
   // All of the ring has been read, so a segment's sums go where it was: `[rows][TILE]`.
   __syncwarp();
@@ -231,8 +268,8 @@ __device__ __forceinline__ void few(const Product& p) {
   put<Format>(m, threadIdx.x / TILE, p.rows, tile * TILE + threadIdx.x % TILE, sum);
 }
 
-// One of several blocks that have a segment each of the same outputs and rows: true in the last one to come here, which then
-// sees what all of them have written.
+// One of several blocks that have a segment each of the same outputs and rows: true in the last one to come here, which
+// then sees what all of them have written.
 __device__ __forceinline__ bool last_of_segments(uint32_t* done) {
   __shared__ bool last;
   __threadfence();
@@ -272,24 +309,27 @@ __device__ __forceinline__ void many(const Product& p) {
   bool alone = TILES > 1 || gridDim.z == 1;
   int segment = alone ? 0 : blockIdx.z, segments_end = alone ? SEGMENTS : segment + 1;
   int stage = segment_start(stages, segment), stages_end = segment_start(stages, segments_end);
-  auto copy = [&](int stage, int slot) {
-    uint8_t* to = shared + slot * STAGE_BYTES;
+  // Tiles and records that this warp copies, each of which several warps read.
+  constexpr int OWN_TILES = TILES / ROW_WARPS, OWN_GROUPS = GROUPS / MANY_WARPS;
+  static_assert(OWN_TILES * ROW_WARPS == TILES && OWN_GROUPS * MANY_WARPS == GROUPS, "a warp has none too few");
+  int own_tile = row_warp * OWN_TILES, own_group = (row_warp * MANY_WARPS + warp) * OWN_GROUPS;
+  TileSource<Format> weights[OWN_TILES];
+  RecordSource<Format> inputs[OWN_GROUPS];
 #pragma unroll
-    for (int i = row_warp; i < TILES; i += ROW_WARPS) {
-      uint8_t* tile = to + (warp * TILES + i) * TILE_BYTES;
-      copy_weights<Format>(tile, m.weights, lesser(first_tile + i, last_tile), stage, lane);
-    }
-#pragma unroll 1
-    for (int group = row_warp * MANY_WARPS + warp; group < BLOCK_GROUPS; group += MANY_WARPS * ROW_WARPS) {
-      const uint8_t* from = record_of<Format>(p, stages, lesser(first_group + group, last_group), stage);
-      uint8_t* record = to + INPUTS_AT + group * Format::INPUT_BYTES;
+  for (int i = 0; i < OWN_TILES; ++i) weights[i].begin(m.weights, lesser(first_tile + own_tile + i, last_tile), stage, lane);
 #pragma unroll
-      for (int at = lane * 16; at < Format::INPUT_BYTES; at += 512) copy_async(record + at, from + at);
+  for (int i = 0; i < OWN_GROUPS; ++i) inputs[i].begin(p, stages, lesser(first_group + own_group + i, last_group), stage, lane);
+  auto copy = [&](uint8_t* to) {
+#pragma unroll
+    for (int i = 0; i < OWN_TILES; ++i) weights[i].copy(to + (warp * TILES + own_tile + i) * TILE_BYTES, lane);
+#pragma unroll
+    for (int i = 0; i < OWN_GROUPS; ++i) {
+      inputs[i].copy(to + INPUTS_AT + (own_group + i) * Format::INPUT_BYTES, lane, Format::ROWS);
     }
   };
 #pragma unroll
   for (int i = 0; i < DEPTH - 1; ++i) {
-    if (stage + i < stages_end) copy(stage + i, i);
+    if (stage + i < stages_end) copy(shared + i * STAGE_BYTES);
     copy_commit();
   }
 #pragma unroll
@@ -297,7 +337,8 @@ __device__ __forceinline__ void many(const Product& p) {
   float sums[TILES][GROUPS][SUMS<Format>];
   // Value `i` of a thread.
   auto sum_of = [&](int i) -> float& { return sums[i / (SUMS<Format> * GROUPS)][i / SUMS<Format> % GROUPS][i % SUMS<Format>]; };
-  int slot = 0, free_slot = DEPTH - 1;
+  // Places in the ring; as addresses they would be twice the registers.
+  int at = 0, free = (DEPTH - 1) * STAGE_BYTES;
 #pragma unroll 1
   for (; segment < segments_end; ++segment) {
     clear(sums);
@@ -306,13 +347,12 @@ __device__ __forceinline__ void many(const Product& p) {
       // This stage is there for all, and all are done with the one before.
       copy_wait<DEPTH - 2>();
       __syncthreads();
-      if (stage + DEPTH - 1 < stages_end) copy(stage + DEPTH - 1, free_slot);
+      if (stage + DEPTH - 1 < stages_end) copy(shared + free);
       copy_commit();
-      const uint8_t* from = shared + slot * STAGE_BYTES;
-      add_stage<Format, TILES, GROUPS>(sums, from + warp * TILES * TILE_BYTES,
-                                       from + INPUTS_AT + row_warp * GROUPS * Format::INPUT_BYTES, lane);
-      free_slot = slot;
-      slot = slot + 1 == DEPTH ? 0 : slot + 1;
+      add_stage<Format, TILES, GROUPS>(sums, shared + at + warp * TILES * TILE_BYTES,
+                                       shared + at + INPUTS_AT + row_warp * GROUPS * Format::INPUT_BYTES, lane);
+      free = at;
+      at = at == (DEPTH - 1) * STAGE_BYTES ? 0 : at + STAGE_BYTES;
     }
 #pragma unroll
     for (int i = 0; i < VALUES; ++i) total(i) += sum_of(i);

@@ -1,12 +1,13 @@
-// Activations as tensor cores take them: records of a few rows and a stage, the layout of formats.cuh. Whoever has a stage of a
-// row in the registers of a warp puts it there: quantise.cu from rows in memory, norm.cu and elementwise.cu as they make them.
+// Activations as tensor cores take them: records of a few rows and a stage, the layout of formats.cuh. Whoever has a stage
+// of a row in the registers of a warp puts it there: quantise.cu from rows in memory, norm.cu and elementwise.cu as they
+// make them.
 //
 // `Words`, for weights that are whole numbers: words of fifteen bits, by units of 32. A unit is scaled so that its largest
-// element becomes 16383; the word is kept as two signed bytes, word = 128 * high + low with low from 0 to 127, two columns of
-// a B. Decision 20 in ARCHITECTURE.md: the words are those of the CPU backend. Units beyond the row are zeros.
-// `Halves`, for weights that are floats: the nearest f16 of an element times a power of two, one for a stage of a row, with which
-// its largest element is from 2^14 to 2^15: none is too large, and the smallest number of f16 is 2^-38 of it. So at most 2^-11 of
-// an element is lost, or 2^-39 of the largest; on average 2^-13.
+// element becomes 16383; the word is kept as two signed bytes, word = 128 * high + low with low from 0 to 127, two columns
+// of a B. Decision 20 in ARCHITECTURE.md: the words are those of the CPU backend. Units beyond the row are zeros.
+// `Halves`, for weights that are floats: the nearest f16 of an element times a power of two, one for a stage of a row, with
+// which its largest element is from 2^14 to 2^15: none is too large, and the smallest number of f16 is 2^-38 of it. So at
+// most 2^-11 of an element is lost, or 2^-39 of the largest; on average 2^-13.
 // Mapping: a warp a row and stage, LANE_LEN elements a lane that are neighbours, those beyond the row zeros.
 // Bytes written: 2.5 an element of `Words`, 2.06 of `Halves`.
 #pragma once

@@ -389,14 +389,14 @@ fn half_of_bf16(bf16: u16, less: u16) -> u16 {
     sign | multiple.to_bits() as u16
 }
 
-/// Elements 2t, 2t + 1, 2t + 8 and 2t + 9 of sixteen are neighbours: those that one lane has, see `F8` in `formats.cuh`. As f16 their
+/// Elements 2t + 8, 2t, 2t + 9 and 2t + 1 of sixteen are neighbours: those that one lane has, see `F8` in `formats.cuh`. As f16 their
 /// bits stand for 2^-8 of them, which the scale makes up for.
 fn put_f8(to: &mut TileRow<'_>, index: usize, block: &[u8]) {
     let (scale, elements) = block.split_at(4);
     for (i, elements) in elements.chunks_exact(CHUNK_ROW_BYTES).enumerate() {
         let moved: [u8; CHUNK_ROW_BYTES] = std::array::from_fn(|at| {
             let (t, j) = (at % 16 / 4, at % 4);
-            elements[at / 16 * 16 + 2 * t + j % 2 + j / 2 * 8]
+            elements[at / 16 * 16 + 2 * t + j / 2 + (1 - j % 2) * 8]
         });
         to.put(index * 4 + i, &moved);
     }
