@@ -440,7 +440,7 @@ settings! {
     threads: usize = threads_default(), "threads of the CPU engine, by itself one per processor but one for a reactor; results do not depend on it";
     isa: IsaChoice = IsaChoice(None), "instruction set of the CPU engine, on which the last digits of results depend: avx512, avx2, portable; avx512-bf16 rounds activations that meet bf16 weights, which is faster; auto: the best one here that does not";
     slots_max: usize = 16, "sequences decoded together";
-    step_rows_max: usize = 128, "rows of one step: decode rows first, the rest for prompts; bounds the time between tokens";
+    step_rows_max: usize = 0, "rows of one step: decode rows first, the rest for prompts; bounds the time between tokens; 0: 128, with cuda 512";
     kv_blocks_max: usize = 2048, "blocks of the KV cache (16 cells each), shared by sequences and prefix cache";
     kv_memory: KvMemory = KvMemory::Blocks, "size of the KV cache instead of kv_blocks_max, for the model of the start: bytes (24GB) or, with cuda, a share of what is free (90%)";
     queue_capacity: usize = 256, "tasks that may wait for a slot";
@@ -486,6 +486,18 @@ settings! {
     pull_endpoint: String = "https://huggingface.co".into(), "address of the hub that pull loads from";
     pull_cache: Option<PathBuf> = None, "folder that pull loads into, in the layout of Hugging Face's cache; empty: HF_HUB_CACHE, HF_HOME/hub, or ~/.cache/huggingface/hub";
     log_level: String = "info".into(), "error, warn, info, debug or trace";
+}
+
+impl Config {
+    /// Rows of one step, and at least one for every slot. A device multiplies hundreds of rows in the time in which it reads the
+    /// weights; a CPU does not, and whoever decodes waits for all of them.
+    pub fn step_rows(&self) -> usize {
+        match (self.step_rows_max, self.engine) {
+            (0, EngineChoice::Cuda) => self.slots_max.max(512),
+            (0, EngineChoice::Cpu | EngineChoice::Auto) => self.slots_max.max(128),
+            (rows, _) => rows,
+        }
+    }
 }
 
 /// Values with the source of each.
@@ -611,7 +623,7 @@ fn check(c: &Config) -> Result<(), ConfigError> {
         ("reactors", c.reactors, 1, 256),
         ("threads", c.threads, 1, THREADS_MAX as u64),
         ("slots_max", c.slots_max, 1, 4096),
-        ("step_rows_max", c.step_rows_max, 1, 65_536),
+        ("step_rows_max", c.step_rows_max, 0, 65_536),
         ("kv_blocks_max", c.kv_blocks_max, 1, 1 << 24),
         ("queue_capacity", c.queue_capacity, 0, crate::admission::CAPACITY_MAX as u64),
         ("retry_promises_max", c.retry_promises_max, 0, 1 << 20),
@@ -645,7 +657,7 @@ fn check(c: &Config) -> Result<(), ConfigError> {
         at_least(name, value, 1)?;
         at_most(name, value, 7 * 86_400_000)?;
     }
-    if c.slots_max > c.step_rows_max {
+    if c.slots_max > c.step_rows() {
         return Err(ConfigError(format!(
             "slots_max ({}) is over step_rows_max ({}): every slot needs a row in each step",
             c.slots_max, c.step_rows_max
@@ -750,7 +762,7 @@ mod tests {
             ("ORCH_GATEWAY_LISTEN", "0.0.0.0:80", "gateway_listen: 0.0.0.0:80"),
             ("ORCH_GATEWAY_CORS_ORIGINS", "chat.example.org", "https://"),
             ("ORCH_SLOTS_MAX", "0", "least is 1"),
-            ("ORCH_SLOTS_MAX", "4096", "step_rows_max"),
+            ("ORCH_STEP_ROWS_MAX", "15", "slots_max (16) is over step_rows_max (15)"),
             ("ORCH_OVERLOAD_STATUS", "200", "429, 503 or 529"),
             ("ORCH_QUEUE_ORDER", "random", "fifo, deadline or fair"),
             ("ORCH_STEP_MS_MAX", "-1", "0 to 60000"),

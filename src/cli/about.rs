@@ -263,7 +263,7 @@ fn served_model(config: &Config) -> Finding {
     let info = model.info().clone();
     let options = EngineOptions {
         slots_max: config.slots_max,
-        step_rows_max: config.step_rows_max,
+        step_rows_max: config.step_rows(),
         kv_blocks_max: config.kv_blocks_max,
         threads: config.threads,
         isa: config.isa.0,

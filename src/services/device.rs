@@ -77,7 +77,7 @@ pub fn size_kv(config: &mut Config, model: &Arc<Model>) -> Result<(), String> {
             let (free, _) = driver.memory().map_err(|e| e.to_string())?;
             let options = EngineOptions {
                 slots_max: config.slots_max,
-                step_rows_max: config.step_rows_max,
+                step_rows_max: config.step_rows(),
                 kv_blocks_max: config.kv_blocks_max,
                 ..EngineOptions::default()
             };

@@ -131,7 +131,7 @@ impl PoolRules {
         let beside_model = || config.model.as_deref().and_then(Path::parent).map(Path::to_owned);
         PoolRules {
             slots_max: config.slots_max,
-            step_rows_max: config.step_rows_max,
+            step_rows_max: config.step_rows(),
             kv_blocks_max: config.kv_blocks_max,
             threads: config.threads,
             isa: config.isa.0,

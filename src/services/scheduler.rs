@@ -44,7 +44,7 @@ impl SchedulerRules {
             batch_ageing_us: config.batch_ageing_ms * 1000,
             step_us_max: (config.step_ms_max > 0.0).then_some(config.step_ms_max * 1000.0),
             slots_max: config.slots_max as u32,
-            step_rows_max: config.step_rows_max as u32,
+            step_rows_max: config.step_rows() as u32,
             kv_blocks_max: config.kv_blocks_max as u32,
         }
     }
