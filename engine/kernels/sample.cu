@@ -2,7 +2,7 @@
 // are whole numbers, so their sums have no order, and candidates have a total order (score, then id).
 //
 // Idea: three launches, none of which waits for a block of its own grid.
-// - `sample_best`, a block for 2048 logits of a row: the best of them.
+// - `sample_best`, a block for 2048 logits of a row: puts biases, penalties and bans into them, then finds the best of them.
 // - `sample_weigh`, the same blocks: knows the row's best, and adds up weights. Of a row without top-k and top-p one sum a
 //   block; of others counts and weights by distance from the best, in bins of a 64th of a temperature. Greedy rows end here.
 // - `sample_pick`, a block of 512 threads a row. Without filters it finds the block of 2048 where the running sum passes what
@@ -12,10 +12,17 @@
 //
 // Bytes: a logit is read once from memory and then from the second-level cache, two times (filters: four; of 128k logits
 // 0.5 MB a pass). Operations: some 40 a logit for a weight, 6 where distance alone tells. A row of 128k is 64 blocks in the
-// first two launches; in the third a row is one block, whose passes are bound by what one multiprocessor reads.
+// first two launches; in the third a row is one block, whose passes are bound by what one multiprocessor reads. A row with
+// penalties has as many counts as logits, which are read once: 0.5 MB more. A row whose bare logits the host wants is written
+// to the host's memory by the first launch, before it is edited: 0.5 MB over the bus.
 //
-// Shapes: logits `[rows, len]` f32. Written: one u32 a choice.
-// Source: the rules in choice.rs; random numbers: Salmon et al. 2011 (Philox 4x32-10).
+// Before the first token of a sequence that has penalties, `count_tokens` counts what is in its prompt and its answer; from
+// then on whoever chooses a token counts it.
+//
+// Shapes: logits `[rows, len]` f32. Written: one u32 a choice, one count where there are penalties, and logits in place where
+// they are edited.
+// Source: the rules in choice.rs, and those of `Sampler::sample_masked` in engine/src/sampler/mod.rs for what comes before;
+// random numbers: Salmon et al. 2011 (Philox 4x32-10).
 #include "device.cuh"
 
 constexpr int CHUNK_LEN = 2048;
@@ -28,7 +35,15 @@ constexpr int PICK_WARPS = PICK_THREADS / 32;
 // Candidates that are compared with each other, by a thread each.
 constexpr int LIST_LEN = PICK_THREADS;
 
-// As `Choice` in choice.rs, laid out by `choice_words` in engine/src/backend/cuda/choose.rs.
+// Marks a token of the prompt in counts; the rest counts the answer. As in engine/src/sampler/mod.rs.
+constexpr uint32_t IN_PROMPT = 1u << 31;
+
+struct Bias {
+  uint32_t token;
+  float bias;
+};
+
+// As `Pick` in engine/src/backend/mod.rs, laid out by `pick_words` in engine/src/backend/cuda/choose.rs.
 struct Choice {
   uint32_t row;
   // Zero: the best.
@@ -39,10 +54,20 @@ struct Choice {
   uint64_t top_p, min_weight, seed, position;
   // In the host's memory.
   uint32_t* token;
+  // There, too: where the bare logits go that the host wants. Null: it wants none.
+  float* kept;
+  // How often each token is in the answer, and whether it is in the prompt; the token is counted when it is chosen. `[len]`.
+  // Null: no penalties.
+  uint32_t* counts;
+  // In the order of their tokens, of equals as they are to be added; behind them the tokens that may not be chosen.
+  const Bias* biases;
+  uint32_t bias_count, ban_count;
+  float repetition, presence, frequency;
 };
+static_assert(sizeof(Choice) == 104, "CHOICE_BYTES in engine/src/backend/cuda/choose.rs");
 
 struct Sampling {
-  const float* logits;
+  float* logits;
   const Choice* choices;
   // The best of each chunk, and the sum of its weights. `[choices, chunks]`
   uint64_t* best;
@@ -59,6 +84,8 @@ struct Sampling {
   __device__ __forceinline__ void choose(int choice, uint32_t token) const {
     tokens[choice] = token;
     *choices[choice].token = token;
+    uint32_t* counts = choices[choice].counts;
+    if (counts) ++counts[token];
   }
 };
 
@@ -188,16 +215,62 @@ struct Scale {
 __device__ __forceinline__ bool has_top_k(const Choice& c, int len) { return c.top_k > 0 && c.top_k < (uint32_t)len; }
 __device__ __forceinline__ bool has_bins(const Choice& c, int len) { return has_top_k(c, len) || c.has_top_p != 0; }
 
+// Before the first choice of a sequence that has penalties; the counts are zeros. One block.
+extern "C" __global__ void __launch_bounds__(1024) count_tokens(uint32_t* counts, const uint32_t* tokens, int prompt_len, int len) {
+  wait_for_inputs();
+  // Whoever marks a token that is there twice writes the same.
+  for (int i = threadIdx.x; i < prompt_len; i += 1024) counts[tokens[i]] = IN_PROMPT;
+  __syncthreads();
+  for (int i = prompt_len + threadIdx.x; i < len; i += 1024) atomicAdd(&counts[tokens[i]], 1u);
+}
+REGISTER(count_tokens)
+
+// Puts biases, then penalties, then bans into the logits from `start` to `end`: the host's operations in the host's order. By
+// all threads of a block of 256.
+__device__ __forceinline__ void edit(const Choice& c, float* logits, int start, int end) {
+  for (int i = threadIdx.x; i < (int)c.bias_count; i += 256) {
+    uint32_t token = c.biases[i].token;
+    // All biases of a token are for the thread that has the first of them.
+    if ((int)token < start || (int)token >= end || (i > 0 && c.biases[i - 1].token == token)) continue;
+    float score = logits[token];
+    for (int j = i; j < (int)c.bias_count && c.biases[j].token == token; ++j) score += c.biases[j].bias;
+    logits[token] = score;
+  }
+  __syncthreads();
+  if (c.counts) {
+    auto load = [&](int i) { return c.counts[i]; };
+    each(start + threadIdx.x, end, 256, load, [&](uint32_t count, int i) {
+      if (count == 0) return;
+      float score = logits[i];
+      score = score > 0.0f ? score / c.repetition : score * c.repetition;
+      uint32_t answered = count & ~IN_PROMPT;
+      if (answered > 0) score -= c.presence + c.frequency * (float)answered;
+      logits[i] = score;
+    });
+    __syncthreads();
+  }
+  const uint32_t* bans = (const uint32_t*)(c.biases + c.bias_count);
+  for (int i = threadIdx.x; i < (int)c.ban_count; i += 256) {
+    if ((int)bans[i] >= start && (int)bans[i] < end) logits[bans[i]] = __uint_as_float(0xff800000u);
+  }
+  __syncthreads();
+}
+
 // grid (chunks, choices)
 extern "C" __global__ void __launch_bounds__(256) sample_best(Sampling s) {
   wait_for_inputs();
   __shared__ uint64_t shared[32];
   int choice = blockIdx.y;
   Choice c = s.choices[choice];
-  const float* logits = s.logits + (size_t)c.row * s.len;
+  float* logits = s.logits + (size_t)c.row * s.len;
   int start = blockIdx.x * CHUNK_LEN, end = lesser(start + CHUNK_LEN, s.len);
   uint64_t best = 0;
   auto load = [&](int i) { return logits[i]; };
+  if (c.kept) {
+    each(start + threadIdx.x, end, 256, load, [&](float score, int i) { c.kept[i] = score; });
+    __syncthreads();
+  }
+  if (c.counts || c.bias_count > 0 || c.ban_count > 0) edit(c, logits, start, end);
   each(start + threadIdx.x, end, 256, load, [&](float score, int i) {
     uint64_t rank = rank_of(key_of(score), i);
     best = rank > best ? rank : best;

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use common::{Record, drain, model, request, shapes, tokens, wren};
 use emulator::Emulator;
 use orchestratord_engine::backend::cuda::{Arguments, CudaBackend, Device};
-use orchestratord_engine::backend::{Backend, Batch};
+use orchestratord_engine::backend::{Backend, Batch, Pick, Seat, StepShape};
 use orchestratord_engine::gguf::TensorType;
-use orchestratord_engine::testing::choices::{choice, chosen, scores};
+use orchestratord_engine::testing::choices::{choice, chosen, edited, editing, edits, scores};
 use orchestratord_engine::testing::emulator::compiler;
 use orchestratord_engine::testing::{Dice, TinyModel, half_cells_error_max};
 use orchestratord_engine::{Engine, EngineOptions, Model, SamplingParams, SequenceRequest};
@@ -151,32 +151,139 @@ fn the_device_chooses_the_tokens_that_the_host_chooses() {
         let mut backend = CudaBackend::new(device);
         let vocab_len = [1, 2, 33, 300, 1000, 2048, 2049, 5000][dice.below(8)];
         let rows: Vec<Vec<f32>> = (0..1 + dice.below(6)).map(|_| scores(&mut dice, vocab_len)).collect();
-        let logits = backend.buffer_of(&rows.concat()).expect("room");
         // Some rows are for the host.
         let sampled: Vec<usize> = (0..rows.len()).filter(|_| dice.below(5) > 0).collect();
-        let batch = Batch {
-            tokens: vec![0; rows.len()],
-            positions: vec![0; rows.len()],
-            table_of_row: vec![0; rows.len()],
-            tables: vec![0],
-            table_len: 1,
-            choices: sampled.iter().map(|row| (*row as u32, choice(&mut dice, vocab_len))).collect(),
-            ..Batch::default()
+        let mut pick = |row: &usize| {
+            let choice = choice(&mut dice, vocab_len);
+            Pick { sample: *row as u32, edits: None, choice, keeps_logits: false }
         };
-        backend.begin_step(&batch, &[]).expect("it does not fail");
-        backend.choose(&logits, vocab_len, &batch);
-        backend.start(&batch);
-        let tokens = backend.chosen(&batch).expect("it does not fail").to_vec();
-        for ((row, choice), token) in batch.choices.iter().zip(tokens) {
-            let wanted = chosen(&rows[*row as usize], choice);
-            assert_eq!(
-                token,
-                wanted,
-                "round {round}: {choice:?} of {vocab_len} {:?}",
-                &rows[*row as usize][..vocab_len.min(8)]
-            );
+        let batch = rows_alone(rows.len(), sampled.iter().map(&mut pick).collect(), 0);
+        let tokens = choose(&mut backend, &rows, &batch);
+        for (Pick { sample, choice, .. }, token) in batch.picks.iter().zip(tokens) {
+            let row = &rows[*sample as usize];
+            let wanted = chosen(row, choice);
+            assert_eq!(token, wanted, "round {round}: {choice:?} of {vocab_len} {:?}", &row[..vocab_len.min(8)]);
         }
     }
+}
+
+/// A step that consists of choosing.
+fn rows_alone(rows: usize, picks: Vec<Pick>, lane: usize) -> Batch {
+    let zeros = || vec![0; rows];
+    let (tables, table_len) = (vec![0], 1);
+    Batch {
+        tokens: zeros(),
+        positions: zeros(),
+        table_of_row: zeros(),
+        tables,
+        table_len,
+        picks,
+        lane,
+        ..Batch::default()
+    }
+}
+
+fn choose(backend: &mut CudaBackend<Emulator>, rows: &[Vec<f32>], batch: &Batch) -> Vec<u32> {
+    let mut logits = backend.buffer_of(&rows.concat()).expect("room");
+    backend.begin_step(batch, &[]).expect("it does not fail");
+    backend.choose(&mut logits, rows[0].len(), batch);
+    backend.start(batch);
+    backend.chosen(batch).expect("it does not fail").to_vec()
+}
+
+/// Answers of several slots grow by what the device chooses, now and then by what somebody else does; sequences come and go, and
+/// are known to the device by what it was told when they came. Scores, biases and penalties are odd ones, too.
+#[test]
+fn the_device_edits_and_chooses_as_the_host_does() {
+    let Some(device) = emulator::device(0) else { return };
+    struct Answer {
+        params: SamplingParams,
+        prompt_len: usize,
+        tokens: Vec<u32>,
+        is_seated: bool,
+    }
+    let mut dice = Dice::new(8);
+    let (mut edited_count, mut changed, mut drawn, mut kept_count) = (0, 0, 0, 0);
+    for round in 0..50 {
+        let device = if round % 4 == 0 { emulator::device(round + 1).expect("as before") } else { device.clone() };
+        let mut backend = CudaBackend::new(device);
+        let vocab_len = [1, 7, 300, 1000, 2048, 2049, 4100][dice.below(7)];
+        let slots = 1 + dice.below(4);
+        let shape = StepShape {
+            rows_max: slots,
+            tables_len: 1,
+            table_len: 1,
+            cols_max: 16,
+            head_count: 1,
+            head_count_kv: 1,
+            head_len: 16,
+            context_max: 64,
+            choices_max: slots,
+            vocab_len,
+        };
+        backend.reserve(&shape, &[]).expect("room");
+        let ends: Vec<u32> = (0..dice.below(4)).map(|_| dice.below(vocab_len) as u32).collect();
+        let mut answers: Vec<Option<Answer>> = (0..slots).map(|_| None).collect();
+        for step in 0..8 {
+            let rows: Vec<Vec<f32>> = (0..slots).map(|_| scores(&mut dice, vocab_len)).collect();
+            let mut picks = Vec::new();
+            for (slot, answer) in answers.iter_mut().enumerate() {
+                if dice.below(6) == 0 {
+                    *answer = None;
+                }
+                let answer = answer.get_or_insert_with(|| {
+                    let among = 1 + dice.below(vocab_len);
+                    let wild = dice.below(2) == 0;
+                    let prompt_len = 1 + dice.below(20);
+                    // Somebody who comes back has some of his answer already.
+                    let tokens = (0..prompt_len + dice.below(10)).map(|_| dice.below(among) as u32).collect();
+                    Answer { params: editing(&mut dice, vocab_len, wild), prompt_len, tokens, is_seated: false }
+                });
+                if dice.below(8) == 0 {
+                    continue;
+                }
+                let &mut Answer { ref params, prompt_len, ref tokens, is_seated } = answer;
+                let edits = edits(params, tokens.len() - prompt_len);
+                if let Some(edits) = edits.filter(|_| !is_seated) {
+                    let tokens = edits.penalties.map(|_| &tokens[..]);
+                    backend.seat(slot, &Seat { tokens, prompt_len, biases: &params.logit_bias, ends: &ends });
+                    answer.is_seated = true;
+                }
+                let edits = edits.map(|edits| (slot, edits));
+                let (choice, keeps_logits) = (choice(&mut dice, vocab_len), dice.below(3) == 0);
+                picks.push(Pick { sample: slot as u32, edits, choice, keeps_logits });
+            }
+            let batch = rows_alone(slots, picks, step % 2);
+            let mut chosen_here = choose(&mut backend, &rows, &batch).into_iter();
+            let mut kept = backend.kept(&batch).chunks_exact(vocab_len);
+            for (slot, answer) in answers.iter_mut().enumerate() {
+                let answer = answer.as_mut().expect("each slot has one");
+                let Some(pick) = batch.picks.iter().find(|pick| pick.sample as usize == slot) else {
+                    // Somebody else has chosen.
+                    answer.tokens.push(dice.below(vocab_len) as u32);
+                    answer.is_seated = false;
+                    continue;
+                };
+                let (bare, token) = (&rows[slot], chosen_here.next().expect("as many as picks"));
+                let scores = edited(bare, &answer.params, &answer.tokens, answer.prompt_len, &ends);
+                let wanted = chosen(&scores, &pick.choice);
+                let seen = format!("round {round}, step {step} of {vocab_len}: {pick:?} {:?}", answer.params);
+                assert_eq!(token, wanted, "{seen}");
+                if pick.keeps_logits {
+                    let kept = kept.next().expect("as many as are kept");
+                    assert!(kept.iter().zip(bare).all(|(a, b)| a.to_bits() == b.to_bits()), "{seen}");
+                    kept_count += 1;
+                }
+                edited_count += u32::from(pick.edits.is_some());
+                changed += u32::from(wanted != chosen(bare, &pick.choice));
+                drawn += u32::from(pick.edits.is_some() && pick.choice.temperature > 0.0);
+                answer.tokens.push(token);
+            }
+            assert!(kept.next().is_none() && chosen_here.next().is_none());
+        }
+    }
+    let seen = (edited_count, changed, drawn, kept_count);
+    assert!(edited_count > 400 && changed > 150 && drawn > 300 && kept_count > 100, "{seen:?}");
 }
 
 /// Sequences whose logits nobody looks at stand beside others; tokens are the host's all the same.
@@ -195,13 +302,12 @@ fn tokens_are_the_same_whether_device_or_host_chooses_them() {
                 top_k: [0, 1, 20][dice.below(3)],
                 top_p: [1.0, 0.9, 0.3][dice.below(3)],
                 min_p: [0.0, 0.02][dice.below(2)],
-                repetition_penalty: [1.0, 1.0, 1.3][dice.below(3)],
-                min_tokens: [0, 0, 3][dice.below(3)],
                 seed: dice.next_u64(),
-                ..SamplingParams::default()
+                ..editing(&mut dice, tiny.vocab_len, false)
             };
-            let (want_logprobs, want_prompt_logprobs) = (dice.below(5) == 0, dice.below(5) == 0);
-            SequenceRequest { sampling, want_logprobs, want_prompt_logprobs, ..request(id, &prompt, 4) }
+            let (want_logprobs, want_prompt_logprobs) = (dice.below(3) == 0, dice.below(5) == 0);
+            let top_logprobs = [0, 0, 3][dice.below(3)];
+            SequenceRequest { sampling, want_logprobs, want_prompt_logprobs, top_logprobs, ..request(id, &prompt, 6) }
         })
         .collect();
     let run = |tokens_only: bool| {
@@ -214,7 +320,7 @@ fn tokens_are_the_same_whether_device_or_host_chooses_them() {
             }
             drain(&mut engine, &mut record);
         }
-        (record.tokens, device.downloaded() - before)
+        ((record.tokens, record.logprobs), device.downloaded() - before)
     };
     let ((by_device, few), (by_host, many)) = (run(true), run(false));
     assert_eq!(by_device, by_host);

@@ -11,9 +11,11 @@ use std::sync::Arc;
 use common::{Record, drain, model, request, tokens};
 use driver::{counts, fail_next_launch, found};
 use orchestratord_engine::backend::cuda::{CudaBackend, Driver, Found, Kernels};
+use orchestratord_engine::testing::choices::editing;
 use orchestratord_engine::testing::{Dice, TinyModel};
 use orchestratord_engine::{
-    AdmitError, Engine, EngineOptions, FinishReason, Model, SamplingParams, SequenceRequest, TokenSink, Verdict,
+    AdmitError, Engine, EngineOptions, FinishReason, Grammar, Model, SamplingParams, SequenceRequest, TokenSink,
+    Verdict,
 };
 
 type DriverEngine = Engine<CudaBackend<Driver>>;
@@ -37,16 +39,28 @@ fn is_ahead() -> bool {
 #[derive(Default)]
 struct Stopping {
     tokens: HashMap<u64, Vec<u32>>,
+    /// Bits of what was told with each token: its log-probability, and the likeliest others.
+    logprobs: HashMap<u64, Vec<(Option<u32>, Vec<(u32, u32)>)>>,
+    top: Vec<(u32, u32)>,
+    /// Who had a token since this was emptied.
+    told: Vec<u64>,
     after: HashMap<u64, usize>,
     finished: HashMap<u64, FinishReason>,
     wants_logits: bool,
 }
 
 impl TokenSink for Stopping {
-    fn token(&mut self, id: u64, token: u32, _: Option<f32>) -> Verdict {
+    fn token(&mut self, id: u64, token: u32, logprob: Option<f32>) -> Verdict {
+        let of_token = (logprob.map(f32::to_bits), std::mem::take(&mut self.top));
+        self.logprobs.entry(id).or_default().push(of_token);
+        self.told.push(id);
         let tokens = self.tokens.entry(id).or_default();
         tokens.push(token);
         if self.after.get(&id) == Some(&tokens.len()) { Verdict::Stop } else { Verdict::Continue }
+    }
+
+    fn top_logprobs(&mut self, _: u64, top: &[(u32, f32)]) {
+        self.top = top.iter().map(|(token, logprob)| (*token, logprob.to_bits())).collect();
     }
 
     fn finished(&mut self, id: u64, reason: FinishReason) {
@@ -85,6 +99,13 @@ fn a_step_is_begun_before_the_tokens_of_the_one_before_it_are_read() {
     assert_eq!(steps, [(1, 0, false), (1, 15, false), (1, 5, true), (2, 0, true)]);
 }
 
+/// True for one whose logits are not just chosen from.
+fn is_edited(request: &SequenceRequest) -> bool {
+    let s = &request.sampling;
+    let has_penalties = (s.repetition_penalty, s.presence_penalty, s.frequency_penalty) != (1.0, 0.0, 0.0);
+    has_penalties || !s.logit_bias.is_empty() || s.min_tokens > 0
+}
+
 /// Nobody looks at logits in the one run, and at all of them in the other, which so is never ahead of itself.
 #[test]
 fn comings_goings_and_ends_leave_everybody_his_own_tokens() {
@@ -92,7 +113,8 @@ fn comings_goings_and_ends_leave_everybody_his_own_tokens() {
     let tiny = TinyModel { context_length: 64, layer_count: 1, ..TinyModel::default() };
     let model = model(tiny.to_bytes());
     let (mut ahead, mut late, mut stopped, mut cancelled, mut put_aside) = (0, 0, 0, 0, 0);
-    for seed in 0..5 {
+    let (mut ahead_edited, mut ahead_told) = (0, 0);
+    for seed in 0..8 {
         let mut dice = Dice::new(seed);
         let mut sink = Stopping::default();
         let requests: Vec<SequenceRequest> = (0..12)
@@ -103,11 +125,19 @@ fn comings_goings_and_ends_leave_everybody_his_own_tokens() {
                 }
                 let sampling = SamplingParams {
                     temperature: [0.0, 1.0][dice.below(2)],
+                    top_k: [0, 20][dice.below(2)],
+                    top_p: [1.0, 0.9][dice.below(2)],
+                    min_p: [0.0, 0.05][dice.below(2)],
                     seed: dice.next_u64(),
-                    ..SamplingParams::default()
+                    ..match dice.below(3) {
+                        0 => SamplingParams::default(),
+                        _ => editing(&mut dice, tiny.vocab_len, false),
+                    }
                 };
                 SequenceRequest {
                     sampling,
+                    want_logprobs: dice.below(4) == 0,
+                    top_logprobs: [0, 0, 0, 5][dice.below(4)],
                     preemptible: dice.below(2) == 0,
                     reuse: dice.below(2) == 0,
                     ignore_end: dice.below(2) == 0,
@@ -142,8 +172,12 @@ fn comings_goings_and_ends_leave_everybody_his_own_tokens() {
                 // Something else in between.
                 run.forward_logits(&[3, 4]).ok();
             }
+            sink.told.clear();
             put_aside += run.step(&mut sink).expect("it does not fail").preempted;
             ahead += u32::from(is_ahead());
+            let any = |is: fn(&SequenceRequest) -> bool| sink.told.iter().any(|id| is(&requests[*id as usize]));
+            ahead_edited += u32::from(is_ahead() && any(is_edited));
+            ahead_told += u32::from(is_ahead() && any(|r| r.want_logprobs || r.top_logprobs > 0));
             run.check_integrity();
         }
         cancelled += cut.len();
@@ -158,6 +192,9 @@ fn comings_goings_and_ends_leave_everybody_his_own_tokens() {
             let id = request.id;
             let (said, whole) = (sink.tokens.remove(&id).unwrap_or_default(), wanted.tokens.remove(&id));
             let whole = whole.unwrap_or_default();
+            let (said_of, whole_of) = (sink.logprobs.remove(&id), wanted.logprobs.remove(&id));
+            let (said_of, whole_of) = (said_of.unwrap_or_default(), whole_of.unwrap_or_default());
+            assert!(whole_of.starts_with(&said_of) && said_of.len() == said.len(), "{seed} {id}");
             match cut.contains(&id) {
                 true => assert!(whole.starts_with(&said), "{seed} {id}: {said:?} {whole:?}"),
                 false => {
@@ -168,8 +205,9 @@ fn comings_goings_and_ends_leave_everybody_his_own_tokens() {
             }
         }
     }
-    let seen = (ahead, late, stopped, cancelled, put_aside);
+    let seen = (ahead, ahead_edited, ahead_told, late, stopped, cancelled, put_aside);
     assert!(ahead > 40 && late > 1 && stopped > 8 && cancelled > 3 && put_aside > 3, "{seen:?}");
+    assert!(ahead_edited > 40 && ahead_told > 20, "{seen:?}");
 }
 
 /// What was begun for somebody who has gone is not what a newcomer waits for, or is told of.
@@ -218,12 +256,115 @@ fn an_engine_may_go_while_a_step_is_under_way() {
     assert_eq!((driver.allocated_bytes(), counts().pending), (0, 0));
 }
 
-/// The same bits from a seed, with and without somebody who has to be waited for.
+/// Biases, penalties, a least length, log-probabilities: none of them holds anybody back, and each has what the host would have
+/// chosen, who is asked by looking at logits.
 #[test]
-fn one_whose_logits_are_looked_at_holds_the_others_back_and_changes_nothing() {
+fn what_is_done_to_logits_is_done_ahead_as_well() {
     let Some(found) = found() else { return };
     let model = model(TinyModel::default().to_bytes());
-    let sampling = SamplingParams { temperature: 1.0, seed: 5, ..SamplingParams::default() };
+    // Told all of its logits the greedy one says again and again what it has said.
+    let plain = || SamplingParams { temperature: 0.3, seed: 7, ..SamplingParams::default() };
+    let ends = model.tokenizer().ends_of_generation().to_vec();
+    let to_the_end: Vec<(u32, f32)> = ends.iter().map(|end| (*end, 50.0)).collect();
+    type Case<'a> = (&'a str, Box<dyn Fn(&mut SequenceRequest) + 'a>);
+    let cases: [Case<'_>; 7] = [
+        ("a bias", Box::new(|r| r.sampling.logit_bias = [(65, 3.0), (66, 3.5), (65, 0.1)].into())),
+        ("repetition", Box::new(|r| r.sampling.repetition_penalty = 1.5)),
+        ("presence", Box::new(|r| r.sampling.presence_penalty = 2.0)),
+        ("frequency", Box::new(|r| r.sampling.frequency_penalty = 0.7)),
+        (
+            "a least length",
+            Box::new(|r| {
+                (r.sampling.logit_bias, r.sampling.min_tokens) = (to_the_end.clone().into(), 6);
+                r.ignore_end = false;
+            }),
+        ),
+        ("log-probabilities", Box::new(|r| r.want_logprobs = true)),
+        ("the likeliest", Box::new(|r| (r.want_logprobs, r.top_logprobs) = (true, 4))),
+    ];
+    let mut answers = Vec::new();
+    for (name, change) in cases {
+        let mut asked = SequenceRequest { sampling: plain(), ..request(0, &[65, 66, 65, 9], 14) };
+        change(&mut asked);
+        let run = |wants_logits: bool| {
+            let mut engine = engine(&found, &model);
+            let mut sink = Stopping { wants_logits, ..Stopping::default() };
+            engine.admit(asked.clone()).expect("room");
+            engine.admit(request(1, &[7, 8], 14)).expect("room");
+            let mut ahead = 0;
+            while !engine.is_idle() {
+                engine.step(&mut sink).expect("it does not fail");
+                ahead += u32::from(is_ahead());
+            }
+            (ahead, sink.tokens, sink.logprobs)
+        };
+        let (ahead, tokens, logprobs) = run(false);
+        let by_host = run(true);
+        assert_eq!((ahead, by_host.0), (13, 0), "{name}");
+        assert!(tokens == by_host.1 && logprobs == by_host.2, "{name}");
+        assert!(logprobs[&0].iter().all(|(logprob, _)| logprob.is_some() == asked.want_logprobs), "{name}");
+        assert!(logprobs[&0].iter().all(|(_, top)| top.len() == asked.top_logprobs as usize), "{name}");
+        answers.push(tokens[&0].clone());
+    }
+    // The end is what the bias wants, and it comes when it may.
+    assert_eq!(answers.remove(4).len(), 6);
+    // The two that only look on say the same, everybody else something of his own.
+    assert_eq!(answers[4], answers[5]);
+    answers.sort_unstable();
+    answers.dedup();
+    assert_eq!(answers.len(), 5, "{answers:?}");
+}
+
+/// What the device has counted for one sequence is not what the next one in its slot is punished for; nor is the token too many
+/// of a sequence that stops, which is chosen when somebody else may have been admitted.
+#[test]
+fn counts_go_with_their_sequence() {
+    let Some(found) = found() else { return };
+    let model = model(TinyModel::default().to_bytes());
+    let asked = |id: u64, prompt: &[u32], max_tokens: u32| {
+        let sampling = SamplingParams { frequency_penalty: 1.5, presence_penalty: 1.0, ..SamplingParams::default() };
+        SequenceRequest { sampling, ..request(id, prompt, max_tokens) }
+    };
+    let mut alone = engine(&found, &model);
+    let mut wanted = Stopping::default();
+    alone.admit(asked(0, &[5, 9], 10)).expect("room");
+    while !alone.is_idle() {
+        alone.step(&mut wanted).expect("it does not fail");
+    }
+    let mut crowd = engine(&found, &model);
+    let mut sink = Stopping { after: (1..9).map(|id| (id, 3)).collect(), ..Stopping::default() };
+    let mut late = 0;
+    for id in 1..9 {
+        // The same prompt, so that the same tokens are counted.
+        crowd.admit(asked(id, &[5, 9], 10)).expect("room");
+        for _ in 0..2 {
+            crowd.step(&mut sink).expect("it does not fail");
+        }
+        // Stops now, with a step begun; or is cancelled instead.
+        match id % 2 {
+            0 => drop(crowd.step(&mut sink).expect("it does not fail")),
+            _ => assert!(crowd.cancel(id)),
+        }
+        late += u32::from(is_ahead());
+    }
+    crowd.admit(asked(0, &[5, 9], 10)).expect("room");
+    while !crowd.is_idle() {
+        crowd.step(&mut sink).expect("it does not fail");
+    }
+    assert_eq!(late, 8);
+    assert_eq!(sink.tokens[&0], wanted.tokens[&0]);
+    let mut said = wanted.tokens[&0].clone();
+    said.sort_unstable();
+    said.dedup();
+    assert!(said.len() > 5, "nothing was punished: {:?}", wanted.tokens[&0]);
+}
+
+/// The same bits from a seed, with and without somebody who has to be waited for.
+#[test]
+fn one_whose_tokens_the_host_chooses_holds_the_others_back_and_changes_nothing() {
+    let Some(found) = found() else { return };
+    let model = model(TinyModel::default().to_bytes());
+    let sampling = SamplingParams { temperature: 1.0, seed: 5, repetition_penalty: 1.2, ..SamplingParams::default() };
     let drawn = SequenceRequest { sampling, ..request(0, &[5, 9], 12) };
     let run = |others: &[SequenceRequest]| {
         let mut engine = engine(&found, &model);
@@ -236,8 +377,9 @@ fn one_whose_logits_are_looked_at_holds_the_others_back_and_changes_nothing() {
         drain(&mut engine, &mut record);
         (record.tokens.remove(&0).expect("it was there"), was_ahead)
     };
-    let looked_at = SequenceRequest { want_logprobs: true, ..request(1, &[7], 6) };
-    let ((alone, is_first), (beside, is_second)) = (run(&[]), run(&[looked_at]));
+    let constraint = model.constraint(Grammar::Regex("[a-z]{5}")).expect("a sound grammar");
+    let held = SequenceRequest { constraint: Some(constraint), ignore_end: false, ..request(1, &[7], 6) };
+    let ((alone, is_first), (beside, is_second)) = (run(&[]), run(&[held]));
     assert_eq!((alone.len(), is_first, is_second), (12, true, false));
     assert_eq!(alone, beside);
 }

@@ -16,7 +16,7 @@ use std::ops::Range;
 pub use cpu::{CpuBackend, CpuOptions, Isa};
 
 use crate::model::{Matrix, Rope, Vector};
-pub use crate::sampler::Choice;
+pub use crate::sampler::{Choice, Edits, Penalties};
 
 /// Cells in one block of KV memory. The CPU attends to one block with one vector, so this is its lane count, too.
 pub const BLOCK_LEN: usize = 16;
@@ -27,6 +27,10 @@ pub const CHOSEN: u32 = 1 << 31;
 
 /// Steps that may be under way: one runs, and one is asked for meanwhile.
 pub const LANES: usize = 2;
+
+/// Biases and ends of a generation together that [`Backend::seat`] takes of a sequence: what a request may have of the first, and
+/// more of the second than any model has. The host chooses for whoever has more.
+pub const EDITED_MAX: usize = 1024 + 64;
 
 /// The device failed. What it holds is unknown: it must not be used again.
 #[derive(Debug, thiserror::Error)]
@@ -61,8 +65,8 @@ pub struct Batch {
     pub stretched: Vec<bool>,
     /// Some row's hidden state is wanted.
     pub wants_hidden: bool,
-    /// Tokens that the backend is to choose: from which of `sample_rows`, and how. Only for one that `chooses`.
-    pub choices: Vec<(u32, Choice)>,
+    /// Tokens that the backend is to choose, ascending by sample. Only for one that `chooses`.
+    pub picks: Vec<Pick>,
     /// Where the tokens are left that the backend chooses, below [`LANES`]: in another place than those of the step before, which
     /// may not have been read yet.
     pub lane: usize,
@@ -81,7 +85,7 @@ impl Batch {
         self.table_of_row.clear();
         self.sample_rows.clear();
         self.wants_hidden = false;
-        self.choices.clear();
+        self.picks.clear();
     }
 
     /// Adds a row.
@@ -101,6 +105,32 @@ impl Batch {
         let start = self.table_of_row[row] as usize * self.table_len;
         &self.tables[start..start + self.table_len]
     }
+}
+
+/// A token that the backend is to choose.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pick {
+    /// From which of [`Batch::sample_rows`].
+    pub sample: u32,
+    /// What is done to its logits before, with what [`Backend::seat`] was told last of the sequence in that slot.
+    pub edits: Option<(usize, Edits)>,
+    /// How it is chosen then.
+    pub choice: Choice,
+    /// The host wants its bare logits besides: see [`Backend::kept`].
+    pub keeps_logits: bool,
+}
+
+/// A sequence whose logits are edited before a token is chosen from them, as a backend that chooses has to know it.
+#[derive(Clone, Copy, Debug)]
+pub struct Seat<'a> {
+    /// Prompt and answer so far, if there are penalties.
+    pub tokens: Option<&'a [u32]>,
+    /// How many of them are the prompt.
+    pub prompt_len: usize,
+    /// What is added to the scores of tokens, one after the other.
+    pub biases: &'a [(u32, f32)],
+    /// Tokens that end a generation; with the biases [`EDITED_MAX`] at most.
+    pub ends: &'a [u32],
 }
 
 /// What is particular about an attention.
@@ -343,11 +373,19 @@ pub trait Backend {
         false
     }
 
-    /// Chooses a token for each of `batch.choices` from `logits`, `[samples, vocab_len]`: the one that the host would choose,
-    /// whatever else is in the batch. [`Backend::chosen`] gives them.
-    fn choose(&mut self, logits: &Self::Buffer, vocab_len: usize, batch: &Batch) {
+    /// Takes over who is in a slot, whose next [`Pick`] has edits. From then on each token that is picked with edits for the slot
+    /// is one of the answer, so that the next one can be picked before the host knows it. Whoever was there before, or is there
+    /// with other tokens than were picked, is forgotten. What fails is told with the step.
+    fn seat(&mut self, slot: usize, seat: &Seat<'_>) {
+        let _ = (slot, seat);
+        assert!(!self.chooses(), "a backend that chooses knows its seats");
+    }
+
+    /// Chooses a token for each of `batch.picks` from `logits`, `[samples, vocab_len]`: the one that the host would choose,
+    /// whatever else is in the batch. [`Backend::chosen`] gives them. Of rows that have edits `logits` holds the edited scores then.
+    fn choose(&mut self, logits: &mut Self::Buffer, vocab_len: usize, batch: &Batch) {
         let _ = (logits, vocab_len);
-        assert!(batch.choices.is_empty(), "this backend does not choose");
+        assert!(batch.picks.is_empty(), "this backend does not choose");
     }
 
     /// Has the device begin with what was asked so far, the step of this batch, and waits for nothing.
@@ -356,14 +394,21 @@ pub trait Backend {
     }
 
     /// Waits for the step of this batch, which was started, and gives the tokens that were chosen in it, one for each of
-    /// `batch.choices`. What was asked after that step may still be under way.
+    /// `batch.picks`. What was asked after that step may still be under way.
     ///
     /// # Errors
     ///
     /// When the device failed in this step, or in starting what was asked since.
     fn chosen(&mut self, batch: &Batch) -> Result<&[u32], DeviceError> {
-        assert!(batch.choices.is_empty(), "this backend does not choose");
+        assert!(batch.picks.is_empty(), "this backend does not choose");
         Ok(&[])
+    }
+
+    /// After [`Backend::chosen`], and before two more steps were begun: the bare logits of those of `batch.picks` that keep them,
+    /// `[kept, vocab_len]`.
+    fn kept(&self, batch: &Batch) -> &[f32] {
+        let _ = batch;
+        &[]
     }
 
     /// Waits for what was asked so far and gives the host a range of the elements of `x`.

@@ -306,7 +306,7 @@ impl<B: Backend> Decoder<B> {
         })
     }
 
-    /// Runs one step up to the logits of its sample rows, and has the backend choose the tokens that `batch.choices` are.
+    /// Runs one step up to the logits of its sample rows, and has the backend choose the tokens that `batch.picks` are.
     ///
     /// Prefill and decode are the same code: a row sees the cells at and before its position.
     ///
@@ -330,7 +330,7 @@ impl<B: Backend> Decoder<B> {
         if let Some(cap) = c.logit_cap {
             be.soft_cap(&mut s.logits, cap, samples * c.vocab_len);
         }
-        be.choose(&s.logits, c.vocab_len, batch);
+        be.choose(&mut s.logits, c.vocab_len, batch);
         Ok(())
     }
 

@@ -71,9 +71,17 @@ impl SamplingParams {
         legal.iter().find(|(_, ok)| !ok).map_or(Ok(()), |(field, _)| Err(field))
     }
 
-    /// True when a token after so many of the answer is chosen from the logits as they are: all that is left is a [`Choice`].
-    pub(crate) fn takes_bare_logits(&self, answer_len: usize) -> bool {
-        !self.has_penalties() && self.logit_bias.is_empty() && !self.is_too_short(answer_len)
+    /// What is done to the logits before a token is chosen that comes after so many of the answer. None: nothing, all that is left
+    /// is a [`Choice`]. Once there is nothing, there is nothing for the rest of the answer.
+    pub(crate) fn edits(&self, answer_len: usize) -> Option<Edits> {
+        let bans_ends = self.is_too_short(answer_len);
+        let penalties = self.has_penalties().then_some(Penalties {
+            repetition: self.repetition_penalty,
+            presence: self.presence_penalty,
+            frequency: self.frequency_penalty,
+        });
+        let any = penalties.is_some() || bans_ends || !self.logit_bias.is_empty();
+        any.then_some(Edits { penalties, bans_ends })
     }
 
     /// True when no answer of this length may end.
@@ -84,6 +92,26 @@ impl SamplingParams {
     fn has_penalties(&self) -> bool {
         self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
+}
+
+/// What is done to logits before a token is chosen from them: biases are added, if there are any; then this.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Edits {
+    /// Tokens of prompt and answer are punished.
+    pub penalties: Option<Penalties>,
+    /// The answer may not end yet.
+    pub bans_ends: bool,
+}
+
+/// As [`SamplingParams`] has them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Penalties {
+    /// Divides or multiplies, once for a token.
+    pub repetition: f32,
+    /// Subtracted, once for a token of the answer.
+    pub presence: f32,
+    /// Subtracted, for each time that it is there.
+    pub frequency: f32,
 }
 
 /// Draws tokens; its buffers serve all sequences.
@@ -126,9 +154,22 @@ impl Sampler {
         mask: Option<&Mask>,
     ) -> u32 {
         let choice = Choice::new(params, tokens.len() as u64);
-        if mask.is_none() && params.takes_bare_logits(tokens.len() - prompt_len) {
+        if mask.is_none() && params.edits(tokens.len() - prompt_len).is_none() {
             return self.chooser.choose(logits, &choice);
         }
+        self.edit(logits, params, tokens, prompt_len, mask);
+        self.chooser.choose(&self.scores, &choice)
+    }
+
+    /// Makes the scores that the token after `tokens` is chosen by.
+    fn edit(
+        &mut self,
+        logits: &[f32],
+        params: &SamplingParams,
+        tokens: &[u32],
+        prompt_len: usize,
+        mask: Option<&Mask>,
+    ) {
         // A grammar knows better than a number of tokens when an answer is complete.
         let too_short = params.is_too_short(tokens.len() - prompt_len) && mask.is_none();
         self.scores.clear();
@@ -145,7 +186,12 @@ impl Sampler {
         if too_short {
             self.ends.iter().for_each(|end| self.scores[*end as usize] = f32::NEG_INFINITY);
         }
-        self.chooser.choose(&self.scores, &choice)
+    }
+
+    /// The scores that the token after `tokens` is chosen by: for tests.
+    pub fn edited(mut self, logits: &[f32], params: &SamplingParams, tokens: &[u32], prompt_len: usize) -> Vec<f32> {
+        self.edit(logits, params, tokens, prompt_len, None);
+        self.scores
     }
 
     fn penalize(&mut self, params: &SamplingParams, tokens: &[u32], prompt_len: usize) {
@@ -169,16 +215,30 @@ impl Sampler {
     }
 }
 
-/// The natural logarithm of a token's probability under the bare logits.
-pub(crate) fn logprob(logits: &[f32], token: u32) -> f32 {
-    let most = f64::from(logits.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b)));
-    let sum: f64 = logits.iter().map(|x| (f64::from(*x) - most).exp()).sum();
-    (f64::from(logits[token as usize]) - most - sum.ln()) as f32
+/// What turns a row's bare logits into logarithms of probabilities: the largest, and the logarithm of the sum of what all are
+/// to it.
+#[derive(Clone, Copy)]
+pub(crate) struct LogSum {
+    most: f64,
+    log_sum: f64,
+}
+
+impl LogSum {
+    pub fn new(logits: &[f32]) -> LogSum {
+        let most = f64::from(logits.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b)));
+        let sum: f64 = logits.iter().map(|x| (f64::from(*x) - most).exp()).sum();
+        LogSum { most, log_sum: sum.ln() }
+    }
+
+    /// The natural logarithm of the probability of a token with this logit.
+    pub fn logprob(self, logit: f32) -> f32 {
+        (f64::from(logit) - self.most - self.log_sum) as f32
+    }
 }
 
 /// Appends the `count` likeliest tokens under the bare logits with their log-probabilities, the likeliest first, of
 /// equals the lower id.
-pub(crate) fn top_logprobs(logits: &[f32], count: usize, out: &mut Vec<(u32, f32)>) {
+pub(crate) fn top_logprobs(logits: &[f32], of: LogSum, count: usize, out: &mut Vec<(u32, f32)>) {
     let start = out.len();
     for (token, logit) in logits.iter().enumerate() {
         let place = out[start..].iter().rposition(|(_, kept)| kept >= logit).map_or(0, |index| index + 1);
@@ -189,9 +249,7 @@ pub(crate) fn top_logprobs(logits: &[f32], count: usize, out: &mut Vec<(u32, f32
             out.insert(start + place, (token as u32, *logit));
         }
     }
-    let most = f64::from(logits.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b)));
-    let sum: f64 = logits.iter().map(|x| (f64::from(*x) - most).exp()).sum();
-    out[start..].iter_mut().for_each(|(_, value)| *value = (f64::from(*value) - most - sum.ln()) as f32);
+    out[start..].iter_mut().for_each(|(_, value)| *value = of.logprob(*value));
 }
 
 #[cfg(test)]
@@ -305,7 +363,7 @@ mod tests {
         let sum: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
         for (token, logit) in logits.iter().enumerate() {
             let wanted = f64::from(*logit) - sum.ln();
-            assert!((f64::from(logprob(&logits, token as u32)) - wanted).abs() < 1e-6);
+            assert!((f64::from(LogSum::new(&logits).logprob(*logit)) - wanted).abs() < 1e-6);
         }
     }
 
@@ -318,9 +376,10 @@ mod tests {
             let mut order: Vec<u32> = (0..30).collect();
             order.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
             let mut found = vec![(77, 0.5)];
-            top_logprobs(&logits, count, &mut found);
+            let of = LogSum::new(&logits);
+            top_logprobs(&logits, of, count, &mut found);
             assert_eq!(found[0], (77, 0.5), "what was there before stays");
-            let wanted: Vec<_> = order.iter().take(count).map(|t| (*t, logprob(&logits, *t))).collect();
+            let wanted: Vec<_> = order.iter().take(count).map(|t| (*t, of.logprob(logits[*t as usize]))).collect();
             assert_eq!(found[1..], wanted);
         }
     }

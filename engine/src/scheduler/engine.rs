@@ -102,6 +102,9 @@ pub struct Engine<B: Backend = CpuBackend> {
     /// Most rows of a step that prompts get.
     pub(super) prefill_rows_max: usize,
     pub(super) sampler: Sampler,
+    /// Whom the backend knows in each slot, to edit logits for: the seating, and of how many tokens, those included that it will
+    /// have chosen when it has done what it is asked.
+    pub(super) seated: Vec<(u64, usize)>,
     pub(super) masks: MaskMaker,
     /// The step that is done next, and the one after it where that is begun beside it.
     pub(super) now: Planned,
@@ -173,6 +176,7 @@ impl<B: Backend> Engine<B> {
             seatings: 0,
             preempted: 0,
             prefill_rows_max: o.step_rows_max,
+            seated: vec![(0, 0); o.slots_max],
             masks: MaskMaker::new(o.slots_max),
             sampler: Sampler::new(model.config.vocab_len, model.tokenizer().ends_of_generation()),
             now: Planned::new(&options, table_len, 0),

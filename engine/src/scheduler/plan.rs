@@ -30,7 +30,7 @@ impl Planned {
             sample_rows: Vec::with_capacity(rows_max),
             stretched: vec![false; slots_max],
             wants_hidden: false,
-            choices: Vec::with_capacity(slots_max),
+            picks: Vec::with_capacity(slots_max),
             lane,
         };
         Planned {
@@ -47,10 +47,10 @@ impl Planned {
         self.seatings[slot] == sequence.seating
     }
 
-    /// True when the host needs nothing of it but tokens that the backend chooses.
+    /// True when the host needs nothing of it but tokens that the backend chooses, and what comes with those.
     fn gives_tokens_alone(&self) -> bool {
         let samples = self.batch.sample_rows.len();
-        !self.batch.wants_hidden && samples == self.batch.choices.len() && samples == self.sample_slots.len()
+        !self.batch.wants_hidden && samples == self.batch.picks.len() && samples == self.sample_slots.len()
     }
 
     fn clear(&mut self) {
@@ -126,11 +126,19 @@ impl<B: Backend> Engine<B> {
             if let (Some(constraint), None) = (&sequence.request.constraint, &sequence.progress) {
                 sequence.progress = Some(self.masks.begin(constraint));
             }
+            let (sample, index) = (now.batch.sample_rows.len() as u32, sequence.tokens.len());
+            let ends = self.model.tokenizer().ends_of_generation();
             if self.backend.chooses()
                 && !sink.wants_logits(sequence.request.id)
-                && let Some(choice) = sequence.choice_of_backend(sequence.tokens.len())
+                && let Some(pick) = sequence.pick_of_backend(sample, slot, index, ends)
             {
-                now.batch.choices.push((now.batch.sample_rows.len() as u32, choice));
+                if pick.edits.is_some() {
+                    if self.seated[slot] != (sequence.seating, index) {
+                        self.backend.seat(slot, &sequence.seat(ends));
+                    }
+                    self.seated[slot] = (sequence.seating, index + 1);
+                }
+                now.batch.picks.push(pick);
             }
             now.batch.sample_rows.push(now.batch.rows() as u32 - 1);
             now.sample_slots.push(slot);
@@ -148,6 +156,7 @@ impl<B: Backend> Engine<B> {
             return false;
         }
         self.next.clear();
+        let ends = self.model.tokenizer().ends_of_generation();
         let mut here = 0;
         for (chosen, slot) in self.now.sample_slots.iter().copied().enumerate() {
             let sequence = self.slots[slot].as_ref().filter(|sequence| self.now.is_for(slot, sequence));
@@ -157,18 +166,29 @@ impl<B: Backend> Engine<B> {
             if index + 1 == sequence.tokens_max() {
                 continue;
             }
-            let choice = sequence.choice_of_backend(index + 1).filter(|_| !sink.wants_logits(sequence.request.id));
-            let Some(choice) = choice else { return false };
+            let row = self.next.batch.rows() as u32;
+            let pick = sequence.pick_of_backend(row, slot, index + 1, ends);
+            let Some(pick) = pick.filter(|_| !sink.wants_logits(sequence.request.id)) else { return false };
+            // The token of `now` is picked with edits, too: there may be fewer of them later, and never more.
+            assert!(
+                pick.edits.is_none() || self.seated[slot] == (sequence.seating, index + 1),
+                "tokens are not counted"
+            );
             let next = &mut self.next;
             next.take_table(slot, sequence, self.model.config.is_stretched(sequence.tokens_max() - 1));
-            let row = next.batch.rows() as u32;
             next.batch.push(CHOSEN | chosen as u32, index as u32, slot as u32);
-            next.batch.choices.push((row, choice));
+            next.batch.picks.push(pick);
             next.batch.sample_rows.push(row);
             next.sample_slots.push(slot);
             next.report.rows_decode += 1;
             next.report.context_cells += index as u64 + 1;
         }
-        here == self.order.len() && self.next.batch.rows() > 0
+        let is_begun = here == self.order.len() && self.next.batch.rows() > 0;
+        if is_begun {
+            for (slot, _) in self.next.batch.picks.iter().filter_map(|pick| pick.edits) {
+                self.seated[slot].1 += 1;
+            }
+        }
+        is_begun
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::backend::Choice;
+use crate::backend::{Choice, EDITED_MAX, Pick, Seat};
 use crate::constraint::Progress;
 use crate::pooling::Pool;
 use crate::{Constraint, Pooling, SamplingParams};
@@ -227,6 +227,10 @@ impl Sequence {
         self.request.prompt.len()
     }
 
+    pub fn answer_len(&self) -> usize {
+        self.tokens.len() - self.prompt_len()
+    }
+
     /// Prompt and answer at their longest.
     pub fn tokens_max(&self) -> usize {
         self.prompt_len() + self.request.max_tokens as usize
@@ -252,12 +256,33 @@ impl Sequence {
         self.request.max_tokens == 0
     }
 
-    /// How token `index` is chosen, if that can be left to the backend: nobody else looks at its logits.
-    pub fn choice_of_backend(&self, index: usize) -> Option<Choice> {
+    /// How token `index` is chosen from one of the step's samples, if that can be left to the backend. Not what a grammar says: its
+    /// masks are the host's. `slot` is where it sits.
+    pub fn pick_of_backend(&self, sample: u32, slot: usize, index: usize, ends: &[u32]) -> Option<Pick> {
         let r = &self.request;
-        let looked_at = r.want_logprobs || r.top_logprobs > 0 || r.constraint.is_some();
-        let alone = !looked_at && r.sampling.takes_bare_logits(index - self.prompt_len());
-        alone.then(|| Choice::new(&r.sampling, index as u64))
+        if r.constraint.is_some() || r.sampling.logit_bias.len() + ends.len() > EDITED_MAX {
+            return None;
+        }
+        let edits = r.sampling.edits(index - self.prompt_len()).map(|edits| (slot, edits));
+        let choice = Choice::new(&r.sampling, index as u64);
+        Some(Pick { sample, edits, choice, keeps_logits: self.wants_logprobs() })
+    }
+
+    /// What a backend has to know of it for edits.
+    pub fn seat<'a>(&'a self, ends: &'a [u32]) -> Seat<'a> {
+        let sampling = &self.request.sampling;
+        let has_penalties = sampling.edits(self.answer_len()).is_some_and(|edits| edits.penalties.is_some());
+        Seat {
+            tokens: has_penalties.then_some(&self.tokens[..]),
+            prompt_len: self.prompt_len(),
+            biases: &sampling.logit_bias,
+            ends,
+        }
+    }
+
+    /// Logarithms of probabilities of its answer's tokens, or of others in their places.
+    pub fn wants_logprobs(&self) -> bool {
+        self.request.want_logprobs || self.request.top_logprobs > 0
     }
 
     /// True when the next row is that of the token sampled last.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::engine::{Engine, EngineError};
 use super::sequence::{FinishReason, Sampled, StepReport, TokenSink, Verdict};
 use crate::backend::{BLOCK_LEN, Backend};
-use crate::sampler::{logprob, top_logprobs};
+use crate::sampler::{LogSum, top_logprobs};
 
 impl<B: Backend> Engine<B> {
     /// Runs one step over all sequences and gives the tokens to `sink`.
@@ -62,7 +62,7 @@ impl<B: Backend> Engine<B> {
         self.sampled.clear();
         self.tops.clear();
         self.chosen.clear();
-        if !self.now.batch.choices.is_empty() {
+        if !self.now.batch.picks.is_empty() {
             self.chosen.extend_from_slice(self.backend.chosen(&self.now.batch)?);
         }
         let sample_count = self.now.batch.sample_rows.len();
@@ -70,19 +70,41 @@ impl<B: Backend> Engine<B> {
             // A failure belongs to the step that it happened in.
             self.network.logits(&mut self.backend, 0..0)?;
         }
-        let mut start = 0;
-        for index in 0..=self.now.batch.choices.len() {
+        let (mut start, mut kept) = (0, 0);
+        for index in 0..=self.now.batch.picks.len() {
             // The next sample that the backend chose, or the end of all.
-            let end = self.now.batch.choices.get(index).map_or(sample_count, |(sample, _)| *sample as usize);
+            let pick = self.now.batch.picks.get(index).copied();
+            let end = pick.map_or(sample_count, |pick| pick.sample as usize);
             if start < end {
                 self.sample_on_host(start..end, sink)?;
             }
-            if let Some(token) = self.chosen.get(index) {
-                self.sampled.push(Sampled { token: *token, logprob: None, top_end: self.tops.len() });
+            if let Some(pick) = pick {
+                self.take_chosen(index, end, pick.keeps_logits.then_some(kept));
+                kept += usize::from(pick.keeps_logits);
             }
             start = end + 1;
         }
         Ok(())
+    }
+
+    /// Takes over the token of a pick. `kept` says which of the step's kept rows of logits it was chosen from, if it was from one.
+    fn take_chosen(&mut self, index: usize, sample: usize, kept: Option<usize>) {
+        let (batch, token) = (&self.now.batch, self.chosen[index]);
+        let slot = batch.table_of_row[batch.sample_rows[sample] as usize] as usize;
+        // What comes with the token of somebody who has gone nobody asks for.
+        let sequence = self.slots[slot].as_ref().filter(|sequence| self.now.is_for(slot, sequence));
+        let mut logprob = None;
+        if let (Some(sequence), Some(kept)) = (sequence, kept) {
+            let vocab_len = self.model.config.vocab_len;
+            let logits = &self.backend.kept(batch)[kept * vocab_len..][..vocab_len];
+            let of = LogSum::new(logits);
+            let request = &sequence.request;
+            if request.top_logprobs > 0 {
+                top_logprobs(logits, of, request.top_logprobs as usize, &mut self.tops);
+            }
+            logprob = request.want_logprobs.then(|| of.logprob(logits[token as usize]));
+        }
+        self.sampled.push(Sampled { token, logprob, top_end: self.tops.len() });
     }
 
     /// Looks at the logits of some samples: chooses tokens, and tells of prompts and logits who wants them.
@@ -100,12 +122,13 @@ impl<B: Backend> Engine<B> {
             let sequence = self.slots[slot].as_mut().expect("a planned slot is taken");
             let next = batch.positions[*row as usize] as usize + 1;
             if let Some(token) = sequence.tokens.get(next) {
-                let request = &sequence.request;
+                let (request, of) = (&sequence.request, LogSum::new(logits));
                 self.top_of_prompt.clear();
                 if request.top_logprobs > 0 {
-                    top_logprobs(logits, request.top_logprobs as usize, &mut self.top_of_prompt);
+                    top_logprobs(logits, of, request.top_logprobs as usize, &mut self.top_of_prompt);
                 }
-                sink.prompt_logprob(request.id, next, *token, logprob(logits, *token), &self.top_of_prompt);
+                let logprob = of.logprob(logits[*token as usize]);
+                sink.prompt_logprob(request.id, next, *token, logprob, &self.top_of_prompt);
                 sequence.scored = next;
                 continue;
             }
@@ -127,10 +150,12 @@ impl<B: Backend> Engine<B> {
                 },
             };
             let token = self.sampler.sample_masked(logits, &request.sampling, &sequence.tokens, prompt_len, mask);
-            if request.top_logprobs > 0 {
-                top_logprobs(logits, request.top_logprobs as usize, &mut self.tops);
+            let of = sequence.wants_logprobs().then(|| LogSum::new(logits));
+            let request = &sequence.request;
+            if let Some(of) = of.filter(|_| request.top_logprobs > 0) {
+                top_logprobs(logits, of, request.top_logprobs as usize, &mut self.tops);
             }
-            let logprob = request.want_logprobs.then(|| logprob(logits, token));
+            let logprob = of.filter(|_| request.want_logprobs).map(|of| of.logprob(logits[token as usize]));
             self.sampled.push(Sampled { token, logprob, top_end: self.tops.len() });
         }
         Ok(())

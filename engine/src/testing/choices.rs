@@ -1,7 +1,9 @@
-//! Rows of scores and ways to choose from them, odd ones among them.
+//! Rows of scores and ways to choose from them, odd ones among them; and what is done to them before.
 
 use super::Dice;
-use crate::sampler::{Choice, Chooser};
+use crate::SamplingParams;
+use crate::backend::Edits;
+use crate::sampler::{Choice, Chooser, Sampler};
 
 /// What the host chooses.
 pub fn chosen(scores: &[f32], choice: &Choice) -> u32 {
@@ -35,4 +37,35 @@ pub fn choice(dice: &mut Dice, len: usize) -> Choice {
     let top_p = (dice.below(3) > 0).then_some(top_p);
     let min_weight = [0, 0, 0, 1, 2, 1 << 20, any >> 28, 1 << 40][dice.below(8)].min(1 << 40);
     Choice { temperature, top_k, top_p, min_weight, seed: dice.next_u64(), position: dice.below(1 << 20) as u64 }
+}
+
+/// Biases, penalties and least lengths, some of each or none; `wild` ones besides, by which scores become infinite or no numbers.
+pub fn editing(dice: &mut Dice, len: usize, wild: bool) -> SamplingParams {
+    let kinds = if wild { 8 } else { 4 };
+    let bias_count = [0, 0, 1, 5, 300][dice.below(5)];
+    // From few tokens, so that some have several biases, which are added in their order.
+    let among = 1 + dice.below(len);
+    let mut bias = |_| {
+        let bias = [0.7, -3.1, 100.0, -100.0, f32::MAX, f32::MIN, 1e-30, 0.1][dice.below(kinds)];
+        (dice.below(among) as u32, bias)
+    };
+    let logit_bias = (0..bias_count).map(&mut bias).collect();
+    SamplingParams {
+        logit_bias,
+        repetition_penalty: [1.0, 1.0, 1.3, 0.8, 1e-38, f32::MAX, 3.0, f32::from_bits(1)][dice.below(kinds)],
+        presence_penalty: [0.0, 0.0, 0.6, -1.7, f32::MAX, f32::MIN, 1e-40, -0.0][dice.below(kinds)],
+        frequency_penalty: [0.0, 0.0, 0.3, -0.1, f32::MAX, f32::MIN, 1e-40, -0.0][dice.below(kinds)],
+        min_tokens: [0, 0, 2, 5][dice.below(4)],
+        ..SamplingParams::default()
+    }
+}
+
+/// What the host does to logits before it chooses the token after `tokens`.
+pub fn edits(params: &SamplingParams, answer_len: usize) -> Option<Edits> {
+    params.edits(answer_len)
+}
+
+/// The logits after that.
+pub fn edited(logits: &[f32], params: &SamplingParams, tokens: &[u32], prompt_len: usize, ends: &[u32]) -> Vec<f32> {
+    Sampler::new(logits.len(), ends).edited(logits, params, tokens, prompt_len)
 }

@@ -63,6 +63,9 @@ pub fn request(id: u64, prompt: &[u32], max_tokens: u32) -> SequenceRequest {
 pub struct Record {
     pub logits: HashMap<u64, Vec<Vec<u32>>>,
     pub tokens: HashMap<u64, Vec<u32>>,
+    /// Bits of each token's log-probability, and the likeliest tokens in its place with theirs, if they are wanted.
+    pub logprobs: HashMap<u64, Vec<(Option<u32>, Vec<(u32, u32)>)>>,
+    pub top: Vec<(u32, u32)>,
     pub finished: Vec<u64>,
     pub reasons: HashMap<u64, FinishReason>,
     pub vectors: HashMap<u64, Vec<f32>>,
@@ -71,9 +74,15 @@ pub struct Record {
 }
 
 impl TokenSink for Record {
-    fn token(&mut self, id: u64, token: u32, _: Option<f32>) -> Verdict {
+    fn token(&mut self, id: u64, token: u32, logprob: Option<f32>) -> Verdict {
         self.tokens.entry(id).or_default().push(token);
+        let of_token = (logprob.map(f32::to_bits), std::mem::take(&mut self.top));
+        self.logprobs.entry(id).or_default().push(of_token);
         Verdict::Continue
+    }
+
+    fn top_logprobs(&mut self, _: u64, top: &[(u32, f32)]) {
+        self.top = top.iter().map(|(token, logprob)| (*token, logprob.to_bits())).collect();
     }
 
     fn embedding(&mut self, id: u64, vector: &[f32]) {

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::device::{Arguments, Device, Lent, Memory, Use, pair};
-use crate::backend::{Choice, DeviceError};
+use super::seats::Seats;
+use crate::backend::{Batch, DeviceError, Pick};
 
 /// Logits that a block of threads looks at. As in `engine/kernels/sample.cu`.
 const CHUNK_LEN: usize = 2048;
@@ -13,33 +14,55 @@ const BIN_COUNT: usize = 2048;
 const PICK_THREADS: usize = 512;
 
 /// Bytes of a choice on the device.
-pub(super) const CHOICE_BYTES: usize = 56;
+pub(super) const CHOICE_BYTES: usize = 104;
 
-/// The kernels' `Choice`: from which row of logits, how, and where the host looks for the token.
-pub(super) fn choice_words(row: u32, choice: &Choice, host: u64) -> [u64; CHOICE_BYTES / 8] {
+/// The kernels' `Choice`: from which row of logits, how, where the host looks for the token and for the row, and what is done to
+/// it before.
+pub(super) fn pick_words<D: Device>(
+    pick: &Pick,
+    token: u64,
+    kept: u64,
+    seats: Option<&Seats<D>>,
+) -> [u64; CHOICE_BYTES / 8] {
+    let choice = &pick.choice;
+    let [counts, biases, lens, penalties, penalties_end] = match &pick.edits {
+        Some((slot, edits)) => seats.expect("there is room before anybody is seated").words(*slot, edits),
+        None => [0; 5],
+    };
     [
-        pair(row, choice.temperature.to_bits()),
+        pair(pick.sample, choice.temperature.to_bits()),
         pair(choice.top_k, u32::from(choice.top_p.is_some())),
         choice.top_p.unwrap_or(0),
         choice.min_weight,
         choice.seed,
         choice.position,
-        host,
+        token,
+        kept,
+        counts,
+        biases,
+        lens,
+        penalties,
+        penalties_end,
     ]
 }
 
-/// Where the host finds tokens: its own memory, which the device writes to.
-pub(super) struct HostTokens<D: Device> {
+/// Rows of logits that a step gives to the host.
+pub(super) fn kept_rows(batch: &Batch) -> usize {
+    batch.picks.iter().filter(|pick| pick.keeps_logits).count()
+}
+
+/// Where the host finds tokens, or logits: its own memory, which the device writes to.
+pub(super) struct Returned<D: Device> {
     memory: D::Host,
     /// Known apart from the memory, which is not looked into while a step may be writing there.
     address: u64,
     len: usize,
 }
 
-impl<D: Device> HostTokens<D> {
-    pub fn new(device: &Arc<Lent<D>>, len: usize) -> Result<HostTokens<D>, DeviceError> {
+impl<D: Device> Returned<D> {
+    pub fn new(device: &Arc<Lent<D>>, len: usize) -> Result<Returned<D>, DeviceError> {
         let memory = D::host(device.device(), len)?;
-        Ok(HostTokens { address: memory.as_ptr() as u64, len, memory })
+        Ok(Returned { address: memory.as_ptr() as u64, len, memory })
     }
 
     /// How many there is room for.
@@ -53,9 +76,13 @@ impl<D: Device> HostTokens<D> {
     }
 
     /// The first `count` of them, when the step that writes them is over.
-    pub fn read(&self, count: usize) -> impl Iterator<Item = u32> {
-        // The kernels write whole numbers.
-        self.memory[..count].iter().map(|word| word.to_bits())
+    pub fn numbers(&self, count: usize) -> &[f32] {
+        &self.memory[..count]
+    }
+
+    /// The same where the kernels write whole numbers.
+    pub fn tokens(&self, count: usize) -> impl Iterator<Item = u32> {
+        self.numbers(count).iter().map(|word| word.to_bits())
     }
 }
 
@@ -90,24 +117,25 @@ impl<D: Device> Workspace<D> {
         })
     }
 
-    /// The launches for `choices`, which lie at `at`, from `logits`: name, grid, threads and arguments of each.
+    /// The launches for `picks`, which lie at `at`, from `logits`: name, grid, threads and arguments of each. Whether rows are
+    /// edited, or kept, changes none of them: that is in what lies at `at`.
     pub fn launches(
         &self,
         logits: u64,
         at: u64,
-        choices: &[(u32, Choice)],
+        picks: &[Pick],
     ) -> impl Iterator<Item = (&'static str, [usize; 3], usize, Arguments)> + use<D> {
         let chunks = self.vocab_len.div_ceil(CHUNK_LEN);
         let [best, sums, weights, counts, tokens] = self.places();
         let shape = pair(self.vocab_len as u32, chunks as u32);
         let arguments = Arguments::new().structure(&[logits, at, best, sums, weights, counts, tokens, shape]);
         let all = [
-            ("sample_best", [chunks, choices.len(), 1], 256),
-            ("sample_weigh", [chunks, choices.len(), 1], 256),
-            ("sample_pick", [choices.len(), 1, 1], PICK_THREADS),
+            ("sample_best", [chunks, picks.len(), 1], 256),
+            ("sample_weigh", [chunks, picks.len(), 1], 256),
+            ("sample_pick", [picks.len(), 1, 1], PICK_THREADS),
         ];
         // The third has nothing to do for the greedy.
-        let count = if choices.iter().all(|(_, choice)| choice.temperature == 0.0) { 2 } else { 3 };
+        let count = if picks.iter().all(|pick| pick.choice.temperature == 0.0) { 2 } else { 3 };
         all.into_iter().take(count).map(move |(name, grid, threads)| (name, grid, threads, arguments.clone()))
     }
 }

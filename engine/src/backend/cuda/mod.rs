@@ -20,6 +20,7 @@ mod plan;
 mod product;
 mod records;
 mod repack;
+mod seats;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -27,7 +28,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use attention::{HEAD_LEN_MAX, cache_bytes, context_room};
 pub use ceiling::{LaunchCost, ReadSpeed, launch_cost, read_speed};
-use choose::{CHOICE_BYTES, HostTokens, Workspace, choice_words};
+use choose::{CHOICE_BYTES, Returned, Workspace, kept_rows, pick_words};
 pub use device::{Arguments, Device, Launch, Launches, Memory, Use};
 use device::{Lent, pair};
 pub use driver::{Absent, Driver, Found, Kernels, devices, version_text};
@@ -37,9 +38,10 @@ pub use nvrtc::compile;
 pub use plan::{DoesNotFit, Sizes, engine_on, kv_blocks_in, plan};
 use product::MATRICES_MAX;
 use repack::{Input, Layout, Tensors, repack_tiles};
+use seats::Seats;
 
 use super::{
-    Attention, BLOCK_LEN, Backend, Batch, DeviceError, KvShape, LANES, Projection, RopePairs, Rotation, StepShape,
+    Attention, BLOCK_LEN, Backend, Batch, DeviceError, KvShape, LANES, Projection, RopePairs, Rotation, Seat, StepShape,
 };
 use crate::model::{Matrix, Rope, Vector};
 
@@ -99,10 +101,13 @@ pub struct CudaBackend<D: Device> {
     pieces_done: Option<Memory<D>>,
     /// Where tokens are chosen.
     choosing: Option<Workspace<D>>,
+    /// Sequences whose logits are edited before.
+    seats: Option<Seats<D>>,
     /// What `read` gave last.
     host: Option<D::Host>,
-    /// Tokens that the device chose, by lane.
-    lanes: [Option<HostTokens<D>>; LANES],
+    /// Tokens that the device chose, by lane, and logits that it chose from and the host wants.
+    lanes: [Option<Returned<D>>; LANES],
+    kept: [Option<Returned<D>>; LANES],
     /// What `chosen` gave last.
     host_tokens: Vec<u32>,
 }
@@ -167,8 +172,10 @@ impl<D: Device> CudaBackend<D> {
             partial: None,
             pieces_done: None,
             choosing: None,
+            seats: None,
             host: None,
             lanes: [const { None }; LANES],
+            kept: [const { None }; LANES],
             host_tokens: Vec::new(),
         }
     }
@@ -296,11 +303,23 @@ impl<D: Device> CudaBackend<D> {
     /// Makes room for tokens that come back.
     fn room_for_tokens(&mut self, count: usize) -> Result<(), DeviceError> {
         for lane in 0..LANES {
-            if self.lanes[lane].as_ref().map_or(0, HostTokens::len) < count {
+            if self.lanes[lane].as_ref().map_or(0, Returned::len) < count {
                 // What was started before may still write to the old one.
                 self.device.wait_for(lane)?;
-                self.lanes[lane] = Some(HostTokens::new(&self.device, count)?);
+                self.lanes[lane] = Some(Returned::new(&self.device, count)?);
             }
+        }
+        Ok(())
+    }
+
+    /// Makes room for logits that come back in this lane: those of the other one may not have been looked at yet.
+    fn room_for_kept(&mut self, lane: usize, rows: usize) -> Result<(), DeviceError> {
+        let len = rows * self.choosing.as_ref().map_or(0, |w| w.vocab_len);
+        if self.kept[lane].as_ref().map_or(0, Returned::len) < len {
+            self.device.wait_for(lane)?;
+            self.kept[lane] = None;
+            // Twice as much as before at least, as in `read`.
+            self.kept[lane] = Some(Returned::new(&self.device, len.next_power_of_two())?);
         }
         Ok(())
     }
@@ -428,6 +447,7 @@ impl<D: Device> Backend for CudaBackend<D> {
         let records = Input::RECORDS.map(|(input, ..)| input.bytes(shape.rows_max, shape.cols_max));
         self.room_for_records(records.into_iter().max().unwrap_or(0))?;
         self.room_for_choices(shape.choices_max, shape.vocab_len)?;
+        self.seats = Some(Seats::new(&self.device, shape.choices_max, shape.vocab_len, shape.context_max)?);
         self.room_for_tokens(shape.choices_max)?;
         self.room_for_segments()?;
         self.room_for_attention(shape)
@@ -438,7 +458,8 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.run_list();
         self.records_of = None;
         self.room_for_rows(rows)?;
-        self.room_for_tokens(batch.choices.len())?;
+        self.room_for_tokens(batch.picks.len())?;
+        self.room_for_kept(batch.lane, kept_rows(batch))?;
         self.cut_into_runs(batch);
         let capacity = self.step.capacity;
         let (_, choices_start) = self.choices();
@@ -452,11 +473,16 @@ impl<D: Device> Backend for CudaBackend<D> {
         bytes.extend((0..rows).flat_map(|row| u32::from(batch.is_stretched(row)).to_le_bytes()));
         bytes.resize(5 * capacity * 4, 0);
         bytes.extend(self.step.runs.iter().flat_map(|run| run.to_le_bytes()));
-        if !batch.choices.is_empty() {
+        if !batch.picks.is_empty() {
             bytes.resize(choices_start, 0);
             let tokens = self.lanes[batch.lane].as_ref().expect("was just made");
-            for (index, (row, choice)) in batch.choices.iter().enumerate() {
-                let words = choice_words(*row, choice, tokens.address(index));
+            let vocab_len = self.choosing.as_ref().map_or(0, |w| w.vocab_len);
+            let mut kept_len = 0;
+            for (index, pick) in batch.picks.iter().enumerate() {
+                let kept = self.kept[batch.lane].as_ref().filter(|_| pick.keeps_logits);
+                let kept = kept.map_or(0, |kept| kept.address(kept_len));
+                kept_len += if pick.keeps_logits { vocab_len } else { 0 };
+                let words = pick_words(pick, tokens.address(index), kept, self.seats.as_ref());
                 bytes.extend(words.into_iter().flat_map(u64::to_le_bytes));
             }
         }
@@ -630,17 +656,27 @@ impl<D: Device> Backend for CudaBackend<D> {
         true
     }
 
-    fn choose(&mut self, logits: &CudaBuffer<D>, vocab_len: usize, batch: &Batch) {
-        if batch.choices.is_empty() {
+    fn seat(&mut self, slot: usize, seat: &Seat<'_>) {
+        self.run_list();
+        if self.failed.is_none() {
+            let seats = self.seats.as_mut().expect("there is room before anybody is seated");
+            let seated = seats.seat(&self.device, slot, seat);
+            self.keep(seated);
+        }
+    }
+
+    fn choose(&mut self, logits: &mut CudaBuffer<D>, vocab_len: usize, batch: &Batch) {
+        if batch.picks.is_empty() {
             return;
         }
-        let made = self.room_for_choices(batch.choices.len(), vocab_len);
+        self.written(logits);
+        let made = self.room_for_choices(batch.picks.len(), vocab_len);
         if self.keep(made).is_none() {
             return;
         }
         let (at, _) = self.choices();
         let workspace = self.choosing.as_ref().expect("was just made");
-        for (name, grid, threads, arguments) in workspace.launches(logits.0.address(), at, &batch.choices) {
+        for (name, grid, threads, arguments) in workspace.launches(logits.0.address(), at, &batch.picks) {
             self.launch(name, grid, threads, 0, arguments);
         }
     }
@@ -660,9 +696,14 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.device.wait_for(batch.lane)?;
         self.host_tokens.clear();
         if let Some(tokens) = &self.lanes[batch.lane] {
-            self.host_tokens.extend(tokens.read(batch.choices.len()));
+            self.host_tokens.extend(tokens.tokens(batch.picks.len()));
         }
         Ok(&self.host_tokens)
+    }
+
+    fn kept(&self, batch: &Batch) -> &[f32] {
+        let vocab_len = self.choosing.as_ref().map_or(0, |w| w.vocab_len);
+        self.kept[batch.lane].as_ref().map_or(&[], |kept| kept.numbers(kept_rows(batch) * vocab_len))
     }
 
     fn read<'a>(&'a mut self, x: &'a CudaBuffer<D>, range: Range<usize>) -> Result<&'a [f32], DeviceError> {
@@ -820,7 +861,7 @@ mod tests {
         be.begin_step(&batch, &[]).expect("it does not fail");
         be.scale(&mut x, 2.0, 100);
         be.begin_step(&batch, &[]).expect("it does not fail");
-        assert_eq!(diary.read_out(), "alloc 400, alloc 80, upload 80, alloc 16, upload 16, scale 400, upload 80");
+        assert_eq!(diary.read_out(), "alloc 400, alloc 128, upload 128, alloc 16, upload 16, scale 400, upload 128");
     }
 
     #[test]
