@@ -8,7 +8,7 @@ mod driver;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use common::{Record, drain, model, request, tokens};
+use common::{OfToken, Record, drain, model, request, tokens};
 use driver::{counts, fail_next_launch, found};
 use orchestratord_engine::backend::cuda::{CudaBackend, Driver, Found, Kernels};
 use orchestratord_engine::testing::choices::editing;
@@ -39,8 +39,7 @@ fn is_ahead() -> bool {
 #[derive(Default)]
 struct Stopping {
     tokens: HashMap<u64, Vec<u32>>,
-    /// Bits of what was told with each token: its log-probability, and the likeliest others.
-    logprobs: HashMap<u64, Vec<(Option<u32>, Vec<(u32, u32)>)>>,
+    logprobs: HashMap<u64, Vec<OfToken>>,
     top: Vec<(u32, u32)>,
     /// Who had a token since this was emptied.
     told: Vec<u64>,

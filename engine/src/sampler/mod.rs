@@ -361,7 +361,7 @@ mod tests {
     fn logprobs_are_those_of_a_softmax() {
         let logits = [1.0f32, 2.0, 3.0];
         let sum: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
-        for (token, logit) in logits.iter().enumerate() {
+        for logit in &logits {
             let wanted = f64::from(*logit) - sum.ln();
             assert!((f64::from(LogSum::new(&logits).logprob(*logit)) - wanted).abs() < 1e-6);
         }

@@ -58,13 +58,16 @@ pub fn request(id: u64, prompt: &[u32], max_tokens: u32) -> SequenceRequest {
     SequenceRequest { id, prompt: prompt.into(), max_tokens, sampling, ignore_end: true, ..SequenceRequest::default() }
 }
 
+/// Bits of a token's log-probability, and the likeliest tokens in its place with theirs, if they are wanted.
+pub type OfToken = (Option<u32>, Vec<(u32, u32)>);
+
 /// Keeps tokens and the bits of the logits that they were sampled from, by sequence.
 #[derive(Default)]
 pub struct Record {
     pub logits: HashMap<u64, Vec<Vec<u32>>>,
     pub tokens: HashMap<u64, Vec<u32>>,
-    /// Bits of each token's log-probability, and the likeliest tokens in its place with theirs, if they are wanted.
-    pub logprobs: HashMap<u64, Vec<(Option<u32>, Vec<(u32, u32)>)>>,
+    /// What was told with each of them.
+    pub logprobs: HashMap<u64, Vec<OfToken>>,
     pub top: Vec<(u32, u32)>,
     pub finished: Vec<u64>,
     pub reasons: HashMap<u64, FinishReason>,
