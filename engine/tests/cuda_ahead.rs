@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use common::{OfToken, Record, drain, model, request, tokens};
 use driver::{counts, fail_next_launch, found};
+use orchestratord_engine::backend::EDITED_MAX;
 use orchestratord_engine::backend::cuda::{CudaBackend, Driver, Found, Kernels};
 use orchestratord_engine::testing::choices::editing;
 use orchestratord_engine::testing::{Dice, TinyModel};
@@ -420,8 +421,15 @@ fn one_whose_tokens_the_host_chooses_holds_the_others_back_and_changes_nothing()
         (record.tokens.remove(&0).expect("it was there"), was_ahead)
     };
     let constraint = model.constraint(Grammar::Regex("[a-z]{5}")).expect("a sound grammar");
-    let held = SequenceRequest { constraint: Some(constraint), ignore_end: false, ..request(1, &[7], 6) };
-    let ((alone, is_first), (beside, is_second)) = (run(&[]), run(&[held]));
-    assert_eq!((alone.len(), is_first, is_second), (12, true, false));
-    assert_eq!(alone, beside);
+    let follows = SequenceRequest { constraint: Some(constraint), ignore_end: false, ..request(1, &[7], 6) };
+    let biased = |count: usize| {
+        let logit_bias = (0..count).map(|index| (index as u32 % 300, 0.25)).collect();
+        SequenceRequest { sampling: SamplingParams { logit_bias, ..SamplingParams::default() }, ..request(1, &[7], 6) }
+    };
+    let (alone, is_ahead_alone) = run(&[]);
+    assert_eq!((alone.len(), is_ahead_alone), (12, true));
+    let biases_max = EDITED_MAX - model.tokenizer().ends_of_generation().len();
+    for (other, is_ahead) in [(follows, false), (biased(biases_max), true), (biased(biases_max + 1), false)] {
+        assert_eq!(run(&[other]), (alone.clone(), is_ahead));
+    }
 }

@@ -260,7 +260,13 @@ fn host_time_of_a_decode_step() {
         TinyModel { layer_count: 32, tensor_type: TensorType::Q8_0, context_length: 4096, ..TinyModel::default() };
     let mut engine = engine(&found, &model(tiny.to_bytes()));
     let mut record = Silent;
-    engine.admit(request(0, &[5], steps as u32 + 4)).expect("room");
+    let mut asked = request(0, &[5], steps as u32 + 4);
+    // As many biases as HOST_BIASES says, and penalties with them.
+    if let Some(count) = number("HOST_BIASES") {
+        asked.sampling.frequency_penalty = 0.5;
+        asked.sampling.logit_bias = (0..count as u32).map(|token| (token, 0.25)).collect();
+    }
+    engine.admit(asked).expect("room");
     let before = counts();
     engine.step(&mut record).expect("it does not fail");
     let launches = counts().launches - before.launches;

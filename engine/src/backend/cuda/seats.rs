@@ -1,9 +1,9 @@
 //! What the device keeps of sequences whose logits are edited before a token is chosen: biases, ends, and counts of tokens.
 //!
 //! Counts lie by token, one for each of the vocabulary, and not as a list of the tokens that occur. A list would go up with every
-//! step, since the newest token is known on the device alone: 64 kB for 8000 tokens, 1 MB for sixteen sequences, which is ten times the
-//! host's other work in a step. Counts go up once: four bytes a token of prompt and answer when a sequence is seated. Then
-//! whoever chooses a token adds one. They take as much memory as the logits of as many rows, and are read as fast.
+//! step, since the newest token is known on the device alone: 64 kB for 8000 tokens, 1 MB for sixteen sequences, which takes the
+//! host as long to copy as everything else that it does for a step. Counts go up once: four bytes a token of prompt and answer,
+//! when a sequence is seated. Then whoever chooses a token adds one. They take as much memory as the logits of as many rows.
 //!
 //! Who was in a slot before may still have a row in a step that is under way, which counts a token there. The device does
 //! everything in order, and that step was asked for before the next sequence is seated here, which begins with zeros.
