@@ -7,7 +7,8 @@
 //!
 //! - Few rows: a weight's row is read once, from where it lies in the file, so memory's bandwidth is the limit. A unit
 //!   costs about eight operations on two ports, four cycles for 18 to 36 bytes; one core reads four to seven a cycle.
-//!   Where four bytes are multiplied at once it costs about half of that: see `bytes`.
+//!   Where four bytes are multiplied at once it costs about half of that: see `bytes`. On AVX2, where it is not, one to four
+//!   rows are.
 //! - Many rows: 32 weight rows are unpacked to a panel in which a vector has the same two columns of sixteen rows, so that
 //!   a multiplication yields sixteen outputs and nothing is summed across lanes. 16 multiplications and three operations
 //!   for the scales are 512 multiply-adds, ten cycles. Where four bytes are multiplied at once, weights are unpacked to
@@ -16,7 +17,6 @@
 #![allow(clippy::needless_range_loop, reason = "the arrays of a tile are walked side by side")]
 
 use std::cell::RefCell;
-use std::hint::black_box;
 use std::ops::Range;
 
 use super::activations::{Activations, Group, Kept, Lane};
@@ -26,7 +26,10 @@ use crate::pool::{SharedSlice, WorkerPool};
 use crate::simd::{Aligned, BYTES, ByteDots, Isa, LANES, Simd, instantiate};
 
 /// With more rows than this, weights are unpacked to a panel, where they are not multiplied as bytes.
-const IN_PLACE_ROWS_MAX: usize = 2;
+const IN_PLACE_ROWS_MAX: usize = 4;
+
+/// Activation rows that are multiplied in place at once.
+const IN_PLACE_ROWS: usize = 2;
 
 /// With more rows than this, weights are unpacked to a panel.
 pub fn in_place_rows_max<F: Integers>(isa: Isa) -> usize {
@@ -46,6 +49,9 @@ const ROWS_BLOCK: usize = 48;
 
 /// Activation rows of a tile where there are many registers.
 const TILE_ROWS: usize = 8;
+
+/// As those, where there are sixteen and two make a vector: one vector of outputs.
+const SMALL_TILE_ROWS: usize = 4;
 
 const CACHE_LINE: usize = 64;
 
@@ -159,11 +165,14 @@ fn in_place<S: Simd, F: Integers>(
     let mut o = range.start;
     while o < range.end {
         let count = (range.end - o).min(LANES);
-        for i in 0..count {
-            if rows == 2 {
-                in_place_row::<S, F, 2>(simd, x, weight, o + i, i, &mut filled, &mut lanes);
-            } else {
-                in_place_row::<S, F, 1>(simd, x, weight, o + i, i, &mut filled, &mut lanes);
+        // Two by two: a weight's row is in the cache when it is read again.
+        for r in (0..rows).step_by(IN_PLACE_ROWS) {
+            for i in 0..count {
+                if r + 1 < rows {
+                    in_place_row::<S, F, IN_PLACE_ROWS>(simd, x, r, weight, o + i, i, &mut filled, &mut lanes);
+                } else {
+                    in_place_row::<S, F, 1>(simd, x, r, weight, o + i, i, &mut filled, &mut lanes);
+                }
             }
         }
         for r in 0..rows {
@@ -173,11 +182,13 @@ fn in_place<S: Simd, F: Integers>(
     }
 }
 
-/// Weight row `o` times `X` rows of activations: row `i` of their lanes.
+/// Weight row `o` times `X` rows of activations from `r` on: row `i` of their lanes.
 #[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shapes")]
 fn in_place_row<S: Simd, F: Integers, const X: usize>(
     simd: S,
     x: &Activations,
+    r: usize,
     weight: Rows<'_, F>,
     o: usize,
     i: usize,
@@ -187,9 +198,9 @@ fn in_place_row<S: Simd, F: Integers, const X: usize>(
     let mut lanes = [simd.splat(0.0); X];
     for g in 0..x.groups() {
         let (bytes, units) = group_of(weight, o, g, filled);
-        let mut groups = [x.group(0, g); X];
+        let mut groups = [x.group(r, g); X];
         for j in 1..X {
-            groups[j] = x.group(j, g);
+            groups[j] = x.group(r + j, g);
         }
         // Before the products: a branch after them would keep their sums from being made with them, in registers.
         let (mut scale, mut minimum) = weight.format.scales(simd, bytes);
@@ -217,7 +228,7 @@ fn in_place_row<S: Simd, F: Integers, const X: usize>(
         }
     }
     for j in 0..X {
-        simd.store(lanes[j], &mut to[j][i]);
+        simd.store(lanes[j], &mut to[r + j][i]);
     }
 }
 
@@ -323,7 +334,7 @@ fn paneled<F: Integers>(
     while o < range.end {
         let count = (range.end - o).min(PANEL_ROWS);
         unpack_on(isa, weight, o, count, panel);
-        let mut next = Next::of(weight, o + count, rows, panel.groups);
+        let mut next = Next::of(isa, weight, o + count, rows, panel.groups);
         multiply_on(isa, out, out_len, x, rows, o, count, F::MINIMUMS, &mut next, panel);
         o += count;
     }
@@ -340,10 +351,12 @@ struct Next<'a> {
 
 impl<'a> Next<'a> {
     /// Those from row `o` on, of `rows` times `groups` of activations in tiles.
-    fn of<F: Integers>(weight: Rows<'a, F>, o: usize, rows: usize, groups: usize) -> Next<'a> {
+    fn of<F: Integers>(isa: Isa, weight: Rows<'a, F>, o: usize, rows: usize, groups: usize) -> Next<'a> {
         let bytes = &weight.bytes[(o * weight.row_bytes).min(weight.bytes.len())..];
         let bytes = &bytes[..bytes.len().min(PANEL_ROWS * weight.row_bytes)];
-        let steps = GROUP_UNITS * rows.div_ceil(TILE_ROWS) * groups;
+        let tiles =
+            if isa.has_many_registers() { rows.div_ceil(TILE_ROWS) } else { 2 * rows.div_ceil(SMALL_TILE_ROWS) };
+        let steps = GROUP_UNITS * tiles * groups;
         Next { bytes, step: bytes.len().div_ceil(steps).next_multiple_of(CACHE_LINE) }
     }
 
@@ -391,38 +404,31 @@ impl<S: Simd> Dots<S> for PanelOfWords {
         for i in 0..W {
             units[i] = panel.words[at[i] * PAIRS..].first_chunk().expect("a unit of the panel");
         }
-        if !S::UNROLLS || S::MANY_REGISTERS || MINIMUMS {
-            return dots_of_units(simd, &units, x, g, PAIRS);
-        }
-        // On AVX2 a loop whose length the compiler does not know. Unrolled, all activations are spread out first, and with sixteen
-        // registers most of them wait on the stack: up to twice the time. Not so beside minimums, and there it costs.
-        dots_of_units(simd, &units, x, g, black_box(PAIRS).min(PAIRS))
-    }
-}
-
-/// The dot products of the first `pairs` pairs of columns.
-#[inline(always)]
-fn dots_of_units<S: Simd, const W: usize, const X: usize>(
-    simd: S,
-    units: &[&[Aligned<[i32; LANES]>; PAIRS]; W],
-    x: &[Lane<'_>; X],
-    g: usize,
-    pairs: usize,
-) -> [[S::I; X]; W] {
-    let mut dots = [[simd.zeros(); X]; W];
-    for pair in 0..pairs {
-        let mut words = [simd.splat_pair(0); W];
-        for i in 0..W {
-            words[i] = simd.load_words(&units[i][pair]);
-        }
-        for j in 0..X {
-            let x = simd.splat_pair(x[j].words[g][pair]);
+        let mut dots = [[simd.zeros(); X]; W];
+        if !S::MANY_REGISTERS {
+            let mut words = [&[0; LANES]; X];
+            for j in 0..X {
+                words[j] = &x[j].words[g];
+            }
             for i in 0..W {
-                dots[i][j] = simd.dot(dots[i][j], words[i], x);
+                dots[i] = simd.dots_of_unit(units[i], words);
+            }
+            return dots;
+        }
+        for pair in 0..PAIRS {
+            let mut words = [simd.splat_pair(0); W];
+            for i in 0..W {
+                words[i] = simd.load_words(&units[i][pair]);
+            }
+            for j in 0..X {
+                let x = simd.splat_pair(x[j].words[g][pair]);
+                for i in 0..W {
+                    dots[i][j] = simd.dot(dots[i][j], words[i], x);
+                }
             }
         }
+        dots
     }
-    dots
 }
 
 /// The panel's `count` weight rows, which are those from `o` on, times all rows of activations.
@@ -560,25 +566,35 @@ struct WordUnits;
 impl<S: Simd, F: Integers> Units<S, F> for WordUnits {
     #[inline(always)]
     fn unpack(simd: S, format: F, groups: &[&[u8]; LANES], half: usize, g: usize, panel: &mut Panel) {
+        let mut rows = [Aligned([0; LANES]); LANES];
         for unit in 0..GROUP_UNITS {
             let at = (half * GROUP_UNITS + unit) * panel.groups + g;
             let to = panel.words[at * PAIRS..].first_chunk_mut().expect("a unit of the panel");
-            unpack_unit::<S, F>(simd, format, groups, unit, to);
+            unpack_unit::<S, F>(simd, format, groups, unit, &mut rows, to);
         }
     }
 }
 
-/// One unit of sixteen rows: their columns become rows.
+/// One unit of sixteen rows: their columns become rows. `rows` is room for what waits in memory.
 #[inline(always)]
 fn unpack_unit<S: Simd, F: Integers>(
     simd: S,
     format: F,
     groups: &[&[u8]; LANES],
     unit: usize,
+    rows: &mut [Aligned<[i32; LANES]>; LANES],
     to: &mut [Aligned<[i32; LANES]>; PAIRS],
 ) {
     let offset = F::OFFSET_BITS.map_or(0, |bits| 1 << bits);
     let offset = simd.halves(offset, offset);
+    if !S::MANY_REGISTERS {
+        // They do not stay in registers anyway.
+        for i in 0..LANES {
+            let words = format.words(simd, block_of::<F>(groups[i], unit), unit % F::BLOCK_UNITS);
+            simd.store_words(if F::OFFSET_BITS.is_some() { simd.sub(words, offset) } else { words }, &mut rows[i]);
+        }
+        return simd.transpose_stored(rows, to);
+    }
     let mut words = [simd.splat_pair(0); LANES];
     for i in 0..LANES {
         words[i] = format.words(simd, block_of::<F>(groups[i], unit), unit % F::BLOCK_UNITS);
@@ -603,8 +619,8 @@ fn sum_lane<S: Simd, D: Dots<S>, const MINIMUMS: bool>(
     next: &mut Next<'_>,
     panel: &mut Panel,
 ) {
-    let mut r = 0;
     if S::MANY_REGISTERS {
+        let mut r = 0;
         // Sums of a unit stay in registers, those of the lane wait in memory. Sixteen rows are two tiles.
         while r + TILE_ROWS <= block {
             tile::<S, D, MINIMUMS, 2, TILE_ROWS>(simd, x, first, r, lane, 0, next, panel);
@@ -622,14 +638,16 @@ fn sum_lane<S: Simd, D: Dots<S>, const MINIMUMS: bool>(
         }
         return;
     }
+    // Tiles are about as large as each other.
+    let step = block.div_ceil(block.div_ceil(SMALL_TILE_ROWS));
     for half in 0..2 {
-        r = 0;
-        while r + 2 <= block {
-            tile::<S, D, MINIMUMS, 1, 2>(simd, x, first, r, lane, half, next, panel);
-            r += 2;
-        }
-        if r < block {
-            tile::<S, D, MINIMUMS, 1, 1>(simd, x, first, r, lane, half, next, panel);
+        for r in (0..block).step_by(step) {
+            match step.min(block - r) {
+                1 => tile::<S, D, MINIMUMS, 1, 1>(simd, x, first, r, lane, half, next, panel),
+                2 => tile::<S, D, MINIMUMS, 1, 2>(simd, x, first, r, lane, half, next, panel),
+                3 => tile::<S, D, MINIMUMS, 1, 3>(simd, x, first, r, lane, half, next, panel),
+                _ => tile::<S, D, MINIMUMS, 1, SMALL_TILE_ROWS>(simd, x, first, r, lane, half, next, panel),
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Avx2, LANES, Simd};
+use super::{Aligned, Avx2, LANES, Simd};
 
 // SAFETY, for all of it: a token is only made by `Isa::detect` after it has seen every feature that the intrinsics below
 // need, and every pointer comes from an array of exactly the size that is read or written; the loads and stores are the
@@ -263,7 +263,110 @@ impl Simd for Avx2 {
     fn ints_to_floats(self, x: [__m256i; 2]) -> [__m256; 2] {
         unsafe { [_mm256_cvtepi32_ps(x[0]), _mm256_cvtepi32_ps(x[1])] }
     }
+    #[inline(always)]
+    fn dots_of_unit<const X: usize>(
+        self,
+        weights: &[Aligned<[i32; LANES]>; LANES],
+        x: [&[i32; LANES]; X],
+    ) -> [[__m256i; 2]; X] {
+        let mut dots = [self.zeros(); X];
+        // SAFETY: as above.
+        unsafe {
+            match *x.as_slice() {
+                [a] => dots.copy_from_slice(&one_row(weights, a)),
+                [a, b] => dots.copy_from_slice(&two_rows(weights, a, b)),
+                [a, b, c] => dots.copy_from_slice(&three_rows(weights, a, b, c)),
+                [a, b, c, d] => dots.copy_from_slice(&four_rows(weights, a, b, c, d)),
+                _ => unreachable!("more than registers have room for"),
+            }
+        }
+        dots
+    }
+    #[inline(always)]
+    fn transpose_floats(self, x: &mut [[__m256; 2]; LANES]) {
+        let (mut rows, mut columns) = ([Aligned([0; LANES]); LANES], [Aligned([0; LANES]); LANES]);
+        for (row, x) in rows.iter_mut().zip(x.iter()) {
+            self.store_words([unsafe { _mm256_castps_si256(x[0]) }, unsafe { _mm256_castps_si256(x[1]) }], row);
+        }
+        self.transpose_stored(&rows, &mut columns);
+        for (x, column) in x.iter_mut().zip(&columns) {
+            let [low, high] = self.load_words(column);
+            *x = unsafe { [_mm256_castsi256_ps(low), _mm256_castsi256_ps(high)] };
+        }
+    }
+    #[inline(always)]
+    fn transpose_stored(self, x: &[Aligned<[i32; LANES]>; LANES], to: &mut [Aligned<[i32; LANES]>; LANES]) {
+        // Four columns of eight rows at a time: four words of a row and of that which is four rows later are a vector as they
+        // are loaded, which takes none of the two pipes that shuffle.
+        for at in [0, 4, 8, 12] {
+            for half in [0, 8] {
+                unsafe {
+                    let (a, b) = (two_rows_of(x, half, at), two_rows_of(x, half + 1, at));
+                    let (c, d) = (two_rows_of(x, half + 2, at), two_rows_of(x, half + 3, at));
+                    let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
+                    let (ef, gh) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
+                    _mm256_store_si256(to[at].as_mut_ptr().add(half).cast(), _mm256_unpacklo_epi64(ab, cd));
+                    _mm256_store_si256(to[at + 1].as_mut_ptr().add(half).cast(), _mm256_unpackhi_epi64(ab, cd));
+                    _mm256_store_si256(to[at + 2].as_mut_ptr().add(half).cast(), _mm256_unpacklo_epi64(ef, gh));
+                    _mm256_store_si256(to[at + 3].as_mut_ptr().add(half).cast(), _mm256_unpackhi_epi64(ef, gh));
+                }
+            }
+        }
+    }
 }
+
+/// Four words of row `i`, then of row `i + 4`.
+#[inline(always)]
+unsafe fn two_rows_of(x: &[Aligned<[i32; LANES]>; LANES], i: usize, at: usize) -> __m256i {
+    unsafe {
+        let low = _mm_loadu_si128(x[i].as_ptr().add(at).cast());
+        let high = _mm256_broadcastsi128_si256(_mm_loadu_si128(x[i + 4].as_ptr().add(at).cast()));
+        _mm256_blend_epi32::<0xf0>(_mm256_castsi128_si256(low), high)
+    }
+}
+
+/// Makes the function behind `dots_of_unit` for some rows, each with the names of its sums.
+///
+/// Written out because the compiler, if it knows how often the loop turns, spreads out all activations before the first
+/// product, and with sixteen registers most of them wait on the stack; if it does not, it counts.
+macro_rules! dots_of_rows {
+    ($name:ident $([$row:ident $low:ident $high:ident])*) => {
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        fn $name(weights: &[Aligned<[i32; LANES]>; LANES], $($row: &[i32; LANES]),*) -> [[__m256i; 2]; [$(stringify!($row)),*].len()] {
+            $(let (mut $low, mut $high) = (_mm256_setzero_si256(), _mm256_setzero_si256());)*
+            // SAFETY: it reads one unit of each argument, and the caller's token proves that there are such instructions.
+            unsafe {
+                std::arch::asm!(
+                    ".irp at, 0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60",
+                    "vmovdqa {w}, [{weights} + 16*\\at]",
+                    "vmovdqa {v}, [{weights} + 16*\\at + 32]",
+                    $(
+                        concat!("vpbroadcastd {x}, [{", stringify!($row), "} + \\at]"),
+                        "vpmaddwd {product}, {x}, {w}",
+                        "vpmaddwd {x}, {x}, {v}",
+                        concat!("vpaddd {", stringify!($low), "}, {", stringify!($low), "}, {product}"),
+                        concat!("vpaddd {", stringify!($high), "}, {", stringify!($high), "}, {x}"),
+                    )*
+                    ".endr",
+                    weights = in(reg) weights.as_ptr(),
+                    $($row = in(reg) $row.as_ptr(), $low = inout(ymm_reg) $low, $high = inout(ymm_reg) $high,)*
+                    w = out(ymm_reg) _,
+                    v = out(ymm_reg) _,
+                    x = out(ymm_reg) _,
+                    product = out(ymm_reg) _,
+                    options(pure, readonly, nostack, preserves_flags),
+                );
+            }
+            [$([$low, $high]),*]
+        }
+    };
+}
+
+dots_of_rows!(one_row [a a_low a_high]);
+dots_of_rows!(two_rows [a a_low a_high] [b b_low b_high]);
+dots_of_rows!(three_rows [a a_low a_high] [b b_low b_high] [c c_low c_high]);
+dots_of_rows!(four_rows [a a_low a_high] [b b_low b_high] [c c_low c_high] [d d_low d_high]);
 
 #[inline(always)]
 fn widen(x: __m128i) -> __m256 {

@@ -212,6 +212,23 @@ pub trait Simd: Copy {
     fn shift_ints_left(self, a: Self::I, count: u32) -> Self::I;
     /// Adds to lane i the products of words 2i and 2i + 1. No sum may leave the range of `i32`.
     fn dot(self, sum: Self::I, a: Self::W, b: Self::W) -> Self::I;
+    /// The sums of `dot` over a unit of sixteen rows, of which `weights` has two columns each, with a unit of each of `X`
+    /// other rows. For up to four.
+    #[inline(always)]
+    fn dots_of_unit<const X: usize>(
+        self,
+        weights: &[Aligned<[i32; LANES]>; LANES],
+        x: [&[i32; LANES]; X],
+    ) -> [Self::I; X] {
+        let mut dots = [self.zeros(); X];
+        for (pair, words) in weights.iter().enumerate() {
+            let words = self.load_words(words);
+            for (dot, x) in dots.iter_mut().zip(x) {
+                *dot = self.dot(*dot, words, self.splat_pair(x[pair]));
+            }
+        }
+        dots
+    }
     /// One pair of words for all lanes of `dot`.
     fn splat_pair(self, pair: i32) -> Self::W;
     /// Sums of the lanes of four vectors, not yet complete: `sum_folded` takes four of these.
@@ -233,6 +250,16 @@ pub trait Simd: Copy {
                 *to = row[col];
             }
             *x = self.load_words(&column);
+        }
+    }
+
+    /// As `transpose`, from memory to memory.
+    #[inline(always)]
+    fn transpose_stored(self, x: &[Aligned<[i32; LANES]>; LANES], to: &mut [Aligned<[i32; LANES]>; LANES]) {
+        for (col, to) in to.iter_mut().enumerate() {
+            for (to, row) in to.0.iter_mut().zip(x) {
+                *to = row[col];
+            }
         }
     }
 
@@ -601,7 +628,7 @@ mod tests {
     }
 
     #[inline(always)]
-    fn integers<S: Simd>(simd: S, bytes: &[u8; 64], words: &mut [[i32; LANES]; 12], ints: &mut [[i32; LANES]; 18]) {
+    fn integers<S: Simd>(simd: S, bytes: &[u8; 64], words: &mut [[i32; LANES]; 12], ints: &mut [[i32; LANES]; 44]) {
         let (a, b): (&[u8; 32], &[u8; 32]) = (bytes.first_chunk().expect("32"), bytes.last_chunk().expect("32"));
         let small: &[u8; 16] = bytes.first_chunk().expect("16 of 64");
         let (x, y) = (simd.signed_bytes(a), simd.bytes(b));
@@ -642,6 +669,30 @@ mod tests {
         simd.transpose(&mut square);
         for (to, words) in ints.iter_mut().zip(square) {
             simd.store_words(words, to);
+        }
+        let mut unit = [Aligned([0; LANES]); LANES];
+        for (row, unit) in unit.iter_mut().enumerate() {
+            simd.store_words(simd.load_words(&words[row % 12]), unit);
+            unit[row] ^= row as i32;
+        }
+        let mut columns = [Aligned([0; LANES]); LANES];
+        simd.transpose_stored(&unit, &mut columns);
+        for (to, column) in ints[18..34].iter_mut().zip(&columns) {
+            *to = **column;
+        }
+        // Small enough that no sum leaves the range.
+        let x: [[i32; LANES]; 4] =
+            std::array::from_fn(|j| std::array::from_fn(|i| i32::from(bytes[8 * j + i]) << 8 & 0x3fff));
+        let [one] = simd.dots_of_unit(&unit, [&x[0]]);
+        let two = simd.dots_of_unit(&unit, [&x[0], &x[1]]);
+        let three = simd.dots_of_unit(&unit, [&x[0], &x[1], &x[2]]);
+        let four = simd.dots_of_unit(&unit, [&x[0], &x[1], &x[2], &x[3]]);
+        let dots = [one, two[0], two[1], three[0], three[1], three[2], four[0], four[1], four[2], four[3]];
+        for (at, x) in dots.into_iter().enumerate() {
+            // As floats they are rounded: the lower half is enough to tell them apart.
+            let mut floats = [0.0; LANES];
+            simd.store(simd.ints_to_floats(simd.shift_ints_left(x, 8)), &mut floats);
+            ints[34 + at] = floats.map(|x| x as i32);
         }
         for (at, x) in [(16, sums), (17, shifted)] {
             let mut floats = [0.0; LANES];
@@ -773,7 +824,7 @@ mod tests {
     }
 
     instantiate!(fn integers_on = integers(
-        bytes: &[u8; 64], words: &mut [[i32; LANES]; 12], ints: &mut [[i32; LANES]; 18],
+        bytes: &[u8; 64], words: &mut [[i32; LANES]; 12], ints: &mut [[i32; LANES]; 44],
     ));
 
     #[test]
@@ -781,12 +832,12 @@ mod tests {
         let mut dice = crate::testing::Dice::new(3);
         for _ in 0..if cfg!(miri) { 5 } else { 500 } {
             let bytes = std::array::from_fn(|_| dice.next_u64() as u8);
-            let (mut words, mut ints) = ([[0; LANES]; 12], [[0; LANES]; 18]);
+            let (mut words, mut ints) = ([[0; LANES]; 12], [[0; LANES]; 44]);
             integers(Portable, &bytes, &mut words, &mut ints);
             assert_eq!(words[2][0], i32::from(bytes[0] & 15) | i32::from(bytes[1] & 15) << 16);
             assert_eq!(words[2][15] >> 16, i32::from(bytes[15] >> 4));
             for isa in Isa::detect() {
-                let (mut fast_words, mut fast_ints) = ([[0; LANES]; 12], [[0; LANES]; 18]);
+                let (mut fast_words, mut fast_ints) = ([[0; LANES]; 12], [[0; LANES]; 44]);
                 integers_on(isa, &bytes, &mut fast_words, &mut fast_ints);
                 assert_eq!(fast_words, words, "{}", isa.name());
                 assert_eq!(fast_ints, ints, "{}", isa.name());
