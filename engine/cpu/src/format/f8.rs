@@ -18,15 +18,16 @@ impl Floats for F8 {
     const BLOCK_UNITS: usize = BLOCK_LEN / super::UNIT_LEN;
     const BLOCK_BYTES: usize = 4 + BLOCK_LEN;
     const DECODING: Decoding = Decoding::ToMemory;
+    const DECODED_AGAIN_ROWS_MAX: usize = 4;
 
     #[inline(always)]
     fn unit<S: Simd>(self, simd: S, block: &[u8], unit: usize) -> [S::F; 2] {
-        let bytes = simd.bytes(from::<32>(block, 4 + unit * 32));
         // Shifted to where half precision has its exponent, a number is one of half precision, subnormal or not, that is
-        // smaller by the difference of the biases: 2 to the power of 8.
-        let sign = simd.shift_left(simd.and(bytes, simd.halves(0x80, 0x80)), 8);
-        let magnitude = simd.shift_left(simd.and(bytes, simd.halves(0x7f, 0x7f)), 7);
+        // smaller by the difference of the biases: 2 to the power of 8. Widened with its sign, it brings that along, and a
+        // bit too much.
+        let words = simd.shift_left(simd.signed_bytes(from::<32>(block, 4 + unit * 32)), 7);
+        let numbers = simd.and(words, simd.halves(!0x4000, !0x4000));
         let scale = simd.splat(f32::from_le_bytes(*part::<0, 4>(block)) * 256.0);
-        simd.half_words_to_floats(simd.or(sign, magnitude)).map(|x| simd.mul(x, scale))
+        simd.half_words_to_floats(numbers).map(|x| simd.mul(x, scale))
     }
 }

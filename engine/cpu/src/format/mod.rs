@@ -57,9 +57,9 @@ pub const GROUP_BYTES_MAX: usize = 16 * 34;
 pub enum Decoding {
     /// They are such numbers.
     None,
-    /// So little that each tile does it anew, where there are registers for it. A block is one unit.
+    /// So little that each tile does it anew, where there are registers for it or few rows. A block is one unit.
     InRegisters,
-    /// So much that it is done once, to memory.
+    /// So much that it is done once, to memory, but for a tile or two of rows where there are few registers.
     ToMemory,
 }
 
@@ -72,6 +72,8 @@ pub trait Floats: Copy + Sync {
 
     /// What it takes to decode.
     const DECODING: Decoding = Decoding::InRegisters;
+    /// With more rows of activations than this, what is decoded to memory is so with few registers, too.
+    const DECODED_AGAIN_ROWS_MAX: usize = 3;
     /// Whether `half` gives the even elements of a unit and the odd ones, not the first sixteen and the others.
     const PAIRS: bool = false;
 

@@ -9,7 +9,9 @@
 //!
 //! - A lone row waits for memory: its weights are decoded in registers, where they lie in the file.
 //! - Many rows: weights are decoded in registers too, once for each tile of activations, because what decodes them is other
-//!   parts of the processor than multiply. What takes more than an operation to decode is decoded once, to memory.
+//!   parts of the processor than multiply. What takes more than an operation to decode is decoded once, to memory. With
+//!   sixteen registers tiles are small: there few rows only are decoded in registers, whatever it takes, and more of them
+//!   from memory.
 
 #![allow(clippy::needless_range_loop, reason = "the arrays of a tile are walked side by side")]
 
@@ -37,6 +39,9 @@ const BLOCK_VECTORS: usize = BLOCK_COLS / LANES;
 /// as many would fit, but not beside the weights: the rows of those lie apart by powers of two, in few sets of the cache.
 const NEAR_ROWS: usize = 2 * TILE_X;
 
+/// As those, where there are sixteen registers: three tiles.
+const SMALL_NEAR_ROWS: usize = 3 * SMALL_TILE_X;
+
 /// Rows of activations whose sums are kept: with a block of their columns 400 KiB, for the second cache.
 const BLOCK_ROWS: usize = 10 * NEAR_ROWS;
 
@@ -45,8 +50,9 @@ const BLOCK_ROWS: usize = 10 * NEAR_ROWS;
 const TILE_W: usize = 4;
 const TILE_X: usize = 5;
 
-/// As those, where there are sixteen and two make a vector.
-const SMALL_TILE: usize = 2;
+/// As those, where there are sixteen and two make a vector: twelve sums, and of each half of the others one after the other.
+const SMALL_TILE_W: usize = 2;
+const SMALL_TILE_X: usize = 3;
 
 /// With more rows of activations than this, weights that need no decoding are copied: so wide they are that the rows of a
 /// tile, powers of two apart, push each other out of the first cache.
@@ -212,12 +218,16 @@ pub(super) struct Block<'a> {
     pub row_bytes: usize,
     /// Rows, at least one.
     pub count: usize,
+    /// The first one's place in the panel.
+    pub row: usize,
     /// Bytes of the block's columns in a row.
     pub len: usize,
     /// Whether these are the first columns, with which the sums begin.
     pub first: bool,
     /// How far behind these the columns lie that are multiplied next.
     pub next: usize,
+    /// Whether the bytes lie in the file, from which they have to be asked for.
+    pub stored: bool,
 }
 
 impl<'a> Block<'a> {
@@ -227,7 +237,7 @@ impl<'a> Block<'a> {
         let len = (cols / UNIT_LEN / F::BLOCK_UNITS * F::BLOCK_BYTES).min(weight.row_bytes - start);
         let (bytes, row_bytes) = (&weight.bytes[o * weight.row_bytes + start..], weight.row_bytes);
         let next = if col + cols >= weight.cols { count * row_bytes - start } else { len };
-        Block { bytes, row_bytes, count, len, first: col == 0, next }
+        Block { bytes, row_bytes, count, row: 0, len, first: col == 0, next, stored: true }
     }
 
     /// Its rows from `i` on. Of those that there are not, the last one stands in.
@@ -267,8 +277,8 @@ fn paneled<F: Floats>(
     panel.sums.resize(BLOCK_ROWS * ROW_SUMS, Aligned([[0.0; LANES]; LANES]));
     let in_place = match F::DECODING {
         Decoding::None => rows <= IN_PLACE_ROWS_MAX,
-        Decoding::InRegisters => isa.has_many_registers(),
-        Decoding::ToMemory => false,
+        Decoding::InRegisters => isa.has_many_registers() || rows <= IN_PLACE_ROWS_MAX,
+        Decoding::ToMemory => !isa.has_many_registers() && rows <= F::DECODED_AGAIN_ROWS_MAX,
     };
     // Blocks of rows are about as long as each other.
     let block_rows = rows.div_ceil(rows.div_ceil(BLOCK_ROWS)).next_multiple_of(NEAR_ROWS);
@@ -294,11 +304,18 @@ impl Panel {
     /// A block whose type is decoded to memory first.
     fn multiply_decoded<F: Floats>(&mut self, isa: Isa, format: F, block: Block<'_>, x: &[Vector], rows: usize) {
         self.weights.resize(PANEL_ROWS * BLOCK_VECTORS, Aligned([0.0; LANES]));
-        decode_on(isa, format, block, &mut self.weights);
-        let bytes = as_bytes(&self.weights);
-        let len = block.len.div_ceil(F::BLOCK_BYTES) * F::BLOCK_UNITS * F32::BLOCK_BYTES;
-        let block = Block { bytes, row_bytes: 4 * BLOCK_COLS, len, next: 0, ..block };
-        multiply_on(isa, F32, block, x, rows, &mut self.sums);
+        // As few weight rows at a time as a tile has, while all rows of activations stay in the first cache.
+        let near = rows <= SMALL_NEAR_ROWS && !isa.has_many_registers();
+        let step = if near { SMALL_TILE_W } else { PANEL_ROWS };
+        for row in (0..block.count).step_by(step) {
+            let bytes = &block.bytes[row * block.row_bytes..];
+            let some = Block { bytes, count: step.min(block.count - row), row, ..block };
+            decode_on(isa, format, some, &mut self.weights);
+            let len = block.len.div_ceil(F::BLOCK_BYTES) * F::BLOCK_UNITS * F32::BLOCK_BYTES;
+            let (bytes, row_bytes) = (as_bytes(&self.weights), 4 * BLOCK_COLS);
+            let decoded = Block { bytes, row_bytes, len, next: 0, stored: false, ..some };
+            multiply_on(isa, F32, decoded, x, rows, &mut self.sums);
+        }
     }
 }
 
@@ -341,30 +358,41 @@ instantiate!(fn multiply_on = multiply<F: Floats>(
 /// A block of columns of the weights times those of all rows of activations, added to the sums.
 #[inline(always)]
 fn multiply<S: Simd, F: Floats>(simd: S, format: F, block: Block<'_>, x: &[Vector], rows: usize, sums: &mut [Sums]) {
+    if !S::MANY_REGISTERS {
+        for near in (0..rows).step_by(SMALL_NEAR_ROWS) {
+            let end = (near + SMALL_NEAR_ROWS).min(rows);
+            for i in (0..block.count).step_by(SMALL_TILE_W) {
+                let mut r = near;
+                while r < end {
+                    // Four are two and two: one alone is a chain of additions that is waited for.
+                    let step = match end - r {
+                        4 => 2,
+                        left => left.min(SMALL_TILE_X),
+                    };
+                    match step {
+                        1 => tile::<S, F, SMALL_TILE_W, 1>(simd, format, block, x, i, r, sums),
+                        2 => tile::<S, F, SMALL_TILE_W, 2>(simd, format, block, x, i, r, sums),
+                        _ => tile::<S, F, SMALL_TILE_W, SMALL_TILE_X>(simd, format, block, x, i, r, sums),
+                    }
+                    r += step;
+                }
+            }
+        }
+        return;
+    }
     // As few parts as can be, about as large as each other, and so are their tiles.
     let near_rows = rows.div_ceil(rows.div_ceil(NEAR_ROWS));
     for near in (0..rows).step_by(near_rows) {
         let end = (near + near_rows).min(rows);
-        if S::MANY_REGISTERS {
-            let step = (end - near).div_ceil((end - near).div_ceil(TILE_X));
-            for i in (0..block.count).step_by(TILE_W) {
-                for r in (near..end).step_by(step) {
-                    match step.min(end - r) {
-                        1 => tile::<S, F, TILE_W, 1>(simd, format, block, x, i, r, sums),
-                        2 => tile::<S, F, TILE_W, 2>(simd, format, block, x, i, r, sums),
-                        3 => tile::<S, F, TILE_W, 3>(simd, format, block, x, i, r, sums),
-                        4 => tile::<S, F, TILE_W, 4>(simd, format, block, x, i, r, sums),
-                        _ => tile::<S, F, TILE_W, TILE_X>(simd, format, block, x, i, r, sums),
-                    }
-                }
-            }
-            continue;
-        }
-        for i in (0..block.count).step_by(SMALL_TILE) {
-            for r in (near..end).step_by(SMALL_TILE) {
-                match end - r {
-                    1 => tile::<S, F, SMALL_TILE, 1>(simd, format, block, x, i, r, sums),
-                    _ => tile::<S, F, SMALL_TILE, SMALL_TILE>(simd, format, block, x, i, r, sums),
+        let step = (end - near).div_ceil((end - near).div_ceil(TILE_X));
+        for i in (0..block.count).step_by(TILE_W) {
+            for r in (near..end).step_by(step) {
+                match step.min(end - r) {
+                    1 => tile::<S, F, TILE_W, 1>(simd, format, block, x, i, r, sums),
+                    2 => tile::<S, F, TILE_W, 2>(simd, format, block, x, i, r, sums),
+                    3 => tile::<S, F, TILE_W, 3>(simd, format, block, x, i, r, sums),
+                    4 => tile::<S, F, TILE_W, 4>(simd, format, block, x, i, r, sums),
+                    _ => tile::<S, F, TILE_W, TILE_X>(simd, format, block, x, i, r, sums),
                 }
             }
         }
@@ -384,13 +412,15 @@ fn tile<S: Simd, F: Floats, const W: usize, const X: usize>(
     sums: &mut [Sums],
 ) {
     let w_rows = block.rows::<W>(i);
-    let units = block.len / F::BLOCK_BYTES;
-    let rest = block.len > units * F::BLOCK_BYTES;
+    let i = block.row + i;
+    let units = block.len / F::BLOCK_BYTES * F::BLOCK_UNITS;
+    // A row of larger blocks is whole ones.
+    let rest = F::BLOCK_UNITS == 1 && block.len > units * F::BLOCK_BYTES;
     // Cut to what the loop below uses, so that it asks once whether it is at the end.
     let lines = const { F::BLOCK_BYTES / 64 };
     let mut w_lines = [&w_rows[0].as_chunks::<64>().0[..0]; W];
     for (lines_of_row, row) in w_lines.iter_mut().zip(&w_rows) {
-        *lines_of_row = &row.as_chunks::<64>().0[..units * lines];
+        *lines_of_row = &row.as_chunks::<64>().0[..units / F::BLOCK_UNITS * lines];
     }
     let mut x_rows = [&[[Aligned([0.0; LANES]); 2]; BLOCK_VECTORS / 2][..0]; X];
     for (m, row) in x_rows.iter_mut().enumerate() {
@@ -405,17 +435,27 @@ fn tile<S: Simd, F: Floats, const W: usize, const X: usize>(
             }
         }
     }
-    let ahead = block.ahead(i, AHEAD_ROWS);
-    for u in 0..units {
+    let ahead = block.ahead(i - block.row, AHEAD_ROWS);
+    for index in 0..units / F::BLOCK_UNITS {
         let mut blocks = [&w_rows[0][..0]; W];
         for n in 0..W {
-            blocks[n] = w_lines[n][u * lines..][..lines].as_flattened();
-            for line in 0..lines {
-                simd.prefetch(blocks[n], ahead.wrapping_add(64 * line));
+            blocks[n] = if F::BLOCK_UNITS == 1 {
+                w_lines[n][index * lines..][..lines].as_flattened()
+            } else {
+                &w_rows[n][index * F::BLOCK_BYTES..][..F::BLOCK_BYTES]
+            };
+            // What was decoded is in the second cache; where a load and a product cost the same, asking for it takes a load's place.
+            if S::MANY_REGISTERS || block.stored {
+                for line in 0..F::BLOCK_BYTES.div_ceil(64) {
+                    simd.prefetch(blocks[n], ahead.wrapping_add(64 * line));
+                }
             }
         }
-        add_half::<S, F, W, X, false>(simd, format, &blocks, &x_rows, u, &mut lanes);
-        add_half::<S, F, W, X, true>(simd, format, &blocks, &x_rows, u, &mut lanes);
+        for unit in 0..F::BLOCK_UNITS {
+            let u = index * F::BLOCK_UNITS + unit;
+            add_half::<S, F, W, X, false>(simd, format, &blocks, unit, &x_rows, u, &mut lanes);
+            add_half::<S, F, W, X, true>(simd, format, &blocks, unit, &x_rows, u, &mut lanes);
+        }
     }
     if rest {
         let mut filled = [[0; UNIT_BYTES_MAX]; W];
@@ -423,8 +463,8 @@ fn tile<S: Simd, F: Floats, const W: usize, const X: usize>(
         for ((block, filled), row) in blocks.iter_mut().zip(&mut filled).zip(&w_rows) {
             *block = fill_up::<F>(&row[units * F::BLOCK_BYTES..], filled);
         }
-        add_half::<S, F, W, X, false>(simd, format, &blocks, &x_rows, units, &mut lanes);
-        add_half::<S, F, W, X, true>(simd, format, &blocks, &x_rows, units, &mut lanes);
+        add_half::<S, F, W, X, false>(simd, format, &blocks, 0, &x_rows, units, &mut lanes);
+        add_half::<S, F, W, X, true>(simd, format, &blocks, 0, &x_rows, units, &mut lanes);
     }
     for (n, lanes) in lanes.into_iter().enumerate() {
         for (m, lane) in lanes.into_iter().enumerate() {
@@ -433,12 +473,13 @@ fn tile<S: Simd, F: Floats, const W: usize, const X: usize>(
     }
 }
 
-/// Half of unit `u`, whose weights are in `blocks`.
+/// Half of unit `u`, whose weights are unit `unit` of `blocks`.
 #[inline(always)]
 fn add_half<S: Simd, F: Floats, const W: usize, const X: usize, const SECOND: bool>(
     simd: S,
     format: F,
     blocks: &[&[u8]; W],
+    unit: usize,
     x_rows: &[&[[Vector; 2]]; X],
     u: usize,
     lanes: &mut [[S::F; X]; W],
@@ -448,7 +489,7 @@ fn add_half<S: Simd, F: Floats, const W: usize, const X: usize, const SECOND: bo
         xs[m] = simd.load(&x_rows[m][u][usize::from(SECOND)]);
     }
     for n in 0..W {
-        let w = format.half::<S, SECOND>(simd, blocks[n], 0);
+        let w = format.half::<S, SECOND>(simd, blocks[n], unit);
         for m in 0..X {
             lanes[n][m] = simd.mul_add(w, xs[m], lanes[n][m]);
         }

@@ -192,7 +192,16 @@ fn a_row_is_the_same_among_however_many() {
     const MOST: usize = if cfg!(miri) { 3 } else { 70 };
     let out_len = if cfg!(miri) { 2 } else { 35 };
     let mut dice = Dice::new(12);
-    for tensor_type in [TensorType::Q4_0, TensorType::Q4K, TensorType::Q8_0, TensorType::Q6K, TensorType::Bf16] {
+    for tensor_type in [
+        TensorType::Q4_0,
+        TensorType::Q4K,
+        TensorType::Q8_0,
+        TensorType::Q6K,
+        TensorType::Bf16,
+        TensorType::F32,
+        TensorType::F8,
+        TensorType::Q2K,
+    ] {
         let cols = tensor_type.block_len().max(32) * 3;
         let values: Vec<f32> = (0..out_len * cols).map(|_| dice.unit()).collect();
         let weights = encode(tensor_type, &values);
