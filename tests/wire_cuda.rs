@@ -54,7 +54,7 @@ fn where_a_driver_has_a_device_it_computes_and_says_so() {
     let home = Scratch::new().expect("a folder");
     let Some(settings) = settings(&home, Some(Emulation::Driver)) else { return };
     let server = server_with(settings.clone());
-    assert!(server.stdout().contains("engine   cuda, cuda-sm_90-v3"), "{}", server.stdout());
+    assert!(server.stdout().contains("engine   cuda, cuda-sm_90-v4"), "{}", server.stdout());
     let capabilities =
         server.client().send(&Request::get("/v1/capabilities")).expect("an answer").json().expect("JSON");
     assert_eq!(capabilities["engines"][0]["engine"], "cuda");
@@ -141,7 +141,7 @@ fn a_device_error_ends_streams_and_the_engine_comes_back_with_the_cache_that_fit
     let settings = settings
         .with("kv_blocks_max", 2000)
         .with_environment("EMULATED_MEMORY", 120_000_000)
-        .with_environment("EMULATED_MEMORY_LATER", 76_000_000)
+        .with_environment("EMULATED_MEMORY_LATER", 80_000_000)
         .with_environment("EMULATED_FAILS", home.path().join("fail").display());
     let server = server_with(settings);
     let long = || {

@@ -109,7 +109,8 @@ part_determinism() {
 # A process each, so that one that fails or takes too long takes no other along.
 part_speed() {
   local well=1 model shape type seconds
-  local models=(llama-3.1-8b:bf16:65 llama-3.1-8b:q8_0:50 llama-3.1-8b:q4_k:50 llama-3.2-1b:bf16:35)
+  # 200 s together.
+  local models=(llama-3.1-8b:bf16:55 llama-3.1-8b:q8_0:40 llama-3.1-8b:f8_e4m3:40 llama-3.1-8b:q4_k:40 llama-3.2-1b:bf16:25)
   local sizes=(--batch 1,8,32,128,256)
   if [ -n "$few" ]; then
     models=(tiny:q8_0:60)

@@ -23,8 +23,8 @@
 // elements of 16 outputs and 4 rows of whole numbers costs one product and 9 (Q8_0) to 14 (Q4_K) other instructions: those
 // bound it, not the tensor cores. With two tiles a warp, what is read of shared memory (5 wavefronts for two units and four
 // rows) takes half of that time.
-// Floats have few others: 343 instructions a stage of two tiles and 64 rows, of which 64 are products and 128 scaled
-// additions (FP8: 581); what bounds them is how often a byte is read. So 8 warps, two by rows, have 128 outputs and 128
+// Floats have few others: 333 instructions a stage of two tiles and 64 rows, of which 64 are products and 128 scaled
+// additions (FP8: 572); what bounds them is how often a byte is read. So 8 warps, two by rows, have 128 outputs and 128
 // rows where that is enough blocks: 32 kB a stage for a million products, 38 bytes a cycle at the 1250 products a cycle
 // that a processor of an H100 does by `mma.sync` (62 % of its peak), where the second-level cache has some 30 to 40; 64
 // rows would be half as much again. From shared memory to registers it is 192 bytes a product of 16 x 8 x 16, 1.5 cycles

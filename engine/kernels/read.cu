@@ -24,7 +24,8 @@ extern "C" __global__ void __launch_bounds__(256) read_all(uint32_t* sums, const
 #pragma unroll
     for (int i = 0; i < UNROLL; ++i) sum += chunks[i].x + chunks[i].y + chunks[i].z + chunks[i].w;
   }
-  sum = (uint32_t)warp_sum((int)sum);
+  // It wraps around, which is no error of whole numbers without a sign.
+  for (int step = 16; step > 0; step >>= 1) sum += __shfl_xor_sync(ALL_LANES, sum, step);
   if ((threadIdx.x & 31) == 0) sums[(size_t)blockIdx.x * 8 + (threadIdx.x >> 5)] = sum;
 }
 REGISTER(read_all)

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use common::{Record, drain, model, request, shapes, tokens, wren};
 use driver::{counts, fail_next_launch, found};
 use orchestratord_engine::backend::cuda::{
-    Arguments, CudaBackend, Device, Driver, Found, Kernels, Use, launch_cost, plan, read_speed,
+    Arguments, CudaBackend, Device, Driver, Found, GraphMemory, Kernels, Use, launch_cost, plan, read_speed,
 };
 use orchestratord_engine::gguf::TensorType;
 use orchestratord_engine::testing::{Dice, TinyModel, half_cells_error_max};
@@ -218,6 +218,41 @@ fn memory_that_is_given_back_takes_all_graphs_along() {
     assert_eq!((step(&mut engine, &mut record), step(&mut engine, &mut record)), ((0, 1, 1), (0, 0, 1)));
     drop(engine);
     assert_eq!((driver.graph_count(), counts().graphs), (0, 0));
+}
+
+/// In a process of its own: the emulated device's memory is shared by all tests of one.
+#[test]
+fn graphs_take_memory_that_is_measured_and_go_when_something_else_needs_it() {
+    const CHILD: &str = "ORCH_GRAPH_MEMORY_CHILD";
+    let Some(found) = found() else { return };
+    if std::env::var_os(CHILD).is_none() {
+        let mut child = std::process::Command::new(std::env::current_exe().expect("it runs"));
+        child.args(["--exact", "graphs_take_memory_that_is_measured_and_go_when_something_else_needs_it"]);
+        let output = child.env(CHILD, "1").env("EMULATED_MEMORY", "160000000").output().expect("it runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        return;
+    }
+    let driver = Arc::new(Driver::open(&found, &Kernels::BuiltIn).expect("the packs can be loaded"));
+    let options = EngineOptions { slots_max: 1, step_rows_max: 8, kv_blocks_max: 8, ..EngineOptions::default() };
+    let backend = CudaBackend::new(driver.clone());
+    let mut engine = Engine::on_backend(model(TinyModel::default().to_bytes()), options, backend).expect("it fits");
+    let mut record = Record::default();
+    engine.admit(request(0, &[5], 9)).expect("room");
+    assert_eq!(driver.graph_memory(), GraphMemory::default());
+    let launches = step(&mut engine, &mut record).0 as usize;
+    while step(&mut engine, &mut record) != (0, 0, 1) {}
+    let taken = driver.graph_memory();
+    assert!(taken.graphs == 1 && taken.kernels.abs_diff(launches) < 3, "{taken:?} {launches}");
+    assert_eq!(taken.bytes, taken.kernels as u64 * 8192);
+    let (free, _) = driver.memory().expect("it does not fail");
+    let bytes = free as usize + 1000;
+    let address = driver.alloc(bytes, Use::Workspace).expect("the graph makes room");
+    assert_eq!((driver.graph_count(), counts().graphs), (0, 0));
+    // There is no room for another graph: a step is launched kernel by kernel, and does not fail.
+    let before = record.tokens[&0].len();
+    let (launches, ..) = step(&mut engine, &mut record);
+    assert!(launches > 20 && record.tokens[&0].len() > before, "{launches}");
+    driver.free(address, bytes);
 }
 
 #[test]

@@ -247,8 +247,10 @@ fn fits_on_device(config: &Config, model: &std::sync::Arc<Model>, options: &Engi
         return Err(DoesNotFit { device, sizes, free, total, kv_blocks_fit }.to_string());
     }
     let mb = |bytes: u64| bytes / 1_000_000;
-    let (weights, kv, workspace) = (mb(sizes.weights), mb(sizes.kv), mb(sizes.workspace));
-    Ok(format!("weights {weights} MB, KV cache {kv} MB, workspace {workspace} MB on the device"))
+    let [weights, kv, workspace, graphs] = [sizes.weights, sizes.kv, sizes.workspace, sizes.graphs].map(mb);
+    Ok(format!(
+        "weights {weights} MB, KV cache {kv} MB, workspace {workspace} MB, graphs up to {graphs} MB on the device"
+    ))
 }
 
 fn served_model(config: &Config) -> Finding {

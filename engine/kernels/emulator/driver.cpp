@@ -18,6 +18,7 @@
 //   EMULATED_FAILS        a file: when it is there, it is removed and the launch, of a kernel or a graph, fails
 //   EMULATED_IDLE         kernels do nothing: what is left is the host's work
 //   EMULATED_GRAPH_MAX    kernels that a graph may have
+//   EMULATED_KERNEL_BYTES bytes of the device that each kernel of a graph takes (8192)
 #include "cuda.hpp"
 
 #include <cstdio>
@@ -81,6 +82,8 @@ size_t memory_bytes() {
   size_t all = setting("EMULATED_MEMORY", size_t{1} << 32);
   return shrunk ? setting("EMULATED_MEMORY_LATER", all) : all;
 }
+
+size_t kernel_bytes() { return setting("EMULATED_KERNEL_BYTES", 8192); }
 
 // Does what was asked of the stream, up to a place.
 Result catch_up(Stream* stream, size_t place) {
@@ -372,6 +375,8 @@ EXPORT cuGraphInstantiateWithFlags(std::shared_ptr<Graph>** launched, Graph* gra
   if (flags != 0) return INVALID_VALUE;
   // For tests: a driver that makes no graphs of what has more kernels than this.
   if (graph->kernels.size() > setting("EMULATED_GRAPH_MAX", ~size_t{0})) return OUT_OF_MEMORY;
+  if (used + graph->kernels.size() * kernel_bytes() > memory_bytes()) return OUT_OF_MEMORY;
+  used += graph->kernels.size() * kernel_bytes();
   *launched = new std::shared_ptr<Graph>(new Graph(*graph));
   ++current->counts[GRAPHS];
   return SUCCESS;
@@ -381,6 +386,7 @@ EXPORT cuGraphDestroy(Graph* graph) { LOCKED; delete graph; return SUCCESS; }
 EXPORT cuGraphExecDestroy(std::shared_ptr<Graph>* launched) {
   LOCKED;
   --(*launched)->context->counts[GRAPHS];
+  used -= (*launched)->kernels.size() * kernel_bytes();
   delete launched;
   return SUCCESS;
 }

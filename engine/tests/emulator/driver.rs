@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 #![allow(unsafe_code, reason = "the emulated driver is loaded before it is looked for")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use libloading::Library;
@@ -14,7 +14,9 @@ static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
 /// The emulated device; none where it cannot be compiled.
 pub fn found() -> Option<Found> {
     let loaded = LIBRARY.get_or_init(|| {
-        let path = library(Path::new(env!("CARGO_TARGET_TMPDIR")))?;
+        let path = std::env::var_os("ORCH_EMULATOR")
+            .map(PathBuf::from)
+            .or_else(|| library(Path::new(env!("CARGO_TARGET_TMPDIR"))))?;
         // A library that is loaded is found by the name that it calls itself, before any other of that name.
         // SAFETY: its initialisers only fill a table of its own kernels.
         Some(unsafe { Library::new(&path) }.unwrap_or_else(|e| panic!("{}: {e}", path.display())))

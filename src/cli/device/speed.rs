@@ -218,6 +218,16 @@ fn measure(
         };
         measured(case)?;
     }
+    let made = driver.graph_memory();
+    if made.graphs > 0 {
+        say(&format!(
+            "# {} graphs of {} kernels took {:.1} MB of the device when they were made: {:.1} kB a kernel",
+            made.graphs,
+            made.kernels,
+            made.bytes as f64 / 1e6,
+            made.bytes as f64 / 1e3 / made.kernels as f64
+        ))?;
+    }
     Ok(())
 }
 

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use cudarc::driver::sys::{self, CUresult};
 
 use super::device::{Arguments, Device, Launches, Use};
-use super::graphs::Graphs;
+use super::graphs::{Graphs, kernels_max};
 use super::host_time::HostTime;
 use super::{nvrtc, packs};
 use crate::backend::{DeviceError, LANES};
@@ -261,6 +261,7 @@ pub struct Driver {
     /// does not, wherever it runs.
     waits: bool,
     graphs: Mutex<Graphs<Graph>>,
+    graph_memory: Mutex<GraphMemory>,
     /// Why there are no graphs, once one could not be made.
     graphs_refused: Arc<OnceLock<DeviceError>>,
     staging: Mutex<Staging>,
@@ -365,7 +366,8 @@ impl Driver {
             modules: Vec::new(),
             functions: Mutex::default(),
             waits: code.is_some_and(|number| number >= 90),
-            graphs: Mutex::new(Graphs::new()),
+            graphs: Mutex::new(Graphs::new(kernels_max(found.memory_bytes))),
+            graph_memory: Mutex::default(),
             graphs_refused: Arc::default(),
             staging: Mutex::new(staging),
             uploaded: Arc::default(),
@@ -423,6 +425,11 @@ impl Driver {
     /// Lists of launches that are kept as graphs.
     pub fn graph_count(&self) -> usize {
         self.graphs().len()
+    }
+
+    /// What all graphs that were made have taken.
+    pub fn graph_memory(&self) -> GraphMemory {
+        *self.graph_memory.lock().expect("nothing panics under this lock")
     }
 
     /// Has an error once the driver has refused to make a graph of a list: all are launched kernel by kernel then.
@@ -642,7 +649,13 @@ impl Device for Driver {
         self.make_current()?;
         let mut address = 0;
         // SAFETY: writes the address.
-        let result = unsafe { sys::cuMemAlloc_v2(&mut address, bytes) };
+        let mut result = unsafe { sys::cuMemAlloc_v2(&mut address, bytes) };
+        if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY && self.graph_count() > 0 {
+            // Graphs are faster and nothing else.
+            self.graphs().drain().for_each(|graph| self.destroy(graph));
+            // SAFETY: as before.
+            result = unsafe { sys::cuMemAlloc_v2(&mut address, bytes) };
+        }
         if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
             let (free, total) = self.memory()?;
             let name = &self.found.name;
@@ -778,8 +791,11 @@ impl Device for Driver {
             if graphs.len() > 0 && self.memory()?.0 < GRAPHS_LEAVE_BYTES {
                 graphs.is_full();
             } else {
+                let before = self.memory()?.0;
                 match self.capture(list) {
                     Ok(graph) => {
+                        let taken = before.saturating_sub(self.memory()?.0);
+                        self.graph_memory.lock().expect("nothing panics under this lock").add(list.len(), taken);
                         graphs.keep(list, graph);
                         return self.launch_graph(graph);
                     }
@@ -831,6 +847,24 @@ impl Drop for Driver {
             }
             let _ = sys::cuCtxDestroy_v2(self.context);
         }
+    }
+}
+
+/// Device memory that graphs took when they were made, those that have gone since as well.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct GraphMemory {
+    /// How many were made.
+    pub graphs: usize,
+    /// Kernels in them.
+    pub kernels: usize,
+    /// Bytes that were free before they were made and no longer after. A driver takes memory in large pieces, so that it is
+    /// the sum of many that says what a kernel takes.
+    pub bytes: u64,
+}
+
+impl GraphMemory {
+    fn add(&mut self, kernels: usize, bytes: u64) {
+        *self = GraphMemory { graphs: self.graphs + 1, kernels: self.kernels + kernels, bytes: self.bytes + bytes };
     }
 }
 

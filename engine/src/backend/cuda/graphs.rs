@@ -11,12 +11,26 @@ use std::collections::HashMap;
 
 use super::device::Launches;
 
-/// Kernels of all graphs that are kept. NVIDIA's own cache of graphs reckons with ten kilobytes of memory for each
-/// (cccl, `executable_graph_cache.cuh`), so these are 320 MB: 77 lists of a model with 423 launches a step. Not measured here.
+/// Kernels of all graphs that are kept, at most: 100 lists of a model with 326 launches a step.
 const KERNELS_MAX: usize = 32 << 10;
+/// Bytes of device memory for each: a guess, which is that of NVIDIA's own cache of graphs (cccl, `executable_graph_cache.cuh`).
+/// What a driver takes is measured when it makes graphs, see `GraphMemory`.
+const KERNEL_BYTES_GUESS: u64 = 10 << 10;
+/// A small device's graphs have this part of it.
+const DEVICE_PART: u64 = 64;
 /// Lists of which it is remembered that they were asked for. More than are kept, so that those which come back are found
 /// among the pieces of prompts, which seldom do.
 const SEEN_MAX: usize = 1024;
+
+/// Kernels of all graphs that may be kept on a device of so many bytes.
+pub(super) fn kernels_max(memory_bytes: u64) -> usize {
+    KERNELS_MAX.min((memory_bytes / DEVICE_PART / KERNEL_BYTES_GUESS) as usize)
+}
+
+/// Bytes that are planned for the graphs of a device of so many bytes.
+pub(super) fn bytes_max(memory_bytes: u64) -> u64 {
+    kernels_max(memory_bytes) as u64 * KERNEL_BYTES_GUESS
+}
 
 /// Graphs by what they do; `G` is the driver's handle.
 pub(super) struct Graphs<G> {
@@ -25,6 +39,8 @@ pub(super) struct Graphs<G> {
     /// Launches of those, and how many there may be.
     kernels: usize,
     kernels_max: usize,
+    /// As many as there may be while the device has memory.
+    planned: usize,
     /// Marks of lists that were asked for and are not kept, and when that was last. Two lists of one mark cost a graph that
     /// is made too early.
     seen: HashMap<u64, u64>,
@@ -39,8 +55,9 @@ struct Kept<G> {
 }
 
 impl<G: Copy> Graphs<G> {
-    pub fn new() -> Graphs<G> {
-        Graphs { kept: HashMap::new(), kernels: 0, kernels_max: KERNELS_MAX, seen: HashMap::new(), now: 0 }
+    /// None yet, and of so many kernels at most.
+    pub fn new(planned: usize) -> Graphs<G> {
+        Graphs { kept: HashMap::new(), kernels: 0, kernels_max: planned, planned, seen: HashMap::new(), now: 0 }
     }
 
     /// How many are kept.
@@ -105,7 +122,7 @@ impl<G: Copy> Graphs<G> {
 
     /// Gives back all graphs; there may be memory for more then. What was seen stays seen.
     pub fn drain(&mut self) -> impl Iterator<Item = G> {
-        (self.kernels, self.kernels_max) = (0, KERNELS_MAX);
+        (self.kernels, self.kernels_max) = (0, self.planned);
         self.kept.drain().map(|(_, kept)| kept.graph)
     }
 }
@@ -130,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_graph_is_made_the_second_time_and_found_by_all_that_it_does() {
-        let mut graphs = Graphs::new();
+        let mut graphs = Graphs::new(KERNELS_MAX);
         assert_eq!((get(&mut graphs, 1), graphs.room_for(&list(1))), (None, None));
         assert_eq!((get(&mut graphs, 2), graphs.room_for(&list(2))), (None, None));
         assert_eq!((get(&mut graphs, 1), graphs.room_for(&list(1))), (None, Some(vec![])));
@@ -168,6 +185,18 @@ mod tests {
     }
 
     #[test]
+    fn a_small_device_keeps_fewer() {
+        assert_eq!((kernels_max(80 << 30), bytes_max(80 << 30)), (KERNELS_MAX, 320 << 20));
+        assert_eq!((kernels_max(640 << 10), bytes_max(640 << 10), bytes_max(0)), (1, 10 << 10, 0));
+        let mut graphs = Graphs::new(7);
+        for rows in [1, 2, 3] {
+            assert_eq!(ask(&mut graphs, rows), (None, vec![]));
+        }
+        let again = [1, 2, 3].map(|rows| ask(&mut graphs, rows));
+        assert_eq!(again, [(Some(1), vec![]), (Some(2), vec![]), (None, vec![])], "a third one is one too many");
+    }
+
+    #[test]
     fn long_lists_are_as_many_as_short_ones_of_as_many_kernels() {
         let long = |rows: usize| {
             let mut list = list(rows);
@@ -176,7 +205,7 @@ mod tests {
             }
             list
         };
-        let mut graphs = Graphs::new();
+        let mut graphs = Graphs::new(KERNELS_MAX);
         for (rows, left) in [(1, vec![]), (2, vec![]), (3, vec![1])] {
             for wanted in [None, Some(left)] {
                 assert_eq!((graphs.find(&long(rows)), graphs.room_for(&long(rows))), (None, wanted));
@@ -197,7 +226,7 @@ mod tests {
 
     #[test]
     fn what_was_not_used_for_longest_makes_room() {
-        let mut graphs = Graphs::new();
+        let mut graphs = Graphs::new(KERNELS_MAX);
         let fit = 50;
         for rows in (1..=fit).chain(1..=fit) {
             assert!(ask(&mut graphs, rows).1.is_empty());
@@ -217,7 +246,7 @@ mod tests {
     /// Whoever made a graph of each of them would make one a step, and use none twice.
     #[test]
     fn of_lists_that_come_in_turn_and_are_too_many_some_stay() {
-        let mut graphs = Graphs::new();
+        let mut graphs = Graphs::new(KERNELS_MAX);
         for rows in (1..=8).chain(1..=8) {
             ask(&mut graphs, rows);
         }
@@ -248,7 +277,7 @@ mod tests {
             list
         };
         assert_eq!(long(1).mark(), long(2).mark());
-        let mut graphs = Graphs::new();
+        let mut graphs = Graphs::new(KERNELS_MAX);
         assert_eq!((graphs.find(&long(1)), graphs.room_for(&long(1))), (None, None));
         assert_eq!((graphs.find(&long(1)), graphs.room_for(&long(1))), (None, Some(vec![])));
         graphs.keep(&long(1), 1);
@@ -260,7 +289,7 @@ mod tests {
 
     #[test]
     fn lists_that_never_repeat_fill_nothing() {
-        let mut graphs: Graphs<usize> = Graphs::new();
+        let mut graphs: Graphs<usize> = Graphs::new(KERNELS_MAX);
         for rows in 1..3000 {
             assert_eq!(ask(&mut graphs, rows), (None, vec![]));
         }

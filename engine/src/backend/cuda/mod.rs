@@ -31,7 +31,7 @@ pub use ceiling::{LaunchCost, ReadSpeed, launch_cost, read_speed};
 use choose::{CHOICE_BYTES, Returned, Workspace, kept_rows, pick_words};
 pub use device::{Arguments, Device, Launch, Launches, Memory, Use};
 use device::{Lent, pair};
-pub use driver::{Absent, Driver, Found, Kernels, devices, version_text};
+pub use driver::{Absent, Driver, Found, GraphMemory, Kernels, devices, version_text};
 pub use host_time::HostTime;
 pub use monitor::{Monitor, Usage};
 pub use nvrtc::compile;

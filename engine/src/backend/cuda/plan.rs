@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::device::{Arguments, Device, Use};
+use super::graphs::bytes_max;
 use super::{CudaBackend, Driver, Found, cache_bytes};
 use crate::backend::DeviceError;
 use crate::model::Model;
@@ -25,12 +26,14 @@ pub struct Sizes {
     pub kv: u64,
     /// Activations and what a step needs besides.
     pub workspace: u64,
+    /// Lists of launches that are kept as graphs: a guess, and a bound that is as good as it.
+    pub graphs: u64,
 }
 
 impl Sizes {
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.weights + self.kv + self.workspace
+        self.weights + self.kv + self.workspace + self.graphs
     }
 }
 
@@ -103,7 +106,8 @@ pub fn plan(model: &Arc<Model>, options: &EngineOptions, found: &Found) -> Resul
     Engine::on_backend(model.clone(), options, CudaBackend::new(device.clone()))?;
     let [weights, kv, workspace] =
         [Use::Weights, Use::Kv, Use::Workspace].map(|u| device.of_use[u as usize].load(Relaxed));
-    Ok(Sizes { weights, kv, workspace: workspace.next_multiple_of(PIECE_BYTES) + MARGIN_BYTES })
+    let graphs = bytes_max(found.memory_bytes);
+    Ok(Sizes { weights, kv, workspace: workspace.next_multiple_of(PIECE_BYTES) + MARGIN_BYTES, graphs })
 }
 
 /// Blocks of KV memory that fit into `free_bytes` of that device beside everything else.
@@ -124,7 +128,7 @@ pub fn kv_blocks_in(
         let options = EngineOptions { kv_blocks_max: blocks.max(1) as usize, ..options.clone() };
         let sizes = plan(model, &options, found)?;
         // Keys and values are a piece each.
-        let others = sizes.weights + sizes.workspace + 2 * PIECE_BYTES;
+        let others = sizes.weights + sizes.workspace + sizes.graphs + 2 * PIECE_BYTES;
         blocks = (free_bytes.saturating_sub(others) / block_bytes.max(1)).min(u64::from(u32::MAX));
     }
     Ok(blocks as usize)
@@ -170,17 +174,18 @@ pub struct DoesNotFit {
 impl std::fmt::Display for DoesNotFit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mb = |bytes: u64| bytes.div_ceil(1_000_000);
-        let Sizes { weights, kv, workspace } = self.sizes;
+        let Sizes { weights, kv, workspace, graphs } = self.sizes;
         write!(
             f,
-            "{} has {} MB free of {} MB, and this needs {} MB: weights {} MB, KV cache {} MB, workspace {} MB; ",
+            "{} has {} MB free of {} MB, and this needs {} MB: weights {} MB, KV cache {} MB, workspace {} MB, graphs {} MB; ",
             self.device,
             mb(self.free),
             mb(self.total),
             mb(self.sizes.total()),
             mb(weights),
             mb(kv),
-            mb(workspace)
+            mb(workspace),
+            mb(graphs)
         )?;
         match self.kv_blocks_fit {
             0 => f.write_str("take a smaller model, one with fewer bits a weight, or engine=cpu"),

@@ -130,6 +130,9 @@ mod tests {
     use super::*;
     use crate::backend::cuda::repack::Layout;
 
+    /// Layout, rows, outputs of the matrices, and what is to be chosen: kernel and grid.
+    type Case<'a> = (Layout, usize, &'a [usize], &'a str, [usize; 3]);
+
     fn chosen(layout: Layout, rows: usize, outputs: &[usize]) -> (String, [usize; 3]) {
         let (tensor, grid) = tensor_for(&layout.tensors().expect("it has some"), 132, rows, outputs);
         (tensor.kernel.to_owned(), grid)
@@ -138,7 +141,7 @@ mod tests {
     /// Blocks of a published shape on an H100: as many as keep it busy, as large as that leaves them.
     #[test]
     fn tiles_are_as_large_as_leave_every_processor_its_work() {
-        let cases: [(Layout, usize, &[usize], &str, [usize; 3]); 10] = [
+        let cases: [Case<'_>; 10] = [
             (Layout::F16, 8, &[4096, 1024, 1024], "few_f16_1", [384, 1, 1]),
             (Layout::F16, 16, &[4096], "few_f16_2", [256, 1, 1]),
             (Layout::F16, 32, &[4096], "many_f16_1_4_1", [1, 64, 8]),
