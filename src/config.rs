@@ -489,8 +489,9 @@ settings! {
 }
 
 impl Config {
-    /// Rows of one step, and at least one for every slot. A device multiplies hundreds of rows in the time in which it reads the
-    /// weights; a CPU does not, and whoever decodes waits for all of them.
+    /// Rows of one step, and at least one for every slot. A device reads all weights for every step of a prompt, in the time in
+    /// which it multiplies about a hundred rows (arithmetic, not measured): with fewer it waits for memory. A CPU multiplies so
+    /// few in that time that a prompt gains nothing, and whoever decodes would wait.
     pub fn step_rows(&self) -> usize {
         match (self.step_rows_max, self.engine) {
             (0, EngineChoice::Cuda) => self.slots_max.max(512),
