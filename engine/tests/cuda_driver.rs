@@ -197,15 +197,20 @@ fn kernels_start_early_where_chip_and_driver_can() {
     }
 }
 
-#[test]
-fn memory_that_is_given_back_takes_all_graphs_along() {
-    let Some(found) = found() else { return };
-    let driver = Arc::new(Driver::open(&found, &Kernels::BuiltIn).expect("the packs can be loaded"));
+/// A driver, and an engine on it with one sequence of nine tokens.
+fn with_one_sequence(found: &Found) -> (Arc<Driver>, Engine<CudaBackend<Driver>>, Record) {
+    let driver = Arc::new(Driver::open(found, &Kernels::BuiltIn).expect("the packs can be loaded"));
     let options = EngineOptions { slots_max: 1, step_rows_max: 8, kv_blocks_max: 8, ..EngineOptions::default() };
     let backend = CudaBackend::new(driver.clone());
     let mut engine = Engine::on_backend(model(TinyModel::default().to_bytes()), options, backend).expect("it fits");
-    let mut record = Record::default();
     engine.admit(request(0, &[5], 9)).expect("room");
+    (driver, engine, Record::default())
+}
+
+#[test]
+fn memory_that_is_given_back_takes_all_graphs_along() {
+    let Some(found) = found() else { return };
+    let (driver, mut engine, mut record) = with_one_sequence(&found);
     let steps: Vec<_> = (0..4).map(|_| step(&mut engine, &mut record)).collect();
     assert_eq!((steps[2], steps[3], driver.graph_count(), counts().graphs), ((0, 0, 1), (0, 0, 1), 1, 1));
     let address = driver.alloc(1000, Use::Workspace).expect("room");
@@ -232,12 +237,7 @@ fn graphs_take_memory_that_is_measured_and_go_when_something_else_needs_it() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
         return;
     }
-    let driver = Arc::new(Driver::open(&found, &Kernels::BuiltIn).expect("the packs can be loaded"));
-    let options = EngineOptions { slots_max: 1, step_rows_max: 8, kv_blocks_max: 8, ..EngineOptions::default() };
-    let backend = CudaBackend::new(driver.clone());
-    let mut engine = Engine::on_backend(model(TinyModel::default().to_bytes()), options, backend).expect("it fits");
-    let mut record = Record::default();
-    engine.admit(request(0, &[5], 9)).expect("room");
+    let (driver, mut engine, mut record) = with_one_sequence(&found);
     assert_eq!(driver.graph_memory(), GraphMemory::default());
     let launches = step(&mut engine, &mut record).0 as usize;
     while step(&mut engine, &mut record) != (0, 0, 1) {}

@@ -130,6 +130,18 @@ mod tests {
     use super::*;
     use crate::backend::cuda::repack::Layout;
 
+    /// What a block may have on the devices with the least of it: 99 KB, of which `many` takes up to 16 KB without being asked.
+    #[test]
+    fn no_kernel_wants_more_shared_memory_than_every_device_has() {
+        for layout in [Layout::F16, Layout::F8, Layout::Q8_0, Layout::Q4_0, Layout::Q4K, Layout::Q6K, Layout::Scaled] {
+            let Tensors { few, many } = layout.tensors().expect("it has some");
+            for tensor in few.iter().chain(&many) {
+                let fixed = if layout.input() == Input::Words && tensor.threads == 128 { 16 << 10 } else { 1 << 10 };
+                assert!(tensor.shared + fixed <= 99 << 10, "{tensor:?}");
+            }
+        }
+    }
+
     /// Layout, rows, outputs of the matrices, and what is to be chosen: kernel and grid.
     type Case<'a> = (Layout, usize, &'a [usize], &'a str, [usize; 3]);
 
